@@ -1,0 +1,97 @@
+"""Finished work found by its key, and attempts that never meet.
+
+A pod thought dead may still write. So each attempt at `key_uri` writes under a folder of its own, and its
+`manifest.json`, written last, names every file with size and sha256. Readers follow manifests only: what has
+none is not there.
+
+    <key_uri>/<attempt id>/...            the files
+    <key_uri>/<attempt id>/manifest.json  written last
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components.core import storage
+
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """Whole work: the URI of its folder, and what its manifest says about it."""
+
+    uri: str
+    info: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+
+def find(key_uri: str) -> Finished | None:
+    """The finished work under a key (the earliest attempt where there are several), or None."""
+    if storage.is_s3(key_uri):
+        names = [entry.path for entry in storage.listing(key_uri)]
+    else:
+        folder = storage.local_path(key_uri)
+        names = [path.relative_to(folder).as_posix() for path in folder.glob(f"*/{MANIFEST}")]
+    for name in sorted(names):
+        attempt, _, rest = name.partition("/")
+        if rest == MANIFEST:
+            return read(storage.join(key_uri, attempt))
+    return None
+
+
+def read(uri: str) -> Finished:
+    """The manifest of finished work at `uri`.
+
+    Raises:
+        InputError: there is no manifest, so the work is not whole.
+    """
+    manifest = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+    return Finished(uri=uri, info=manifest["info"], files=manifest["files"])
+
+
+class Attempt:
+    """One attempt at the work of a key: fill `folder`, then `commit`."""
+
+    def __init__(self, key_uri: str) -> None:
+        """Takes a folder: the final one where the store is local, a temporary one where it is S3."""
+        self.uri = storage.join(key_uri, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}")
+        self.folder = Path(tempfile.mkdtemp()) if storage.is_s3(key_uri) else storage.local_path(self.uri)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def commit(self, info: dict[str, Any]) -> Finished:
+        """Uploads the files, then writes the manifest: from now on the work is there.
+
+        Args:
+            info: what a reader wants to know of the work, JSON.
+        """
+        files = {
+            path.relative_to(self.folder).as_posix(): {"size": path.stat().st_size, "sha256": storage.sha256_file(path)}
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file()
+        }
+        if storage.is_s3(self.uri):
+            storage.upload(self.folder, self.uri)
+        manifest = {"format": 1, "info": info, "files": files}
+        storage.write_bytes(storage.join(self.uri, MANIFEST), json.dumps(manifest, indent=1).encode())
+        return Finished(self.uri, info, files)
+
+
+@contextlib.contextmanager
+def attempt(key_uri: str) -> Iterator[Attempt]:
+    """An attempt whose files are removed if the work raises; a temporary folder is removed in any case."""
+    work = Attempt(key_uri)
+    try:
+        yield work
+    except BaseException:
+        shutil.rmtree(work.folder, ignore_errors=True)
+        raise
+    if storage.is_s3(key_uri):
+        shutil.rmtree(work.folder, ignore_errors=True)

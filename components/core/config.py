@@ -1,0 +1,216 @@
+"""Every option of every step, and of a whole run.
+
+One frozen class a step is the only list of that step's options: the components' defaults, the command line and
+the docs are checked against these classes or made from them. They live together because `plan_run` validates a
+run whole, before a GPU is taken, and steps do not import one another.
+"""
+
+import difflib
+import json
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from components.core.errors import InputError
+
+NOT_IN_KEY: dict[str, JsonValue] = {"in_key": False}
+"""Marks an option that changes how a step works but not what comes out: it takes no part in any key."""
+
+
+def _whole(value: object) -> object:
+    # Numbers inside a KFP struct arrive as floats.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+
+
+class StepConfig(BaseModel):
+    """Base of all configs: frozen, and a name it does not know is an error that names the nearest one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, options: str | dict[str, Any] = "{}", /, **values: Any) -> Self:
+        """Builds the config from typed values and from the JSON object of all other options.
+
+        Args:
+            options: a JSON object (or dict) of this config's fields.
+            **values: fields given one by one; the same field in `options` is an error.
+
+        Raises:
+            InputError: one line that names the option and what is wrong with it.
+        """
+        if isinstance(options, str):
+            try:
+                options = json.loads(options or "{}")
+            except json.JSONDecodeError as error:
+                raise InputError(f"options is not JSON: {error}") from None
+        if not isinstance(options, dict):
+            raise InputError(f"options must be a JSON object, got {type(options).__name__}")
+        for name in options:
+            if name in values:
+                raise InputError(f"{name} is given twice: as a parameter and in options; keep the parameter")
+        try:
+            return cls(**values, **options)
+        except ValidationError as error:
+            raise InputError(cls._explain(error)) from None
+
+    @classmethod
+    def _explain(cls, error: ValidationError) -> str:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            return f"unknown option {where}{nearest(str(first['loc'][-1]), cls.model_fields)}"
+        if first["type"] == "missing":
+            return f"{where} is required"
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{where}: {message} (got {first['input']!r})" if where else message
+
+    def key_fields(self) -> dict[str, Any]:
+        """The options that decide the result, for the keys by content."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if field.json_schema_extra != NOT_IN_KEY
+        }
+
+
+def nearest(name: str, known: Any) -> str:
+    """`"; did you mean X?"`, or what there is where nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
+
+
+class StageConfig(StepConfig):
+    """stage_base_model."""
+
+    base_model: str = Field(description="folder or Hugging Face id of the base model", min_length=1)
+    base_revision: str = Field("", description="commit of the base model; empty: as plan_run found it")
+
+
+class PrepareConfig(StepConfig):
+    """prepare_dataset."""
+
+    max_length: Int = Field(1024, ge=16, description="tokens; longer conversations are cut at the end")
+    eval_share: float = Field(
+        0.1, gt=0, lt=1, description="share of rows held out by content hash where no evaluation data is given"
+    )
+    max_rejected_share: float = Field(0.01, ge=0, le=1, description="share of unusable rows that stops the run")
+
+
+class TrainConfig(StepConfig):
+    """train_qlora."""
+
+    lora_r: Int = Field(16, ge=1, le=1024, description="rank of the adapter")
+    lora_alpha: Int = Field(0, ge=0, description="scale of the adapter; 0: twice the rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: str = Field(
+        "all-linear", min_length=1, description="linear layers to adapt: names separated by commas, or all-linear"
+    )
+    learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as epochs make")
+    batch_size: Int = Field(8, ge=1, description="conversations a forward pass")
+    gradient_accumulation_steps: Int = Field(1, ge=1, description="forward passes an optimiser step")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps over which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, more time", json_schema_extra=NOT_IN_KEY
+    )
+    seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
+
+
+class EvaluateConfig(StepConfig):
+    """evaluate_model."""
+
+    eval_batch_size: Int = Field(16, ge=1, description="conversations a forward pass")
+    generation_rows: Int = Field(64, ge=0, description="held-out rows answered by generation; 0: none")
+    max_new_tokens: Int = Field(128, ge=1, description="longest generated answer, in tokens")
+    baseline_messages: list[dict[str, str]] = Field(
+        [],
+        description="turns the base gets before each question, in place of the row's system message: schema and"
+        " examples, for a fair comparison; empty: the rows as they are",
+    )
+    min_improvement: float = Field(
+        0.01, ge=0, description="gate: nats a token by which the tuned loss must be below the base's"
+    )
+    max_merge_loss: float = Field(
+        0.01, ge=0, description="gate: nats a token by which the merged loss may be above the adapter's"
+    )
+
+
+class MergeConfig(StepConfig):
+    """dequantize_and_merge."""
+
+    max_shard_gb: float = Field(4.0, gt=0, lt=5, description="largest file of the merged model, in GB")
+
+
+class RegisterConfig(StepConfig):
+    """register_model."""
+
+    model_name: str = Field(
+        description="name of the registered model in MLflow", min_length=1, pattern=r"^[^/:%\"'.]+$"
+    )
+
+
+STEPS: dict[str, type[StepConfig]] = {
+    "stage_base_model": StageConfig,
+    "prepare_dataset": PrepareConfig,
+    "train_qlora": TrainConfig,
+    "evaluate_model": EvaluateConfig,
+    "dequantize_and_merge": MergeConfig,
+    "register_model": RegisterConfig,
+}
+OPTION_STEPS = ["prepare_dataset", "train_qlora", "evaluate_model", "dequantize_and_merge"]
+"""The steps whose further options travel in a run's `options`."""
+
+
+def _as(config: type[StepConfig], name: str) -> Any:
+    field = config.model_fields[name]
+    return field.default
+
+
+class RunConfig(StepConfig):
+    """A whole run: the few options people change, and `options` for all others by step."""
+
+    base_model: str = Field(description="folder or Hugging Face id of the base model", min_length=1)
+    base_revision: str = Field("", description="branch, tag or commit of a Hugging Face model; empty: main")
+    dataset_uri: str = Field(description="training data: a JSON or JSONL file, or a folder of them", min_length=1)
+    eval_dataset_uri: str = Field("", description="evaluation data; empty: eval_share of the training data")
+    model_name: str = Field(description="name of the registered model in MLflow", min_length=1)
+    max_length: Int = Field(_as(PrepareConfig, "max_length"), description="longest conversation, in tokens")
+    epochs: float = Field(_as(TrainConfig, "epochs"), description="passes over the training rows")
+    learning_rate: float = Field(_as(TrainConfig, "learning_rate"), description="peak learning rate")
+    lora_r: Int = Field(_as(TrainConfig, "lora_r"), description="rank of the adapter")
+    seed: Int = Field(_as(TrainConfig, "seed"), description="seed of order, initialisation and dropout")
+    options: dict[str, dict[str, Any]] = Field({}, description="all other options: a JSON object by step")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_options(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("options"), str):
+            try:
+                values = {**values, "options": json.loads(values["options"] or "{}")}
+            except json.JSONDecodeError as error:
+                raise ValueError(f"options is not JSON: {error}") from None
+        return values
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        for step in self.options:
+            if step not in OPTION_STEPS:
+                raise ValueError(f"options.{step}: no such step{nearest(step, OPTION_STEPS)}")
+        for step in STEPS:
+            try:
+                self.for_step(step)
+            except InputError as error:
+                raise ValueError(f"{step}: {error}") from None
+        return self
+
+    def for_step(self, step: str) -> Any:
+        """The config of one step, as this run sets it."""
+        fields = STEPS[step].model_fields
+        own = {name: getattr(self, name) for name in type(self).model_fields if name in fields}
+        return STEPS[step].parse(self.options.get(step, {}), **own)

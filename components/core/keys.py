@@ -1,0 +1,44 @@
+"""Keys by content: what a run will make, named before any work is done.
+
+    data_digest   what lies at the data's address (paths, sizes, hashes)
+    data_key      data_digest + preparation options + tokenizer
+    training_key  base_revision + data_key + training options + compute dtype and number of processes
+    merge_key     training_key + merge options
+
+`plan_run` and a trigger compute them alike. The same key means the same result, so finished work is found by it.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from components.core.config import MergeConfig, PrepareConfig, StepConfig, TrainConfig
+
+FORMAT = 1
+"""Raise it when the same inputs would give another result than before."""
+
+
+def digest(value: Any) -> str:
+    """sha256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _key(kind: str, config: StepConfig, **parts: Any) -> str:
+    return digest({"kind": kind, "format": FORMAT, "config": config.key_fields(), **parts})
+
+
+def data_key(data_digest: str, config: PrepareConfig, tokenizer_digest: str) -> str:
+    """Names what prepare_dataset will make."""
+    return _key("data", config, data_digest=data_digest, tokenizer=tokenizer_digest)
+
+
+def training_key(base_revision: str, data: str, config: TrainConfig, compute_dtype: str, processes: int) -> str:
+    """Names the adapter that train_qlora will make; `processes` is the number of training processes."""
+    return _key(
+        "training", config, base_revision=base_revision, data=data, compute_dtype=compute_dtype, processes=processes
+    )
+
+
+def merge_key(training: str, config: MergeConfig) -> str:
+    """Names the model that dequantize_and_merge will make."""
+    return _key("merge", config, training=training)

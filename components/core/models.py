@@ -1,0 +1,137 @@
+"""Loading tokenizers and models the one way all steps load them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from components.core.errors import InputError
+
+COMPUTE_DTYPE = "bfloat16"
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a folder holds a model: a config and safetensors, no pickle in their place.
+
+    Raises:
+        InputError: says what is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"base model {folder}: no config.json there; give a folder with a model or a Hugging Face id")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"base model {folder}: no *.safetensors there; other formats can run code and are refused")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model, checked to be one that chats.
+
+    Raises:
+        InputError: it cannot be read, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer in {folder}: {str(error).splitlines()[0]}") from None
+    if not tokenizer.chat_template:
+        raise InputError(f"tokenizer in {folder} has no chat template: take the model's chat or instruct version")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def quantization_config() -> Any:
+    """NF4 with double quantisation and bfloat16 compute, as in the QLoRA paper (Dettmers et al. 2023, section 3)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, COMPUTE_DTYPE),
+    )
+
+
+def device() -> str:
+    """`cuda` where there is a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_quantized(folder: Path) -> Any:
+    """The base with its linear layers in NF4, the rest in bfloat16, on the GPU where there is one."""
+    import bitsandbytes as bnb
+
+    model = load_16bit(folder, quantization_config=quantization_config())
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward without gradients,
+            # for good: training then gets no gradients, silently, and dequantising gives garbage.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def load_16bit(folder: Path, **options: Any) -> Any:
+    """A model in bfloat16, on the GPU where there is one; safetensors only, no remote code."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype=getattr(torch, COMPUTE_DTYPE),
+        device_map={"": device()},
+        use_safetensors=True,
+        trust_remote_code=False,
+        **options,
+    )
+
+
+def linear_layers(folder: Path) -> list[str]:
+    """Names of the linear layers an adapter can go on, the head left out; from config.json alone, no weights are read.
+
+    Raises:
+        InputError: transformers does not know this architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
+    head = model.get_output_embeddings()
+    return [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+
+
+def check_targets(target_modules: str, layers: list[str]) -> list[str] | str:
+    """LoRA targets as peft takes them, each checked to match a layer.
+
+    Args:
+        target_modules: `all-linear`, or names separated by commas.
+        layers: full names of the model's linear layers.
+
+    Raises:
+        InputError: a name that matches no layer, with the names there are.
+    """
+    if target_modules == "all-linear":
+        return target_modules
+    names = [name.strip() for name in target_modules.split(",") if name.strip()]
+    for name in names:
+        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+            known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+            raise InputError(f"target_modules: {name} matches no linear layer; this model has {', '.join(known)}")
+    if not names:
+        raise InputError("target_modules names no layer; give names separated by commas, or all-linear")
+    return names
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The model's config.json as a dict."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config

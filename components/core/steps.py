@@ -1,0 +1,89 @@
+"""What every step does around its work: quiet libraries, lines that show progress, errors in one line."""
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+
+from components.core.errors import InputError
+
+_current = "qlora"
+
+
+def log(message: str) -> None:
+    """Prints one line of progress, marked with the step at work (`qlora run` shows exactly these)."""
+    print(f"[{_current}] {message}", flush=True)
+
+
+class Progress:
+    """Says how far a loop is, at most every `every` seconds.
+
+    Args:
+        what: what is being done, such as "scoring base".
+        total: how many units there are.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, what: str, total: int, every: float = 5.0) -> None:
+        """See the class."""
+        self.what, self.total, self.every = what, total, every
+        self.started = self.said = time.monotonic()
+
+    def at(self, done: int, note: str = "") -> None:
+        """Notes that `done` units are finished; the last one is always said."""
+        now = time.monotonic()
+        if done < self.total and now - self.said < self.every:
+            return
+        self.said = now
+        left = (now - self.started) / max(done, 1) * (self.total - done)
+        ending = f", {duration(left)} left" if done < self.total else f" in {duration(now - self.started)}"
+        log(f"{self.what}: {done}/{self.total}{', ' + note if note else ''}{ending}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def quiet_libraries() -> None:
+    """Silences the libraries' progress bars and advice: a step's log is the step's own."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "TQDM_DISABLE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Runs a step's work under its name; an `InputError` becomes one line and exit code 1."""
+    global _current
+    _current = name
+    quiet_libraries()
+    started = time.monotonic()
+    try:
+        yield
+    except InputError as error:
+        log(f"error: {error}")
+        raise SystemExit(1) from None
+    except Exception as error:
+        # Not the user's doing: the traceback goes to the log, and its last line where people look.
+        traceback.print_exc()
+        log(f"error: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+        sys.stdout.flush()
+        raise SystemExit(1) from None
+    log(f"done in {duration(time.monotonic() - started)}")

@@ -1,0 +1,204 @@
+"""Files by URI: a local folder or `s3://bucket/prefix`, the same few verbs for both.
+
+The S3 endpoint and the credentials come from boto3's own environment variables (`AWS_ENDPOINT_URL_S3`, ...).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.core.errors import InputError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+else:
+    S3Client = Any
+
+STORE_VARIABLE = "QLORA_STORE"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Entry:
+    """One file of a listing: its path below the listed URI, size in bytes, and what tells its content apart."""
+
+    path: str
+    size: int
+    etag: str
+
+
+def root() -> str:
+    """The store: where bases, adapters and merged models live.
+
+    Raises:
+        InputError: QLORA_STORE is not set.
+    """
+    uri = os.environ.get(STORE_VARIABLE, "")
+    if not uri:
+        raise InputError(f"{STORE_VARIABLE} is not set: give a folder or an s3:// prefix to keep models in")
+    return uri if is_s3(uri) else str(Path(uri).absolute())
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI is on S3 (all others are local paths)."""
+    return uri.startswith("s3://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Appends path parts to a URI."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI (`file://` is understood)."""
+    return Path(uri.removeprefix("file://")).absolute()
+
+
+@functools.cache
+def _s3() -> S3Client:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _refused(uri: str, error: Exception) -> InputError:
+    return InputError(
+        f"{uri}: {str(error).strip().splitlines()[0]}; check the address, the endpoint and the credentials"
+    )
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of one file.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    if is_s3(uri):
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, key = _split(uri)
+        try:
+            return _s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+        except (ClientError, BotoCoreError) as error:
+            raise _refused(uri, error) from None
+    try:
+        return local_path(uri).read_bytes()
+    except OSError as error:
+        raise InputError(f"{uri}: {error.strerror}") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes one file; it appears under its name when whole.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    if is_s3(uri):
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, key = _split(uri)
+        try:
+            _s3().put_object(Bucket=bucket, Key=key, Body=data)
+        except (ClientError, BotoCoreError) as error:
+            raise _refused(uri, error) from None
+        return
+    path = local_path(uri)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(f"{uri}: cannot be written: {error.strerror}") from None
+
+
+def listing(uri: str) -> list[Entry]:
+    """All files at a URI, sorted by path: the file itself, or everything below a folder or prefix.
+
+    Local files are told apart by their sha256, objects by their ETag. Hidden files are left out.
+    Nothing there is an empty list.
+    """
+    return sorted(_s3_entries(uri) if is_s3(uri) else _local_entries(local_path(uri)))
+
+
+def sizes(uri: str) -> dict[str, int]:
+    """Size in bytes of every file below a folder or prefix, by path, without reading any."""
+    if is_s3(uri):
+        return {entry.path: entry.size for entry in _s3_entries(uri)}
+    folder = local_path(uri)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _local_entries(path: Path) -> Iterator[Entry]:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    base = path.parent if path.is_file() else path
+    for file in files:
+        name = file.relative_to(base).as_posix()
+        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            yield Entry(name, file.stat().st_size, f"sha256:{sha256_file(file)}")
+
+
+def _s3_entries(uri: str) -> Iterator[Entry]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, key = _split(uri)
+    folder = key.rstrip("/") + "/" if key else ""
+    try:
+        for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/")):
+            for item in page.get("Contents", []):
+                name = item["Key"]
+                # A prefix also matches its neighbours ("data" and "data-old"): only the object itself or what is below.
+                path = name.rsplit("/", 1)[-1] if name == key else name.removeprefix(folder)
+                if (name == key or name.startswith(folder)) and not name.endswith("/"):
+                    yield Entry(path, item["Size"], f"etag:{item['ETag'].strip(chr(34))}")
+    except (ClientError, BotoCoreError) as error:
+        raise _refused(uri, error) from None
+
+
+def file_uri(uri: str, entry: Entry) -> str:
+    """The address of one file of a listing."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    single = entry.path == name and (is_s3(uri) or local_path(uri).is_file())
+    return uri if single else join(uri, entry.path)
+
+
+def download(uri: str, folder: Path) -> Path:
+    """A local folder with the files at `uri`: the very folder where it is local, else a copy in `folder`."""
+    if not is_s3(uri):
+        return local_path(uri)
+    bucket, _ = _split(uri)
+    for entry in listing(uri):
+        target = folder / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _s3().download_file(bucket, _split(join(uri, entry.path))[1], str(target))
+    return folder
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Copies all files of a local folder to a URI."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target = join(uri, file.relative_to(folder).as_posix())
+        if is_s3(target):
+            bucket, key = _split(target)
+            _s3().upload_file(str(file), bucket, key)
+        else:
+            local_path(target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, local_path(target))
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

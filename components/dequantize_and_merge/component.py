@@ -1,0 +1,32 @@
+"""dequantize_and_merge as the pipeline sees it."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+def dequantize_and_merge(
+    adapter: dsl.Input[dsl.Model],
+    base_uri: str,
+    merge_key: str,
+    options: str = "{}",
+) -> NamedTuple("Merged", merged_uri=str):
+    """Merge the adapter into the dequantised base, as an ordinary 16-bit model.
+
+    Args:
+        adapter: Folder of the trained adapter.
+        base_uri: Folder of the base model.
+        merge_key: Names the merged model; a finished one of this key is returned at once.
+        options: Further options, a JSON object.
+
+    Returns:
+        merged_uri: Where the merged model lies.
+    """
+    from components.core.steps import step
+    from components.dequantize_and_merge import task
+
+    with step("dequantize_and_merge"):
+        return task.run(task.Config.parse(options), base_uri=base_uri, adapter=adapter.path, merge_key=merge_key)

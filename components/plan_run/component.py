@@ -1,0 +1,86 @@
+"""plan_run as the pipeline sees it."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def plan_run(
+    base_model: str,
+    dataset_uri: str,
+    model_name: str,
+    report: dsl.Output[dsl.HTML],
+    base_revision: str = "",
+    eval_dataset_uri: str = "",
+    max_length: int = 1024,
+    epochs: float = 1.0,
+    learning_rate: float = 0.0002,
+    lora_r: int = 16,
+    seed: int = 42,
+    options: str = "{}",
+) -> NamedTuple(
+    "Plan",
+    base_revision=str,
+    tokenizer_uri=str,
+    listing_uri=str,
+    data_digest=str,
+    champion_version=str,
+    data_key=str,
+    training_key=str,
+    merge_key=str,
+    prepare_options=str,
+    train_options=str,
+    evaluate_options=str,
+    merge_options=str,
+):
+    """Check a run before a GPU is taken, and fix what could change under its name.
+
+    Args:
+        base_model: Folder, s3:// prefix or Hugging Face id of the base model.
+        dataset_uri: Training data, a file, a folder or an s3:// prefix.
+        model_name: Name of the registered model in MLflow.
+        report: What the run works from.
+        base_revision: Branch, tag or commit of a Hugging Face model; empty is main.
+        eval_dataset_uri: Evaluation data; empty holds out a share of the training data.
+        max_length: Longest conversation in tokens.
+        epochs: Passes over the training rows.
+        learning_rate: Peak learning rate.
+        lora_r: Rank of the adapter.
+        seed: Seed of order, initialisation and dropout.
+        options: All other options, a JSON object by step.
+
+    Returns:
+        base_revision: Commit, or digest of the base model's files.
+        tokenizer_uri: Where the store keeps the base model's tokenizer.
+        listing_uri: Where the store keeps the data's listing.
+        data_digest: Names the data by content.
+        champion_version: Version that carries the alias champion today, or empty.
+        data_key: Names what prepare_dataset will make.
+        training_key: Names the adapter that train_qlora will make.
+        merge_key: Names the merged model.
+        prepare_options: Options of prepare_dataset, as JSON.
+        train_options: Options of train_qlora, as JSON.
+        evaluate_options: Options of evaluate_model, as JSON.
+        merge_options: Options of dequantize_and_merge, as JSON.
+    """
+    from components.core.steps import step
+    from components.plan_run import task
+
+    with step("plan_run"):
+        config = task.Config.parse(
+            base_model=base_model,
+            base_revision=base_revision,
+            dataset_uri=dataset_uri,
+            eval_dataset_uri=eval_dataset_uri,
+            model_name=model_name,
+            max_length=max_length,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            lora_r=lora_r,
+            seed=seed,
+            options=options,
+        )
+        return task.run(config, report=report.path)

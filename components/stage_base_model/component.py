@@ -1,0 +1,28 @@
+"""stage_base_model as the pipeline sees it."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def stage_base_model(
+    base_model: str,
+    base_revision: str = "",
+) -> NamedTuple("Staged", base_uri=str):
+    """Bring the base model into the store, once a revision.
+
+    Args:
+        base_model: Folder, s3:// prefix or Hugging Face id of the base model.
+        base_revision: Commit, or digest of the files, as plan_run found it.
+
+    Returns:
+        base_uri: Where the base model lies.
+    """
+    from components.core.steps import step
+    from components.stage_base_model import task
+
+    with step("stage_base_model"):
+        return task.run(task.Config.parse(base_model=base_model, base_revision=base_revision))

@@ -1,0 +1,56 @@
+"""train_qlora as the pipeline sees it."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+def train_qlora(
+    train_set: dsl.Input[dsl.Dataset],
+    dataset_digest: str,
+    base_uri: str,
+    training_key: str,
+    adapter: dsl.Output[dsl.Model],
+    report: dsl.Output[dsl.HTML],
+    epochs: float = 1.0,
+    learning_rate: float = 0.0002,
+    lora_r: int = 16,
+    seed: int = 42,
+    options: str = "{}",
+) -> NamedTuple("Trained", first_loss=float, final_loss=float, steps=int):
+    """Train a LoRA adapter on the base model in NF4.
+
+    Args:
+        train_set: Tokenised rows from prepare_dataset.
+        dataset_digest: What prepare_dataset said it made; checked before training.
+        base_uri: Folder of the base model.
+        training_key: Names the adapter; a finished one of this key is returned at once.
+        adapter: Folder with the adapter as peft reads it, tokenizer and manifest.
+        report: Loss curve and options.
+        epochs: Passes over the training rows.
+        learning_rate: Peak learning rate.
+        lora_r: Rank of the adapter.
+        seed: Seed of order, initialisation and dropout.
+        options: Further options, a JSON object.
+
+    Returns:
+        first_loss: Mean loss over the supervised tokens of the first logged steps.
+        final_loss: The same over the last logged steps.
+        steps: Optimiser steps made.
+    """
+    from components.core.steps import step
+    from components.train_qlora import task
+
+    with step("train_qlora"):
+        return task.run(
+            task.Config.parse(options, epochs=epochs, learning_rate=learning_rate, lora_r=lora_r, seed=seed),
+            train_set=train_set.path,
+            dataset_digest=dataset_digest,
+            base_uri=base_uri,
+            training_key=training_key,
+            adapter=adapter.path,
+            report=report.path,
+        )

@@ -1,0 +1,121 @@
+"""The command `qlora`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from components.core.config import STEPS, RunConfig
+from components.core.errors import InputError
+from components.core.steps import quiet_libraries
+from pipelines import step_command
+
+GATE_SAID_NO = 3
+
+
+class _Group(click.Group):
+    """Turns an `InputError` of any command into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qlora-pipelines", prog_name="qlora")
+def main() -> None:
+    r"""QLoRA fine-tuning of language models as a Kubeflow pipeline.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong use, 3 the gate said no.
+    """
+    quiet_libraries()
+
+
+@main.command("compile")
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path), default=Path("qlora-finetune.yaml"))
+def compile_pipeline(output: Path) -> None:
+    r"""Write the pipeline for Kubeflow Pipelines to OUTPUT.
+
+    \b
+    Example:
+      qlora compile qlora-finetune.yaml
+    """
+    from kfp import compiler
+
+    from pipelines.finetune import finetune
+
+    if output.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{output}: give a name that ends in .yaml")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(finetune, str(output))
+    click.echo(f"{output}: upload it in the Kubeflow Pipelines UI")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Reads a run's YAML file.
+
+    Raises:
+        InputError: not there, not YAML, or an option is wrong; one line.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(f"config {path}: not YAML{where}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"config {path}: expected options as NAME: VALUE")
+    try:
+        return RunConfig.parse(**values)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from None
+
+
+@main.command()
+@click.option("--config", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
+@click.option("--runs", default=Path("runs"), type=click.Path(path_type=Path), help="Folder that keeps runs.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+@click.pass_context
+def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
+    r"""Run the whole pipeline on this machine, without Kubernetes or Docker.
+
+    Models go to $QLORA_STORE (RUNS/store), the registry is $MLFLOW_TRACKING_URI (RUNS/mlflow.db).
+
+    \b
+    Example:
+      qlora run --config pipelines/demo/demo.yaml
+    """
+    from pipelines import local, summary
+
+    outcome = local.run(load_config(config), runs)
+    click.echo(summary.text(outcome))
+    if as_json:
+        click.echo(json.dumps({"folder": str(outcome.folder), "error": outcome.error, "results": outcome.results}))
+    ctx.exit(1 if outcome.error else 0 if outcome.registered else GATE_SAID_NO)
+
+
+@main.group("step")
+def step_group() -> None:
+    r"""Run one step alone, without Kubeflow.
+
+    \b
+    Example:
+      qlora step prepare_dataset --listing-uri store/listings/1f.json --tokenizer-uri models/base \
+        --train-set train.parquet --eval-set eval.parquet --rejected rejected.jsonl --report data.html
+    """
+
+
+for _name in ["plan_run", *STEPS]:
+    step_group.add_command(step_command.make(_name))
+
+
+if __name__ == "__main__":
+    main()

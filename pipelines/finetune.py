@@ -1,0 +1,129 @@
+"""The pipeline: from a base model and data to a registered model."""
+
+from kfp import dsl
+
+from components.dequantize_and_merge.component import dequantize_and_merge
+from components.evaluate_model.component import evaluate_model
+from components.plan_run.component import plan_run
+from components.prepare_dataset.component import prepare_dataset
+from components.register_model.component import register_model
+from components.stage_base_model.component import stage_base_model
+from components.train_qlora.component import train_qlora
+from pipelines.placement import on_cpu, on_gpu
+
+
+@dsl.pipeline(name="qlora-finetune", display_name="QLoRA fine-tuning")
+def finetune(
+    base_model: str,
+    dataset_uri: str,
+    model_name: str,
+    base_revision: str = "",
+    eval_dataset_uri: str = "",
+    max_length: int = 1024,
+    epochs: float = 1.0,
+    learning_rate: float = 0.0002,
+    lora_r: int = 16,
+    seed: int = 42,
+    options: str = "{}",
+):
+    """Fine-tune a language model with QLoRA, evaluate it, merge it and register it in MLflow.
+
+    Args:
+        base_model: Folder, s3:// prefix or Hugging Face id of the base model.
+        dataset_uri: Training data, a file, a folder or an s3:// prefix.
+        model_name: Name of the registered model in MLflow.
+        base_revision: Branch, tag or commit of a Hugging Face model; empty is main.
+        eval_dataset_uri: Evaluation data; empty holds out a share of the training data.
+        max_length: Longest conversation in tokens.
+        epochs: Passes over the training rows.
+        learning_rate: Peak learning rate.
+        lora_r: Rank of the adapter.
+        seed: Seed of order, initialisation and dropout.
+        options: All other options, a JSON object by step.
+    """
+    plan = on_cpu(
+        plan_run(
+            base_model=base_model,
+            base_revision=base_revision,
+            dataset_uri=dataset_uri,
+            eval_dataset_uri=eval_dataset_uri,
+            model_name=model_name,
+            max_length=max_length,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            lora_r=lora_r,
+            seed=seed,
+            options=options,
+        )
+    ).outputs
+    base = on_cpu(stage_base_model(base_model=base_model, base_revision=plan["base_revision"])).outputs
+    data = on_cpu(
+        prepare_dataset(
+            listing_uri=plan["listing_uri"],
+            tokenizer_uri=plan["tokenizer_uri"],
+            max_length=max_length,
+            options=plan["prepare_options"],
+        ),
+        cached=True,
+    ).outputs
+    trained = on_gpu(
+        train_qlora(
+            train_set=data["train_set"],
+            dataset_digest=data["dataset_digest"],
+            base_uri=base["base_uri"],
+            training_key=plan["training_key"],
+            epochs=epochs,
+            learning_rate=learning_rate,
+            lora_r=lora_r,
+            seed=seed,
+            options=plan["train_options"],
+        ),
+        cached=True,
+    ).outputs
+    tuned = on_gpu(
+        evaluate_model(
+            eval_set=data["eval_set"],
+            dataset_digest=data["dataset_digest"],
+            base_uri=base["base_uri"],
+            adapter=trained["adapter"],
+            options=plan["evaluate_options"],
+        ).set_display_name("evaluate-tuned"),
+        cached=True,
+    ).outputs
+    with dsl.If(tuned["passed"] == True, "tuned beats base"):  # noqa: E712, a condition of the pipeline
+        merged = on_cpu(
+            dequantize_and_merge(
+                adapter=trained["adapter"],
+                base_uri=base["base_uri"],
+                merge_key=plan["merge_key"],
+                options=plan["merge_options"],
+            ),
+            memory="32Gi",
+        ).outputs
+        judged = on_gpu(
+            evaluate_model(
+                eval_set=data["eval_set"],
+                dataset_digest=data["dataset_digest"],
+                base_uri=base["base_uri"],
+                merged_uri=merged["merged_uri"],
+                adapter_scores=tuned["scores"],
+                options=plan["evaluate_options"],
+            ).set_display_name("evaluate-merged")
+        ).outputs
+        with dsl.If(judged["passed"] == True, "merge lost nothing"):  # noqa: E712
+            on_cpu(
+                register_model(
+                    model_name=model_name,
+                    merged_uri=merged["merged_uri"],
+                    merge_key=plan["merge_key"],
+                    base_model=base_model,
+                    base_revision=plan["base_revision"],
+                    data_digest=plan["data_digest"],
+                    dataset_digest=data["dataset_digest"],
+                    training_key=plan["training_key"],
+                    loss=judged["loss"],
+                    base_loss=tuned["reference_loss"],
+                    exact_match=judged["exact_match"],
+                    base_exact_match=tuned["reference_exact_match"],
+                )
+            )
