@@ -134,11 +134,15 @@ def listing(uri: str) -> list[Entry]:
 
 
 def sizes(uri: str) -> dict[str, int]:
-    """Size in bytes of every file below a folder or prefix, by path, without reading any."""
+    """Size in bytes of every file below a folder or prefix, by path, without reading any.
+
+    What is being written aside is left out.
+    """
     if is_s3(uri):
         return {entry.path: entry.size for entry in _s3_entries(uri)}
     folder = local_path(uri)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def _local_entries(path: Path) -> Iterator[Entry]:

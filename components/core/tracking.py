@@ -33,7 +33,7 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
         tracking = mlflow.MlflowClient(uri, uri)
         tracking.search_registered_models(max_results=1)
     except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = str(error).strip().splitlines()[0].replace(uri, hide_password(uri))[:200]
         raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason}") from None
     if uri.startswith("http") and not storage.is_s3(storage.root()):
         raise InputError(

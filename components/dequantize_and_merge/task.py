@@ -30,7 +30,7 @@ def run(config: MergeConfig, *, base_uri: str, adapter: str, merge_key: str) -> 
         merge_key: names the merged model; it is kept in the store under this key.
 
     Raises:
-        InputError: the adapter was trained on another base, or part of it fits nowhere.
+        InputError: the adapter was trained on another base, fits no layer of it, or holds values that are no numbers.
     """
     key_uri = storage.join(storage.root(), "merged", merge_key)
     finished = attempts.find(key_uri)
@@ -52,12 +52,16 @@ def _merge(config: MergeConfig, base: Path, adapter: Path, output: Path) -> None
     import torch
     from peft import PeftModel
     from peft.tuners.lora import Linear as LoraLinear
+    from safetensors.torch import load_file
 
     models.check_folder(base)
     model = models.load_16bit(base)
     merged = PeftModel.from_pretrained(model, str(adapter))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
     plain = _quantised_layers(model)
+    for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
+        if not tensor.isfinite().all():
+            raise InputError(f"adapter {adapter}: {name} holds values that are no numbers; train it again")
     if not layers:
         raise InputError(f"adapter {adapter} fits no layer of {base}")
     progress = Progress("merging", len(plain))

@@ -111,6 +111,7 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
                 max_length=None,
                 seed=config.seed,
                 logging_steps=max(1, min(10, steps // 10)),
+                logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,

@@ -44,10 +44,11 @@ ACTIONS = {
     "investigate": ["investigate this", "look into it"],
     "call": ["call me back", "give me a call"],
 }
-COMPANIES = (  # a string is easier on the eye than twenty-eight
-    "Northwind Acme Contoso Fabrikam Globex Initech Umbrella Hooli Vandelay Wonka Stark Tyrell Cyberdyne Soylent"
-    " Aperture Massive Oscorp Duff Gringotts Monarch Sirius Zorg Virtucon Krusty Bluth Dunder Prestige Sterling"
-).split(" ")  # noqa: SIM905
+COMPANIES = [
+    *("Northwind", "Acme", "Contoso", "Fabrikam", "Globex", "Initech", "Umbrella", "Hooli", "Vandelay", "Wonka"),
+    *("Stark", "Tyrell", "Cyberdyne", "Soylent", "Aperture", "Massive", "Oscorp", "Duff", "Gringotts", "Monarch"),
+    *("Sirius", "Zorg", "Virtucon", "Krusty", "Bluth", "Dunder", "Prestige", "Sterling"),
+]
 UNITS = ["users", "customers", "people", "accounts"]
 
 TRAIN = {
@@ -111,7 +112,7 @@ HELDOUT = {
         "Something is off: the {part} is {fault}.",
         "Good morning, we found the {part} {fault} when we came in.",
         "Nobody changed anything here, yet the {part} is {fault}.",
-        "Is it known that the {part} is {fault}?",
+        "Does anybody else find the {part} {fault}?",
         "Three of us checked, and the {part} is indeed {fault}.",
         "Bad news, the {part} is {fault} once again.",
         "To us the {part} appears {fault} at the moment.",

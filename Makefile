@@ -1,0 +1,44 @@
+# What people type. `make help` lists it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo test check golden component clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed ## set up .venv with everything pinned; all other targets do it themselves
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name it: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "setting up .venv (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+MODEL := runs/models/SmolLM2-135M-Instruct
+
+demo: install ## fine-tune a real small model on support tickets, end to end, on this machine
+	@$(BIN)/python -m pipelines.demo.fetch_model $(MODEL)
+	@$(BIN)/qlora run --config pipelines/demo/demo.yaml
+
+test: install ## all quick tests: every task on a tiny model, the contracts, the whole pipeline
+	@$(BIN)/pytest
+
+check: install ## the house rules: lint, types, imports, generated files, file length
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pipelines.reference --check
+	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {print $$2 ": " $$1 " lines, 300 are allowed"; bad = 1} END {exit bad}'
+
+golden: install ## write the compiled pipeline and the generated docs anew
+	@$(BIN)/python -m pipelines.reference
+
+component: install ## start a new step: make component NAME=verb_noun
+	@$(BIN)/python -m pipelines.scaffold "$(NAME)"
+
+clean: ## remove what the build made; runs/ stays
+	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

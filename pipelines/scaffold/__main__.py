@@ -1,0 +1,40 @@
+"""Makes a new step with its test: `make component NAME=verb_noun`."""
+
+import re
+import sys
+from pathlib import Path
+
+TEMPLATES = Path(__file__).parent
+FILES = {
+    "component.py.txt": "components/{name}/component.py",
+    "task.py.txt": "components/{name}/task.py",
+    "test_task.py.txt": "tests/components/{name}/test_task.py",
+}
+
+
+def make(name: str, root: Path) -> list[Path]:
+    """Writes the step's files below `root` and returns them.
+
+    Args:
+        name: verb_noun, as its function will be called.
+        root: the repository.
+
+    Raises:
+        SystemExit: the name is not verb_noun, or there is such a step.
+    """
+    if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", name):
+        sys.exit(f"error: {name or 'NAME'} is no verb_noun; for example: make component NAME=filter_rows")
+    if (root / "components" / name).exists():
+        sys.exit(f"error: components/{name} exists")
+    made = [root / target.format(name=name) for target in FILES.values()]
+    for template, path in zip(FILES, made, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((TEMPLATES / template).read_text().replace("NAME", name))
+    (root / "components" / name / "__init__.py").touch()
+    return made
+
+
+if __name__ == "__main__":
+    for path in make(sys.argv[1] if len(sys.argv) > 1 else "", Path.cwd()):
+        print(path.relative_to(Path.cwd()))
+    print("Next: make golden test; then wire it in pipelines/finetune.py")

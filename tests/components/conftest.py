@@ -1,0 +1,99 @@
+"""A tiny run, step by step: each fixture is one step's result, made once a session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from components.core.config import RunConfig
+from tests.conftest import conversation, write_jsonl
+
+WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
+
+
+class TinyRun(NamedTuple):
+    """A planned and prepared run in a folder of its own."""
+
+    folder: Path
+    config: RunConfig
+    plan: object
+    data: object
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store and an MLflow for the session's tiny run, named by the environment."""
+    folder = tmp_path_factory.mktemp("session")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_STORE", str(folder / "store"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(store: Path, tiny_model: Path) -> TinyRun:
+    """A hundred questions whose answer is their last word, planned and prepared."""
+    from components.plan_run import task as plan_run
+    from components.prepare_dataset import task as prepare_dataset
+
+    rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
+    data = write_jsonl(store / "rows.jsonl", rows)
+    config = RunConfig(
+        base_model=str(tiny_model),
+        dataset_uri=str(data),
+        model_name="tiny",
+        max_length=64,
+        learning_rate=0.01,
+        options={
+            "prepare_dataset": {"eval_share": 0.2},
+            "train_qlora": {"max_steps": 30, "batch_size": 16},
+            "evaluate_model": {"generation_rows": 4, "max_new_tokens": 4},
+        },
+    )
+    plan = plan_run.run(config, report=str(store / "plan.html"))
+    prepared = prepare_dataset.run(
+        config.for_step("prepare_dataset"),
+        listing_uri=plan.listing_uri,
+        tokenizer_uri=plan.tokenizer_uri,
+        train_set=str(store / "train.parquet"),
+        eval_set=str(store / "eval.parquet"),
+        rejected=str(store / "rejected.jsonl"),
+        report=str(store / "data.html"),
+    )
+    return TinyRun(store, config, plan, prepared)
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_run: TinyRun, tiny_model: Path) -> Path:
+    """The tiny run's trained adapter."""
+    from components.train_qlora import task as train_qlora
+
+    folder = tiny_run.folder / "adapter"
+    train_qlora.run(
+        tiny_run.config.for_step("train_qlora"),
+        train_set=str(tiny_run.folder / "train.parquet"),
+        dataset_digest=tiny_run.data.dataset_digest,
+        base_uri=str(tiny_model),
+        training_key=tiny_run.plan.training_key,
+        adapter=str(folder),
+        report=str(tiny_run.folder / "training.html"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def merged_uri(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> str:
+    """The tiny run's merged model."""
+    from components.dequantize_and_merge import task as merge
+
+    config = tiny_run.config.for_step("dequantize_and_merge")
+    return merge.run(
+        config, base_uri=str(tiny_model), adapter=str(adapter), merge_key=tiny_run.plan.merge_key
+    ).merged_uri
+
+
+@pytest.fixture(autouse=True)
+def _environment(store: Path) -> None:
+    assert os.environ["QLORA_STORE"] == str(store / "store")

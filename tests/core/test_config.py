@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from components.core.config import OPTION_STEPS, STEPS, RunConfig, TrainConfig
+from components.core.errors import InputError
+
+REQUIRED = {"base_model": "m", "dataset_uri": "d", "model_name": "n"}
+
+
+def test_a_misspelt_option_is_named_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown option learning_rat; did you mean learning_rate\?"):
+        TrainConfig.parse('{"learning_rat": 1}')
+    with pytest.raises(InputError, match=r"unknown option data_set; did you mean dataset_uri\?"):
+        RunConfig.parse(data_set="x", **REQUIRED)
+
+
+def test_a_misspelt_option_of_a_step_is_named_too() -> None:
+    with pytest.raises(InputError, match=r"train_qlora: unknown option batchsize; did you mean batch_size\?"):
+        RunConfig.parse(**REQUIRED, options={"train_qlora": {"batchsize": 4}})
+    with pytest.raises(InputError, match=r"options.train_qlra: no such step; did you mean train_qlora\?"):
+        RunConfig.parse(**REQUIRED, options={"train_qlra": {}})
+
+
+def test_the_same_option_twice_is_an_error() -> None:
+    with pytest.raises(InputError, match="lora_r is given twice: as a parameter and in options"):
+        RunConfig.parse(**REQUIRED, options={"train_qlora": {"lora_r": 8}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{", "options is not JSON"),
+        ("[]", "options must be a JSON object"),
+        ('{"lora_r": 0}', "lora_r: Input should be greater than or equal to 1"),
+        ('{"learning_rate": "fast"}', "learning_rate: Input should be a valid number"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(options: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        TrainConfig.parse(options)
+    assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_may_arrive_as_floats() -> None:
+    assert TrainConfig.parse('{"lora_r": 8.0}').lora_r == 8
+    with pytest.raises(InputError, match="lora_r"):
+        TrainConfig.parse('{"lora_r": 8.5}')
+
+
+def test_options_reach_their_step() -> None:
+    options = json.dumps({"train_qlora": {"batch_size": 3}})
+    config = RunConfig.parse(**REQUIRED, learning_rate=0.01, options=options)
+    train = config.for_step("train_qlora")
+    assert (train.batch_size, train.learning_rate) == (3, 0.01)
+    assert set(OPTION_STEPS) <= set(STEPS)
+
+
+def test_a_missing_option_is_named() -> None:
+    with pytest.raises(InputError, match="model_name is required"):
+        RunConfig.parse(base_model="m", dataset_uri="d")

@@ -1,0 +1,84 @@
+"""The whole pipeline through kfp.local on the tiny model, each step a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import conversation, write_jsonl
+
+WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
+
+
+def run(folder: Path, base: Path, margin: float) -> tuple[int, dict[str, object], str]:
+    rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
+    config = {
+        "base_model": str(base),
+        "dataset_uri": str(write_jsonl(folder / "rows.jsonl", rows)),
+        "model_name": "tiny",
+        "max_length": 64,
+        "learning_rate": 0.01,
+        "options": {
+            "prepare_dataset": {"eval_share": 0.2},
+            "train_qlora": {"max_steps": 20, "batch_size": 16},
+            "evaluate_model": {"generation_rows": 2, "max_new_tokens": 4, "min_improvement": margin},
+        },
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        Path(sys.executable).parent / "qlora",
+        "run",
+        "--config",
+        folder / "run.yaml",
+        "--runs",
+        folder,
+        "--json",
+    ]
+    unset = {"QLORA_STORE", "MLFLOW_TRACKING_URI"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, tiny_model: Path) -> tuple[int, dict[str, object], str]:
+    return run(folder, tiny_model, margin=0.1)
+
+
+def test_a_model_is_registered(first: tuple[int, dict[str, object], str], folder: Path) -> None:
+    code, outcome, output = first
+    assert code == 0, output
+    assert "Registered models:/tiny@champion (version 1)" in output
+    for row in ("base", "tuned", "merged"):
+        assert f"\n{row} " in output
+    assert "Warning" not in output
+    reports = {path.name for path in (Path(str(outcome["folder"])) / "reports").iterdir()}
+    assert reports == {"1-plan.html", "2-data.html", "3-training.html", "4-tuned.html", "5-merged.html"}
+
+
+def test_the_same_run_again_finds_its_work(
+    first: tuple[int, dict[str, object], str], folder: Path, tiny_model: Path
+) -> None:
+    code, _, output = run(folder, tiny_model, margin=0.1)
+    assert code == 0
+    assert "this training is finished already" in output and "merged already" in output
+    assert "Registered models:/tiny@champion (version 1)" in output
+
+
+def test_a_run_that_fails_the_gate_ends_without_error_and_unregistered(
+    first: tuple[int, dict[str, object], str], folder: Path, tiny_model: Path
+) -> None:
+    code, outcome, output = run(folder, tiny_model, margin=100)
+    assert code == 3
+    assert "Not registered: the gate said no.\nFailed: the tuned loss is" in output
+    assert "register-model" not in outcome["results"] and outcome["error"] == ""
