@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test check golden component clean
+.PHONY: help install demo test check golden bench component clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -33,6 +33,9 @@ check: install ## the house rules: lint, types, imports, generated files, file l
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pipelines.reference --check
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {print $$2 ": " $$1 " lines, 300 are allowed"; bad = 1} END {exit bad}'
+
+bench: install ## measure speed and memory against peers; writes dist/bench.json (20 minutes)
+	@$(BIN)/python -m tests.benchmarks
 
 golden: install ## write the compiled pipeline and the generated docs anew
 	@$(BIN)/python -m pipelines.reference

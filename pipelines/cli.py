@@ -10,7 +10,7 @@ import yaml
 from components.core.config import STEPS, RunConfig
 from components.core.errors import InputError
 from components.core.steps import quiet_libraries
-from pipelines import step_command
+from pipelines import plan_command, step_command
 
 GATE_SAID_NO = 3
 
@@ -100,6 +100,9 @@ def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"folder": str(outcome.folder), "error": outcome.error, "results": outcome.results}))
     ctx.exit(1 if outcome.error else 0 if outcome.registered else GATE_SAID_NO)
+
+
+main.add_command(plan_command.plan)
 
 
 @main.group("step")

@@ -24,6 +24,7 @@ def finetune(
     learning_rate: float = 0.0002,
     lora_r: int = 16,
     seed: int = 42,
+    gpu_memory_gib: float = 0.0,
     options: str = "{}",
 ):
     """Fine-tune a language model with QLoRA, evaluate it, merge it and register it in MLflow.
@@ -39,6 +40,7 @@ def finetune(
         learning_rate: Peak learning rate.
         lora_r: Rank of the adapter.
         seed: Seed of order, initialisation and dropout.
+        gpu_memory_gib: Memory of the GPU that the run will get, in GiB; 0 is not checked.
         options: All other options, a JSON object by step.
     """
     plan = on_cpu(
@@ -53,6 +55,7 @@ def finetune(
             learning_rate=learning_rate,
             lora_r=lora_r,
             seed=seed,
+            gpu_memory_gib=gpu_memory_gib,
             options=options,
         )
     ).outputs

@@ -1,7 +1,7 @@
 """Writes what is made from the code: the compiled pipeline, each step's README, the README's table of steps.
 
-    python -m pipelines.reference          write them anew (`make golden`)
-    python -m pipelines.reference --check  exit 1 and name the files that are stale (`make check`)
+python -m pipelines.reference          write them anew (`make golden`)
+python -m pipelines.reference --check  exit 1 and name the files that are stale (`make check`)
 """
 
 import importlib

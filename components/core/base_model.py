@@ -1,14 +1,27 @@
 """The base model by name: a local folder, an `s3://` prefix, or a Hugging Face id."""
 
+import dataclasses
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from components.core import keys, storage
 from components.core.errors import InputError
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 """What a tokenizer and a config consist of; weights are safetensors."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+
+
+@dataclasses.dataclass(frozen=True)
+class HubFile:
+    """One file of a hub repository: bytes, and its sha256 (`sha256:`, LFS) or git's blob id (`git:`)."""
+
+    path: str
+    size: int
+    digest: str
 
 
 def is_on_hub(base_model: str) -> bool:
@@ -24,17 +37,13 @@ def resolve(base_model: str, revision: str) -> str:
         InputError: there is no such model, or a revision is asked of a folder.
     """
     if is_on_hub(base_model):
-        return _commit(base_model, revision)
+        return hub_files(base_model, revision)[0]
     entries = storage.listing(base_model)
     if not entries:
         raise InputError(
             f"base model {base_model}: no such folder; give a folder with a model, an s3:// prefix or a Hugging Face id"
         )
-    names = {entry.path for entry in entries}
-    if "config.json" not in names:
-        raise InputError(f"base model {base_model}: no config.json there")
-    if not any(name.endswith(".safetensors") for name in names):
-        raise InputError(f"base model {base_model}: no *.safetensors there; other formats can run code and are refused")
+    _check_names(base_model, [entry.path for entry in entries])
     found = "sha256-" + keys.digest([[entry.path, entry.size, entry.etag] for entry in entries])
     if revision not in ("", found):
         raise InputError(
@@ -43,28 +52,71 @@ def resolve(base_model: str, revision: str) -> str:
     return found
 
 
-def _commit(base_model: str, revision: str) -> str:
+def _check_names(base_model: str, names: Iterable[str]) -> None:
+    here = [name for name in names if "/" not in name]
+    if "config.json" not in here:
+        raise InputError(f"base model {base_model}: no config.json there")
+    if not any(name.endswith(".safetensors") for name in here):
+        pickles = [name for name in here if name.endswith(PICKLES)]
+        instead = f", only {pickles[0]}" if pickles else ""
+        raise InputError(
+            f"base model {base_model}: no *.safetensors there{instead}; other formats can run code and are refused"
+        )
+
+
+def hub_files(base_model: str, revision: str) -> tuple[str, list[HubFile]]:
+    """The commit that a revision means now, and the files of it that a model consists of.
+
+    Raises:
+        InputError: the hub does not give it, or it has no safetensors.
+    """
     import huggingface_hub
 
     try:
-        info = huggingface_hub.HfApi().model_info(base_model, revision=revision or None, timeout=20)
+        info = huggingface_hub.HfApi().model_info(
+            base_model, revision=revision or None, files_metadata=True, timeout=10
+        )
     except Exception as error:  # the hub's client raises many unrelated kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"base model {base_model}: no folder of that name here, and the Hugging Face hub says: {reason}"
-        ) from None
-    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
-        raise InputError(f"base model {base_model}: no *.safetensors there; other formats can run code and are refused")
-    return str(info.sha)
+        raise InputError(f"base model {base_model}: {_why(error, revision)}") from None
+    siblings: list[Any] = info.siblings or []
+    _check_names(base_model, [file.rfilename for file in siblings])
+    return str(info.sha), [
+        HubFile(file.rfilename, file.size or 0, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
+        for file in siblings
+        if "/" not in file.rfilename and _is_wanted(file.rfilename)
+    ]
+
+
+def _is_wanted(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in [*SMALL_FILES, "*.safetensors"])
+
+
+def _why(error: Exception, revision: str) -> str:
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "it is gated: ask for access on its page on the hub, and set HF_TOKEN to a token of that account"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the hub has no revision {revision} of it; give a branch, a tag or a commit"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"no folder of that name here, and the Hugging Face hub says: {reason}"
 
 
 def small_files(base_model: str, revision: str, folder: Path) -> Path:
-    """A local folder with the config and the tokenizer of a base, without its weights."""
+    """A local folder with the config and the tokenizer of a base, without its weights.
+
+    Raises:
+        InputError: they cannot be read.
+    """
     if is_on_hub(base_model):
         import huggingface_hub
 
-        patterns = SMALL_FILES
-        huggingface_hub.snapshot_download(base_model, revision=revision, allow_patterns=patterns, local_dir=folder)
+        try:
+            huggingface_hub.snapshot_download(
+                base_model, revision=revision, allow_patterns=SMALL_FILES, local_dir=folder
+            )
+        except Exception as error:  # as above
+            raise InputError(f"base model {base_model}: {_why(error, revision)}") from None
         return folder
     for entry in storage.listing(base_model) if storage.is_s3(base_model) else []:
         if any(Path(entry.path).match(pattern) for pattern in SMALL_FILES) and "/" not in entry.path:

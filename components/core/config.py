@@ -7,7 +7,7 @@ run whole, before a GPU is taken, and steps do not import one another.
 
 import difflib
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -23,6 +23,11 @@ def _whole(value: object) -> object:
 
 
 Int = Annotated[int, BeforeValidator(_whole)]
+Column = Literal[
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", "text", "system",
+    "tools", "group", "slice",
+]  # fmt: skip
+"""The columns a row may have, whatever its form."""
 
 
 class StepConfig(BaseModel):
@@ -96,7 +101,21 @@ class PrepareConfig(StepConfig):
     eval_share: float = Field(
         0.1, gt=0, lt=1, description="share of rows held out by content hash where no evaluation data is given"
     )
-    max_rejected_share: float = Field(0.01, ge=0, le=1, description="share of unusable rows that stops the run")
+    max_rejected_share: float = Field(
+        0.01, ge=0, le=1, description="share of unusable rows that stops the run; duplicates do not count"
+    )
+    form: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = Field(
+        "auto", description="what the columns mean; auto: found out from the first rows of each file"
+    )
+    columns: dict[Column, str] = Field({}, description="the data's own column names, by the names known here")
+    supervise: Literal["all", "last"] = Field("all", description="all answers of a conversation, or only the last")
+    near_duplicate_threshold: float = Field(
+        0.75, ge=0, le=1, description="Jaccard similarity of 5-word runs from which rows are duplicates; 0: exact only"
+    )
+    decontaminate_words: Int = Field(
+        0, ge=0, le=100, description="training rows sharing so many words in a row with an evaluation row go; 0: none"
+    )
+    processes: Int = Field(1, ge=1, le=64, description="processes to prepare with", json_schema_extra=NOT_IN_KEY)
 
 
 class TrainConfig(StepConfig):
@@ -111,7 +130,9 @@ class TrainConfig(StepConfig):
     learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
     epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as epochs make")
-    batch_size: Int = Field(8, ge=1, description="conversations a forward pass")
+    batch_tokens: Int = Field(
+        2048, ge=16, description="tokens a forward pass: conversations are packed to this length, none is cut"
+    )
     gradient_accumulation_steps: Int = Field(1, ge=1, description="forward passes an optimiser step")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps over which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
@@ -177,7 +198,9 @@ class RunConfig(StepConfig):
 
     base_model: str = Field(description="folder or Hugging Face id of the base model", min_length=1)
     base_revision: str = Field("", description="branch, tag or commit of a Hugging Face model; empty: main")
-    dataset_uri: str = Field(description="training data: a JSON or JSONL file, or a folder of them", min_length=1)
+    dataset_uri: str = Field(
+        description="training data: file, folder, s3:// prefix or Hugging Face id (org/name@revision)", min_length=1
+    )
     eval_dataset_uri: str = Field("", description="evaluation data; empty: eval_share of the training data")
     model_name: str = Field(description="name of the registered model in MLflow", min_length=1)
     max_length: Int = Field(_as(PrepareConfig, "max_length"), description="longest conversation, in tokens")
@@ -185,6 +208,12 @@ class RunConfig(StepConfig):
     learning_rate: float = Field(_as(TrainConfig, "learning_rate"), description="peak learning rate")
     lora_r: Int = Field(_as(TrainConfig, "lora_r"), description="rank of the adapter")
     seed: Int = Field(_as(TrainConfig, "seed"), description="seed of order, initialisation and dropout")
+    gpu_memory_gib: float = Field(
+        0.0,
+        ge=0,
+        description="memory of the GPU that the run will get, in GiB; 0: not checked",
+        json_schema_extra=NOT_IN_KEY,
+    )
     options: dict[str, dict[str, Any]] = Field({}, description="all other options: a JSON object by step")
 
     @model_validator(mode="before")

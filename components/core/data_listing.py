@@ -3,35 +3,70 @@
 It lies at `STORE/listings/<data_digest>.json`, so that later steps get an address that cannot come to mean other data.
 """
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
-from components.core import keys, storage
+from components.core import hub_data, keys, storage
 from components.core.errors import InputError
 from components.core.storage import Entry
 
 Listing = dict[str, dict[str, Any]]
 """`{"train": {"uri": ..., "files": [[path, size, etag], ...]}, "eval": {...}}`; `eval` may be missing."""
 
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+COMPRESSIONS = ("", ".gz", ".zst")
+SUFFIXES = tuple(kind + compression for kind in KINDS for compression in COMPRESSIONS)
+"""How the names of files that are read end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """One listed file; `uri` names it to people."""
+
+    uri: str
+    source: str
+    entry: Entry
+
+    def fetch(self, folder: Path) -> Path:
+        """A local file of the listed content; what is copied goes into `folder`.
+
+        Raises:
+            InputError: it cannot be read, or its content is another.
+        """
+        if self.source.startswith(hub_data.PREFIX):
+            return hub_data.fetch(self.source, self.entry.path, self.entry.etag, folder)
+        return storage.fetch(self.uri, self.entry.etag, folder)
+
 
 def make(dataset_uri: str, eval_dataset_uri: str = "") -> Listing:
     """Lists the data as it lies there now.
 
     Raises:
-        InputError: nothing is there, or a file is empty.
+        InputError: nothing is there, or a file is empty or of a kind that is not read.
     """
     sources = {"train": dataset_uri} | ({"eval": eval_dataset_uri} if eval_dataset_uri else {})
     return {side: _source(uri) for side, uri in sources.items()}
 
 
 def _source(uri: str) -> dict[str, Any]:
-    entries = storage.listing(uri)
+    hub = hub_data.parse(uri)
+    if hub:
+        absolute, entries = hub_data.listing(hub, SUFFIXES)
+    else:
+        absolute = uri if storage.is_s3(uri) else str(storage.local_path(uri))
+        entries = storage.listing(uri)
     if not entries:
-        raise InputError(f"data {uri}: nothing there; give a file, a folder or an s3:// prefix")
+        raise InputError(
+            f"data {uri}: nothing there; give a file, a folder, an s3:// prefix or a Hugging Face data set"
+        )
     for entry in entries:
+        name = entry.path if hub else storage.file_uri(uri, entry)
+        if not entry.path.lower().endswith(SUFFIXES):
+            raise InputError(f"data {name}: this kind is not read; give {', '.join(KINDS)}, plain or .gz or .zst")
         if entry.size == 0:
-            raise InputError(f"data {storage.file_uri(uri, entry)}: the file is empty")
-    absolute = uri if storage.is_s3(uri) else str(storage.local_path(uri))
+            raise InputError(f"data {name}: the file is empty")
     return {"uri": absolute, "files": [[entry.path, entry.size, entry.etag] for entry in entries]}
 
 
@@ -47,19 +82,23 @@ def save(listing: Listing) -> str:
     return uri
 
 
-def load(uri: str) -> dict[str, list[str]]:
+def load(uri: str) -> dict[str, list[DataFile]]:
     """The files to read, by side (`train`, `eval`), after checking that they are still the listed ones.
 
     Raises:
         InputError: a file changed or is gone since plan_run listed it.
     """
     listing: Listing = json.loads(storage.read_bytes(uri))
-    files: dict[str, list[str]] = {}
-    for side, source in listing.items():
-        now = {entry.path: entry for entry in storage.listing(source["uri"])}
-        files[side] = []
-        for path, size, etag in source["files"]:
-            if now.get(path) != Entry(path, size, etag):
-                raise InputError(f"data {source['uri']}: {path} changed since the run was planned; start a new run")
-            files[side].append(storage.file_uri(source["uri"], now[path]))
-    return files
+    return {side: _files(source["uri"], [Entry(*file) for file in source["files"]]) for side, source in listing.items()}
+
+
+def _files(uri: str, entries: list[Entry]) -> list[DataFile]:
+    if uri.startswith(hub_data.PREFIX):
+        # At a commit nothing changes; the content is checked when it has come.
+        root = uri[: uri.index("@")]
+        return [DataFile(f"{root}/{entry.path}", uri, entry) for entry in entries]
+    now = {entry.path: entry for entry in storage.listing(uri)}
+    for entry in entries:
+        if now.get(entry.path) != entry:
+            raise InputError(f"data {uri}: {entry.path} changed since the run was planned; start a new run")
+    return [DataFile(storage.file_uri(uri, entry), uri, entry) for entry in entries]

@@ -3,6 +3,7 @@
 The S3 endpoint and the credentials come from boto3's own environment variables (`AWS_ENDPOINT_URL_S3`, ...).
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,6 +22,7 @@ else:
     S3Client = Any
 
 STORE_VARIABLE = "QLORA_STORE"
+FETCH_ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -78,8 +80,8 @@ def _refused(uri: str, error: Exception) -> InputError:
     )
 
 
-def read_bytes(uri: str) -> bytes:
-    """The content of one file.
+def read_bytes(uri: str, size: int | None = None) -> bytes:
+    """The content of one file, or its first `size` bytes.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
@@ -89,13 +91,70 @@ def read_bytes(uri: str) -> bytes:
 
         bucket, key = _split(uri)
         try:
-            return _s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+            return _s3().get_object(Bucket=bucket, Key=key)["Body"].read(size)
         except (ClientError, BotoCoreError) as error:
             raise _refused(uri, error) from None
     try:
-        return local_path(uri).read_bytes()
+        with local_path(uri).open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise InputError(f"{uri}: {error.strerror}") from None
+
+
+def delete(uri: str) -> None:
+    """Deletes one file; none there is no error.
+
+    Raises:
+        InputError: it may not be deleted.
+    """
+    if is_s3(uri):
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, key = _split(uri)
+        try:
+            _s3().delete_object(Bucket=bucket, Key=key)
+        except (ClientError, BotoCoreError) as error:
+            raise _refused(uri, error) from None
+        return
+    try:
+        local_path(uri).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{uri}: cannot be deleted: {error.strerror}") from None
+
+
+def fetch(uri: str, etag: str, folder: Path) -> Path:
+    """A local file with the content that a listing saw at `uri`: the very file where it is local, else a copy.
+
+    Args:
+        uri: one file.
+        etag: what the listing says tells its content apart; an object of another content is refused.
+        folder: where the copy goes.
+
+    Raises:
+        InputError: the object changed, or cannot be read.
+    """
+    if not is_s3(uri):
+        return local_path(uri)
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    bucket, key = _split(uri)
+    target = folder / uuid.uuid4().hex
+    for left in reversed(range(FETCH_ATTEMPTS)):
+        try:
+            found = _s3().get_object(Bucket=bucket, Key=key)
+            # The answer's own ETag: it is that of the very bytes that follow.
+            if etag != f"etag:{found['ETag'].strip(chr(34))}":
+                raise InputError(f"{uri} changed since it was listed; start a new run")
+            with target.open("wb") as file:
+                shutil.copyfileobj(found["Body"], file, 1 << 20)
+            return target
+        except ClientError as error:
+            raise _refused(uri, error) from None
+        except (BotoCoreError, HTTPError) as error:
+            if not left:
+                raise _refused(uri, error) from None
+    raise AssertionError("unreachable")
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -120,7 +179,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         aside.write_bytes(data)
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be none
+            aside.unlink()
         raise InputError(f"{uri}: cannot be written: {error.strerror}") from None
 
 
@@ -193,13 +253,27 @@ def download(uri: str, folder: Path) -> Path:
 def upload(folder: Path, uri: str) -> None:
     """Copies all files of a local folder to a URI."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        target = join(uri, file.relative_to(folder).as_posix())
-        if is_s3(target):
-            bucket, key = _split(target)
+        upload_file(file, join(uri, file.relative_to(folder).as_posix()))
+
+
+def upload_file(file: Path, uri: str) -> None:
+    """Copies one local file to a URI; on S3 it appears when whole.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    if is_s3(uri):
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, key = _split(uri)
+        try:
             _s3().upload_file(str(file), bucket, key)
-        else:
-            local_path(target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, local_path(target))
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            raise _refused(uri, error) from None
+        return
+    local_path(uri).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, local_path(uri))
 
 
 def sha256_file(path: Path) -> str:

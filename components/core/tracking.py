@@ -1,23 +1,28 @@
 """MLflow, as plan_run and register_model reach it."""
 
 import os
+import urllib.error
+import urllib.request
+import uuid
 from typing import Any
 
 from components.core import storage
 from components.core.errors import InputError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+OLDEST = (3, 10)
+"""Older servers have known holes: files of the server can be read, and authentication can be passed by."""
 
 
 def client(timeout: int = 10, retries: int = 1) -> Any:
-    """An MLflow client that answered a first question.
+    """An MLflow client that answered a first question, from a server that is new enough.
 
     Args:
         timeout: seconds to wait for an answer.
         retries: how often a failed request is repeated.
 
     Raises:
-        InputError: MLFLOW_TRACKING_URI is not set, or nothing answers there.
+        InputError: MLFLOW_TRACKING_URI is not set, nothing answers there, or it is too old.
     """
     uri = os.environ.get(URI_VARIABLE, "")
     if not uri:
@@ -26,6 +31,8 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3"):
         os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
+    if uri.startswith("http"):
+        _check_version(uri, timeout)
     import mlflow
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -40,6 +47,28 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
         )
     return tracking
+
+
+def _check_version(uri: str, timeout: int) -> None:
+    """Asks the server's /version, which needs no login."""
+    scheme, _, rest = uri.partition("://")
+    address = f"{scheme}://{rest.rsplit('@', 1)[-1].rstrip('/')}/version"
+    try:
+        with urllib.request.urlopen(address, timeout=timeout) as answer:
+            found = answer.read(100).decode(errors="replace").strip()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {error}") from None
+    try:
+        numbers = tuple(int(part) for part in found.split(".")[:2])
+    except ValueError:
+        numbers = ()
+    if len(numbers) < 2:
+        raise InputError(f"MLflow at {hide_password(uri)} does not say its version; is this an MLflow server?")
+    if numbers < OLDEST:
+        raise InputError(
+            f"MLflow at {hide_password(uri)} is {found}, which has known security holes:"
+            f" upgrade it to {'.'.join(map(str, OLDEST))} or newer"
+        )
 
 
 def hide_password(uri: str) -> str:
@@ -57,4 +86,26 @@ def champion(tracking: Any, model_name: str) -> str:
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return ""
-        raise
+        raise InputError(f"MLflow: {_reason(error)}") from None
+
+
+def check_registering(tracking: Any) -> None:
+    """Registers a model of a name of its own and deletes it again.
+
+    Raises:
+        InputError: this user may not.
+    """
+    import mlflow
+
+    name = f"qlora-probe-{uuid.uuid4().hex}"
+    try:
+        tracking.create_registered_model(name)
+        tracking.delete_registered_model(name)
+    except mlflow.MlflowException as error:
+        raise InputError(
+            f"MLflow does not let this user register a model: {_reason(error)}; give it the right to create and delete"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -99,6 +99,7 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=_end_tokens(model, tokenizer),
     )
+    samples = [sample for sample in samples if sample.messages]  # plain text asks nothing
     asked = [_question(tokenizer, sample) for sample in samples]
     order = sorted(range(len(asked)), key=lambda index: len(asked[index][0]))
     answers = []
@@ -131,7 +132,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
 def _question(tokenizer: Any, sample: Sample) -> tuple[str, str]:
     """The prompt up to the last answer, and that answer."""
     last = max(turn for turn, message in enumerate(sample.messages) if message["role"] == "assistant")
-    prompt = chat.render(tokenizer, sample.messages[:last], for_answer=True)
+    prompt = chat.render(tokenizer, sample.messages[:last], tools=sample.tools, for_answer=True)
     return prompt, sample.messages[last]["content"]
 
 

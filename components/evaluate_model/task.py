@@ -145,8 +145,11 @@ def _for_base(config: EvaluateConfig, samples: list[Sample], tokenizer: Any) -> 
         return samples
     asked = []
     for sample in samples:
+        if not sample.messages:
+            asked.append(sample)
+            continue
         messages = [*before, *(message for message in sample.messages if message["role"] != "system")]
-        encoded = chat.encode(tokenizer, messages, max_length=2**31 - 1, context=len(before))
+        encoded = chat.encode(tokenizer, messages, max_length=2**31 - 1, context=len(before), tools=sample.tools)
         asked.append(dataclasses.replace(sample, messages=messages, encoded=encoded))
     return asked
 

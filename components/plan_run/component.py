@@ -20,6 +20,7 @@ def plan_run(
     learning_rate: float = 0.0002,
     lora_r: int = 16,
     seed: int = 42,
+    gpu_memory_gib: float = 0.0,
     options: str = "{}",
 ) -> NamedTuple(
     "Plan",
@@ -50,6 +51,7 @@ def plan_run(
         learning_rate: Peak learning rate.
         lora_r: Rank of the adapter.
         seed: Seed of order, initialisation and dropout.
+        gpu_memory_gib: Memory of the GPU that the run will get, in GiB; 0 is not checked.
         options: All other options, a JSON object by step.
 
     Returns:
@@ -81,6 +83,7 @@ def plan_run(
             learning_rate=learning_rate,
             lora_r=lora_r,
             seed=seed,
+            gpu_memory_gib=gpu_memory_gib,
             options=options,
         )
         return task.run(config, report=report.path)

@@ -5,10 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from components.core import base_model, data_listing, keys, models, storage, tracking
-from components.core.config import OPTION_STEPS, RunConfig
-from components.core.report import Report
+from components.core import base_model, data_listing, keys, models, storage
+from components.core.config import RunConfig
+from components.core.errors import InputError
 from components.core.steps import log
+from components.plan_run import access, fit, host_memory, plan_report
 
 Config = RunConfig
 
@@ -31,48 +32,51 @@ class Result(NamedTuple):
 
 
 def run(config: RunConfig, *, report: str) -> Result:
-    """Validates the run, resolves base, data and champion, and computes the three keys.
+    """Tries all that the run will reach for, resolves base, data and champion, and computes the three keys.
 
     Args:
         config: the whole run.
-        report: path of the HTML report to write.
+        report: path of the HTML report to write; it is written too where something is wrong.
 
     Raises:
-        InputError: the first thing found that would make the run fail later.
+        InputError: all that would make the run fail later, in one line.
     """
-    prepare, train, merge = (
-        config.for_step(step) for step in ("prepare_dataset", "train_qlora", "dequantize_and_merge")
-    )
-    storage.write_bytes(storage.join(storage.root(), ".probe"), b"")
-    champion = tracking.champion(tracking.client(), config.model_name)
-    log(f"MLflow answers; today's champion of {config.model_name}: {champion or 'none'}")
-
-    revision = base_model.resolve(config.base_model, config.base_revision)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer_uri, tokenizer_digest = _tokenizer(config.base_model, revision, Path(folder), train.target_modules)
-    log(f"base {config.base_model} at {revision[:19]}")
+        found = access.check(config, Path(folder))
+        for finding in found.findings:
+            if finding.level != "fatal":
+                log(f"{finding.subject}: {finding.text}")
+        host = host_memory.peak(found.plan) if found.plan else 0
+        if found.fatal or found.files is None:
+            plan_report.write(config, found, [], [], host, report)
+            raise InputError("; ".join(found.fatal))
+        if found.plan:
+            log(f"memory: {found.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, {host / fit.GIB:.1f} GiB without one")
+        tokenizer_uri, tokenizer_digest = _tokenizer(found.files)
 
-    listing = data_listing.make(config.dataset_uri, config.eval_dataset_uri)
-    digest = data_listing.data_digest(listing)
-    log(f"data: {sum(len(source['files']) for source in listing.values())} files, digest {digest[:12]}")
-
-    data_key = keys.data_key(digest, prepare, tokenizer_digest)
-    training_key = keys.training_key(revision, data_key, train, models.COMPUTE_DTYPE, processes=1)
+    digest = data_listing.data_digest(found.listing)
+    data_key = keys.data_key(digest, config.for_step("prepare_dataset"), tokenizer_digest)
+    training = config.for_step("train_qlora")
+    training_key = keys.training_key(found.revision, data_key, training, models.COMPUTE_DTYPE, processes=1)
     result = Result(
-        base_revision=revision,
+        base_revision=found.revision,
         tokenizer_uri=tokenizer_uri,
-        listing_uri=data_listing.save(listing),
+        listing_uri=data_listing.save(found.listing),
         data_digest=digest,
-        champion_version=champion,
+        champion_version=found.champion,
         data_key=data_key,
         training_key=training_key,
-        merge_key=keys.merge_key(training_key, merge),
+        merge_key=keys.merge_key(training_key, config.for_step("dequantize_and_merge")),
         prepare_options=_options(config, "prepare_dataset"),
         train_options=_options(config, "train_qlora"),
         evaluate_options=_options(config, "evaluate_model"),
         merge_options=_options(config, "dequantize_and_merge"),
     )
-    _report(config, listing, result, report)
+    finished = access.finished(result.training_key, result.merge_key)
+    for finding in finished:
+        log(f"{finding.subject}: {finding.text}")
+    shown = [(name.replace("_", " "), value) for name, value in result._asdict().items() if "options" not in name]
+    plan_report.write(config, found, shown, finished, host, report)
     return result
 
 
@@ -80,11 +84,8 @@ def _options(config: RunConfig, step: str) -> str:
     return json.dumps(config.options.get(step, {}), sort_keys=True)
 
 
-def _tokenizer(base: str, revision: str, folder: Path, target_modules: str) -> tuple[str, str]:
-    """Checks config and tokenizer, and puts them into the store, where steps without the hub's token read them."""
-    files = base_model.small_files(base, revision, folder)
-    models.check_targets(target_modules, models.linear_layers(files))
-    models.load_tokenizer(files)
+def _tokenizer(files: Path) -> tuple[str, str]:
+    """Puts the tokenizer into the store, where steps without the hub's token read it; returns its URI and digest."""
     names = sorted(
         path for pattern in base_model.SMALL_FILES for path in files.glob(pattern) if "index.json" not in path.name
     )
@@ -93,24 +94,3 @@ def _tokenizer(base: str, revision: str, folder: Path, target_modules: str) -> t
     for path in names:
         storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
     return uri, digest
-
-
-def _report(config: RunConfig, listing: data_listing.Listing, result: Result, path: str) -> None:
-    report = Report("Plan", "What this run works from; none of it changes while the run lasts.")
-    rows: list[tuple[str, object]] = [
-        ("base model", config.base_model),
-        ("base revision", result.base_revision),
-        ("champion today", result.champion_version or "none"),
-        ("data digest", result.data_digest),
-        ("data key", result.data_key),
-        ("training key", result.training_key),
-        ("merge key", result.merge_key),
-    ]
-    report.table(["", ""], rows)
-    for side, source in listing.items():
-        report.section("Training data" if side == "train" else "Evaluation data", source["uri"])
-        report.table(["file", "bytes", "content"], source["files"])
-    report.section("Options")
-    for step in OPTION_STEPS:
-        report.table([step, ""], [(name, str(value)) for name, value in config.for_step(step).model_dump().items()])
-    report.write(path)

@@ -1,92 +1,159 @@
-"""Rows out of JSON and JSONL files, and conversations out of rows."""
+"""Rows out of JSONL, JSON, CSV and Parquet files, plain or compressed, as a stream: a file need not fit in memory."""
 
+import contextlib
+import csv
+import io
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from components.core import storage
-from components.core.chat import Message
+from components.core.data_listing import KINDS
 from components.core.errors import InputError
 
 Row = dict[str, Any]
-SUFFIXES = (".jsonl", ".json")
-ROLES = ("system", "user", "assistant")
+LONGEST_LINE = 64 << 20
+"""Bytes; a longer line is rejected unread, so that a file without line ends cannot fill the memory."""
 
 
-def rows(uri: str) -> Iterator[tuple[int, Row]]:
-    """The rows of one file, each with its number from 1 (JSONL: the line; JSON: the place in the list).
+def records(path: Path, name: str) -> Iterator[tuple[int, bytes | Row | None]]:
+    """The rows of one file as they lie in it, each with its number from 1.
+
+    Lines of JSONL come undecoded (`decode` does that, row by row and in any process), None for a line that is too long;
+    the other kinds come as rows.
+
+    Args:
+        path: the local file.
+        name: its name to people; its ending says what kind it is and how it is compressed.
+
+    Yields:
+        JSONL: the line's number; JSON and Parquet: the place in the file; CSV: the line on which the row ends.
 
     Raises:
-        InputError: not UTF-8, not JSON, or of a kind that is not read; names file and line.
+        InputError: the file cannot be read on; names the file and how far it was read.
     """
-    suffix = Path(uri).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"data {uri}: files of kind {suffix or '(none)'} are not read; give .json or .jsonl")
+    kind = next(kind for kind in KINDS if name.lower().removesuffix(".gz").removesuffix(".zst").endswith(kind))
+    read = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kind]
+    number = 0
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"data {uri}: not UTF-8 at byte {error.start}") from None
-    if suffix == ".json":
-        found = _json(text, uri, 1)
-        if not isinstance(found, list):
-            raise InputError(f"data {uri}: a .json file must hold one list of rows; one row a line is .jsonl")
-        yield from ((number, _object(row, uri, number)) for number, row in enumerate(found, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, _object(_json(line, uri, number), uri, number)
+        with _opened(path, name) as file:
+            for number, row in read(file, name):
+                yield number, row
+    except InputError:
+        raise
+    except Exception as error:
+        # Each library raises kinds of its own on a damaged file; their texts may quote the data.
+        if not _is_damage(error):
+            raise
+        what = "compressed data cut short or damaged" if _compression(name) else f"damaged, or not {kind}"
+        raise InputError(f"data {name}: {what} after row {number}; write the file again") from None
 
 
-def _json(text: str, uri: str, line: int) -> Any:
+def _is_damage(error: Exception) -> bool:
+    import ijson
+    import pyarrow
+
+    return isinstance(error, OSError | ValueError | csv.Error | ijson.JSONError | pyarrow.ArrowException)
+
+
+def _compression(name: str) -> str:
+    return {".gz": "gzip", ".zst": "zstd"}.get(Path(name.lower()).suffix, "")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
+    import pyarrow
+
+    with contextlib.ExitStack() as stack:
+        if not _compression(name):
+            yield stack.enter_context(path.open("rb"))
+            return
+        # Unlike the bindings of zstd, pyarrow says when a stream was cut short.
+        inner = stack.enter_context(pyarrow.input_stream(str(path), compression=_compression(name)))
+        file = stack.enter_context(io.BufferedReader(inner, 1 << 16))
+        if ".parquet" in Path(name.lower()).suffixes:  # is read from its end
+            whole = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(file, whole, 1 << 20)
+            yield whole
+        else:
+            yield file
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+            yield number, None
+        elif line.strip():
+            yield number, line
+
+
+def decode(record: bytes | Row | None) -> Row:
+    """The row a record holds.
+
+    Raises:
+        ValueError: why it holds none.
+    """
+    import orjson
+
+    if record is None:
+        raise ValueError(f"the line is longer than {LONGEST_LINE >> 20} MiB")
+    if not isinstance(record, bytes):
+        return record
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"data {uri}: not JSON at line {line + error.lineno - 1}: {error.msg}") from None
-
-
-def _object(row: Any, uri: str, line: int) -> Row:
+        row = orjson.loads(record)
+    except orjson.JSONDecodeError:
+        row = _lenient(record)
     if not isinstance(row, dict):
-        raise InputError(f"data {uri}: line {line} is not a JSON object with columns, but {type(row).__name__}")
+        raise ValueError("not a JSON object with columns")
     return row
 
 
-def conversation(row: Row) -> list[Message]:
-    """The conversation a row stands for.
-
-    Three forms are known by their columns: `messages`; `prompt` and `completion`; `instruction`, `input` and
-    `output` (alpaca).
-
-    Raises:
-        ValueError: why the row cannot be used.
-    """
-    if "messages" in row:
-        messages = row["messages"]
-    elif "prompt" in row and "completion" in row:
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["completion"]},
-        ]
-    elif "instruction" in row and "output" in row:
-        question = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
-    else:
-        raise ValueError("no messages, no prompt and completion, no instruction and output")
-    return [_message(message) for message in _list(messages)]
+def _lenient(record: bytes) -> Any:
+    # What orjson refuses and Python reads: NaN, numbers of more than 64 bits.
+    try:
+        return json.loads(record.decode())
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError:
+        ending = "" if record.endswith(b"\n") else "; the file ends in the middle of this line"
+        raise ValueError(f"not JSON{ending}") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
-def _list(messages: Any) -> list[Any]:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages is not a list of turns")
-    return messages
+def _json(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
+    import ijson
+
+    if file.peek(3).startswith(b"\xef\xbb\xbf"):  # type: ignore[attr-defined]
+        file.read(3)
+    if file.peek(64).lstrip()[:1] != b"[":  # type: ignore[attr-defined]
+        raise InputError(f"data {name}: a .json file must hold one list of rows; one row a line is .jsonl")
+    for number, row in enumerate(ijson.items(file, "item", use_float=True), 1):
+        yield number, row if isinstance(row, dict) else {}
 
 
-def _message(message: Any) -> Message:
-    if not isinstance(message, dict):
-        raise ValueError("a turn is not an object with role and content")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise ValueError(f"unknown role {role!r}")
-    if not isinstance(content, str) or not content.strip():
-        raise ValueError(f"the {role}'s content is not text, or empty")
-    return {"role": role, "content": content}
+def _csv(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(LONGEST_LINE)
+    # What is not UTF-8 becomes lone surrogates, which no UTF-8 text can hold: that row alone is rejected later.
+    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), strict=True)
+    for row in reader:
+        # More cells than columns come under None, which is no column's name.
+        yield reader.line_num, {} if None in row or None in row.values() else dict(row)
+
+
+def _parquet(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
+    import pyarrow.parquet
+
+    number = 0
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row

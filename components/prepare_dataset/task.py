@@ -1,24 +1,38 @@
-"""Turns the listed data into token ids and labels, and accounts for every row."""
+"""Turns the listed data into token ids and labels, and accounts for every row.
+
+Two passes: the first reads, checks, tokenises and sets aside, the second leaves out duplicates and writes the sets.
+What grows with the rows lies in files, so memory does not grow with them.
+"""
 
 import collections
+import contextlib
 import dataclasses
-import hashlib
-import itertools
+import gc
 import json
 import tempfile
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import chat, data_listing, dataset, models, storage
+import numpy as np
+
+from components.core import data_listing, dataset, models, storage
 from components.core.config import PrepareConfig
-from components.core.dataset import Sample
+from components.core.data_listing import DataFile
 from components.core.errors import InputError
-from components.core.report import Markup, Report, escape
 from components.core.steps import log
-from components.prepare_dataset import reading
+from components.prepare_dataset import preparing
+from components.prepare_dataset.data_report import Kept, write_report
+from components.prepare_dataset.duplicates import Index
+from components.prepare_dataset.encoding import Encoder
+from components.prepare_dataset.preparing import Chunk, Prepared
+from components.prepare_dataset.selecting import Contamination, Fate, fates, select
 
 Config = PrepareConfig
-SAMPLES = 6
+CHECKED_ROWS = 128
+"""Rows on which fastokens is compared with the model's own tokenizer."""
+FIRST_REASONS = 10
 
 
 class Result(NamedTuple):
@@ -32,11 +46,15 @@ class Result(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Sets:
-    train: list[Sample]
-    eval: list[Sample]
-    rejected: list[dict[str, Any]]
-    duplicates: int = 0
+class Read:
+    """What the first pass counted."""
+
+    rows: int = 0
+    rejected: int = 0
+    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    first: list[str] = dataclasses.field(default_factory=list)
+    files: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
+    slow_chunks: int = 0
 
 
 def run(
@@ -55,7 +73,7 @@ def run(
         config: the step's options.
         listing_uri: the listing that plan_run wrote.
         tokenizer_uri: folder of the base model's tokenizer.
-        train_set: Parquet file to write: id, input_ids, labels, messages (JSON).
+        train_set: Parquet file to write: id, input_ids, labels, messages and tools (JSON), group, slice.
         eval_set: Parquet file to write, of the same columns.
         rejected: JSONL file to write: file, line and reason of each row that cannot be used.
         report: HTML page to write.
@@ -63,19 +81,41 @@ def run(
     Raises:
         InputError: unreadable data, too many unusable rows, or nothing left to train on or to evaluate.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = models.load_tokenizer(storage.download(tokenizer_uri, Path(folder)))
-    sets = _sort(data_listing.load(listing_uri), config, tokenizer)
-    _write_rejected(sets.rejected, rejected)
-    _check(sets, config)
+    files = data_listing.load(listing_uri)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        tokenizer_folder = storage.download(tokenizer_uri, folder / "tokenizer")
+        tokenizer = models.load_tokenizer(tokenizer_folder)
+        encoder = Encoder(tokenizer, config.max_length, config.supervise == "last")
+        note = _choose_tokenizer(encoder, files, folder, config)
+        # What was imported so far stays: the collector need not look through it again and again.
+        gc.freeze()
+        index = stack.enter_context(contextlib.closing(Index(folder, config.near_duplicate_threshold)))
+        contamination = Contamination()
+        with (
+            preparing.workers(config, tokenizer_folder, encoder) as prepare,
+            _aside(rejected) as rejections,
+            _staging(folder / "staged") as staged,
+        ):
+            read = _read(prepare(_chunks(files, folder, config)), index, contamination, rejections, staged)
+        _check_rejected(read, config)
+        found = fates(index, contamination, config.eval_share if "eval" not in files else None)
+        _check_left(found, read.rows)
+        kept = Kept(tokenizer, config.max_length)
+        with dataset.Writer({"train": train_set, "eval": eval_set}) as writer:
+            for side, batch, rows in select(folder / "staged", found):
+                writer.write(side, batch)
+                kept.add(side, rows)
+            digest = writer.close()
     result = Result(
-        dataset_digest=dataset.write({"train": (sets.train, train_set), "eval": (sets.eval, eval_set)}),
-        train_rows=len(sets.train),
-        eval_rows=len(sets.eval),
-        rejected_rows=len(sets.rejected),
-        duplicate_rows=sets.duplicates,
+        dataset_digest=digest,
+        train_rows=int((found == Fate.TRAIN).sum()),
+        eval_rows=int((found == Fate.EVAL).sum()),
+        rejected_rows=read.rejected,
+        duplicate_rows=int((found >= Fate.EXACT).sum()),
     )
-    _report(sets, result, config, tokenizer, report)
+    note += f"; on {read.slow_chunks} chunks of {preparing.CHUNK_ROWS} rows it was not" if read.slow_chunks else ""
+    write_report(report, result, read, found, kept, note)
     log(
         f"{result.train_rows} rows to train on, {result.eval_rows} to evaluate on;"
         f" {result.duplicate_rows} duplicates, {result.rejected_rows} rejected"
@@ -83,95 +123,96 @@ def run(
     return result
 
 
-def _sort(files: dict[str, list[str]], config: PrepareConfig, tokenizer: Any) -> _Sets:
-    """Each row to its side. The held-out side is read first: a copy of its rows in the training data is a duplicate."""
-    sets = _Sets([], [], [])
-    seen: set[str] = set()
-    for side in sorted(files, key=["eval", "train"].index):
-        for uri in files[side]:
-            for line, row in reading.rows(uri):
-                try:
-                    sample = _sample(row, config, tokenizer)
-                except ValueError as error:
-                    sets.rejected.append({"file": uri, "line": line, "reason": str(error)})
-                    continue
-                if sample.id in seen:
-                    sets.duplicates += 1
-                    continue
-                seen.add(sample.id)
-                held_out = side == "eval" or ("eval" not in files and _held_out(sample.id, config.eval_share))
-                (sets.eval if held_out else sets.train).append(sample)
-    return sets
+def _sides(files: dict[str, list[DataFile]]) -> list[str]:
+    # The held-out side comes first: training rows are compared with it.
+    return [side for side in ("eval", "train") if side in files]
 
 
-def _held_out(row_id: str, share: float) -> bool:
-    # By content, so that a row stays on its side as the data grows.
-    return int(row_id[:8], 16) < share * 2**32
-
-
-def _sample(row: reading.Row, config: PrepareConfig, tokenizer: Any) -> Sample:
-    messages = reading.conversation(row)
-    encoded = chat.encode(tokenizer, messages, config.max_length)
-    if not encoded.supervised:
-        raise ValueError(f"nothing of an assistant's answer within {config.max_length} tokens")
-    content = json.dumps(messages, sort_keys=True, ensure_ascii=False)
-    return Sample(hashlib.sha256(content.encode()).hexdigest(), messages, encoded)
-
-
-def _check(sets: _Sets, config: PrepareConfig) -> None:
-    rows = len(sets.train) + len(sets.eval) + len(sets.rejected) + sets.duplicates
-    share = len(sets.rejected) / max(rows, 1)
-    if share > config.max_rejected_share:
-        reasons = "; ".join(f"{Path(r['file']).name}:{r['line']} {r['reason']}" for r in sets.rejected[:10])
-        raise InputError(
-            f"{len(sets.rejected)} of {rows} rows cannot be used ({share:.1%}, allowed are"
-            f" {config.max_rejected_share:.1%}): {reasons}"
+def _choose_tokenizer(encoder: Encoder, files: dict[str, list[DataFile]], folder: Path, config: PrepareConfig) -> str:
+    """Compares fastokens with the model's own tokenizer on the first rows of each side; says which is used."""
+    rows = []
+    for side in _sides(files):
+        file = files[side][0]
+        for chunk in preparing.chunks(file, file.fetch(folder), side == "eval", config):
+            rows += preparing.sample(chunk, config, CHECKED_ROWS)
+            break
+    if not encoder.fast:
+        note = "tokenised by the model's own tokenizer: fastokens does not take it"
+    elif different := encoder.check(rows):
+        note = f"tokenised by the model's own tokenizer: fastokens differs on {different} of {len(rows)} rows"
+    else:
+        note = (
+            f"tokenised by fastokens: ids and labels as the model's own tokenizer's on {len(rows)} of {len(rows)} rows"
         )
-    for name, samples in (("train", sets.train), ("evaluate", sets.eval)):
-        if not samples:
-            raise InputError(f"no row is left to {name} on, of {rows} read")
+    log(note)
+    return note
 
 
-def _write_rejected(rejected: list[dict[str, Any]], path: str) -> None:
-    storage.write_bytes(path, "".join(json.dumps(row) + "\n" for row in rejected).encode())
+def _chunks(files: dict[str, list[DataFile]], folder: Path, config: PrepareConfig) -> Iterator[Chunk]:
+    for side in _sides(files):
+        for file in files[side]:
+            with tempfile.TemporaryDirectory(dir=folder) as copies:
+                log(f"reading {file.uri}")
+                yield from preparing.chunks(file, file.fetch(Path(copies)), side == "eval", config)
 
 
-def _report(sets: _Sets, result: Result, config: PrepareConfig, tokenizer: Any, path: str) -> None:
-    report = Report("Data", f"Every row read is accounted for. Dataset digest {result.dataset_digest[:16]}.")
-    lengths = [len(sample.encoded.input_ids) for sample in sets.train]
-    supervised = sum(sample.encoded.supervised for sample in sets.train)
-    report.table(
-        ["", "rows"],
-        [
-            ("to train on", result.train_rows),
-            ("to evaluate on", result.eval_rows),
-            ("duplicates, left out", result.duplicate_rows),
-            ("rejected", result.rejected_rows),
-        ],
-    )
-    report.section("Tokens to train on")
-    report.table(
-        ["", ""],
-        [
-            ("tokens", sum(lengths)),
-            ("supervised tokens", supervised),
-            ("longest conversation", max(lengths)),
-            (f"cut at max_length {config.max_length}", sum(length == config.max_length for length in lengths)),
-        ],
-    )
-    if sets.rejected:
-        report.section("Why rows were rejected")
-        report.table(["reason", "rows"], collections.Counter(row["reason"] for row in sets.rejected).most_common())
-    report.section("As the model sees them", "Marked tokens are supervised.")
-    for sample in sets.train[:SAMPLES]:
-        report.block(_marked(sample.encoded, tokenizer))
-    report.write(path)
+def _read(
+    prepared: Iterator[tuple[Chunk, Prepared]], index: Index, contamination: Contamination, rejections: Any, staged: Any
+) -> Read:
+    read = Read()
+    for chunk, found in prepared:
+        contamination.add(found.runs, chunk.held_out, index.rows)
+        index.add(found.ids, found.signatures, chunk.held_out)
+        staged.write_batch(found.rows)
+        for line, reason in found.rejected:
+            rejections.write(json.dumps({"file": chunk.file, "line": line, "reason": reason}) + "\n")
+            read.reasons[reason] += 1
+            if len(read.first) < FIRST_REASONS:
+                read.first.append(f"{Path(chunk.file).name}:{line} {reason}")
+        read.rows += len(chunk.records)
+        read.rejected += len(found.rejected)
+        read.slow_chunks += found.slow
+        if not read.files or read.files[-1][0] != chunk.file:
+            read.files.append((chunk.file, chunk.form or "none", 0))
+        read.files[-1] = (*read.files[-1][:2], read.files[-1][2] + len(chunk.records))
+    return read
 
 
-def _marked(encoded: chat.Encoded, tokenizer: Any) -> Markup:
-    parts = []
-    pairs = zip(encoded.input_ids, encoded.labels, strict=True)
-    for supervised, group in itertools.groupby(pairs, key=lambda pair: pair[1] != chat.IGNORED):
-        text = escape(tokenizer.decode([token for token, _ in group]))
-        parts.append(f"<mark>{text}</mark>" if supervised else text)
-    return Markup("".join(parts))
+def _check_rejected(read: Read, config: PrepareConfig) -> None:
+    share = read.rejected / max(read.rows, 1)
+    if share > config.max_rejected_share:
+        raise InputError(
+            f"{read.rejected} of {read.rows} rows cannot be used ({share:.1%}, allowed are"
+            f" {config.max_rejected_share:.1%}): {'; '.join(read.first)}"
+        )
+
+
+def _check_left(found: Any, rows: int) -> None:
+    for name, fate in (("train", Fate.TRAIN), ("evaluate", Fate.EVAL)):
+        if not np.any(found == fate):
+            raise InputError(
+                f"no row is left to {name} on, of {rows} read: {int((found >= Fate.EXACT).sum())} are duplicates,"
+                f" {rows - len(found)} were rejected"
+            )
+
+
+@contextlib.contextmanager
+def _aside(path: str) -> Iterator[Any]:
+    """A text file that appears under its name when whole; a run that stops later still leaves the reasons there."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            yield file
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _staging(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, preparing.staged_schema()) as writer:
+        yield writer

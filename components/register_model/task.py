@@ -57,7 +57,7 @@ def run(config: RegisterConfig, *, merged_uri: str, merge_key: str, evidence: di
         if mine != existing[0]:
             client.delete_model_version(config.model_name, str(mine))
     number = str(existing[0])
-    client.set_registered_model_alias(config.model_name, "champion", number)
+    _make_champion(client, config.model_name, number)
     log(f"{config.model_name} version {number} is registered, alias champion")
     return Result(number, f"models:/{config.model_name}@champion")
 
@@ -73,6 +73,17 @@ def _check(finished: attempts.Finished) -> None:
 def _versions(client: Any, name: str, merge_key: str) -> list[int]:
     found = client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{merge_key}'")
     return sorted(int(item.version) for item in found)
+
+
+def _make_champion(client: Any, name: str, number: str) -> None:
+    import mlflow
+
+    try:
+        client.set_registered_model_alias(name, "champion", number)
+    except mlflow.MlflowException as error:
+        # Another that registers the same at the same time may have set it in between: then all is well.
+        if tracking.champion(client, name) != number:
+            raise InputError(f"MLflow: {error}") from None
 
 
 def _lay_mlmodel(finished: attempts.Finished) -> None:

@@ -1,11 +1,12 @@
 """Brings the base model into the store, once a revision; a folder or an s3:// prefix is used where it lies."""
 
+import json
 from typing import NamedTuple
 
-from components.core import attempts, base_model, models, storage
+from components.core import attempts, base_model, storage
 from components.core.config import StageConfig
-from components.core.errors import InputError
 from components.core.steps import log
+from components.stage_base_model import copying
 
 Config = StageConfig
 
@@ -19,35 +20,28 @@ class Result(NamedTuple):
 def run(config: StageConfig) -> Result:
     """Makes sure the base model lies where the GPU pods can read it.
 
+    The files of a revision lie in one folder, each put there whole after its hash was checked. So an attempt that was
+    cut short is taken up where it ended, and two at once write the same bytes. The manifest comes last.
+
     Raises:
-        InputError: there is no such model, or its files are no longer those that were planned with.
+        InputError: there is no such model, or its files are not those that were planned with.
     """
-    revision = base_model.resolve(config.base_model, config.base_revision)
     if not base_model.is_on_hub(config.base_model):
+        base_model.resolve(config.base_model, config.base_revision)
         log(f"base {config.base_model} is used where it lies")
         uri = config.base_model
         return Result(uri if storage.is_s3(uri) else str(storage.local_path(uri)))
-    key_uri = storage.join(storage.root(), "bases", config.base_model.replace("/", "--"), revision)
-    staged = attempts.find(key_uri)
+    key_uri = storage.join(storage.root(), "bases", config.base_model.replace("/", "--"))
+    staged = attempts.find(storage.join(key_uri, config.base_revision)) if config.base_revision else None
     if staged is None:
-        log(f"copying {config.base_model} at {revision[:12]} into the store")
-        staged = _download(config.base_model, revision, key_uri)
+        revision, files = base_model.hub_files(config.base_model, config.base_revision)
+        staged = attempts.find(storage.join(key_uri, revision))
+    if staged is None:
+        uri = storage.join(key_uri, revision, "files")
+        copied = copying.copy(config.base_model, revision, files, uri)
+        info = {"base_model": config.base_model, "revision": revision}
+        manifest = {"format": 1, "info": info, "files": copied}
+        storage.write_bytes(storage.join(uri, attempts.MANIFEST), json.dumps(manifest, indent=1).encode())
+        staged = attempts.Finished(uri, info, copied)
     log(f"base lies at {staged.uri}")
     return Result(staged.uri)
-
-
-def _download(name: str, revision: str, key_uri: str) -> attempts.Finished:
-    import huggingface_hub
-
-    with attempts.attempt(key_uri) as attempt:
-        try:
-            huggingface_hub.snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=[*base_model.SMALL_FILES, "*.safetensors"],
-                local_dir=attempt.folder,
-            )
-        except Exception as error:  # the hub's client raises many unrelated kinds
-            raise InputError(f"base model {name} at {revision[:12]}: {error}") from None
-        models.check_folder(attempt.folder)
-        return attempt.commit({"base_model": name, "revision": revision})

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from components.core import attempts, dataset, models, storage
 from components.core.config import TrainConfig
-from components.core.errors import InputError
 from components.core.report import Report
-from components.core.steps import Progress, log
+from components.core.steps import log
+from components.train_qlora import attention, packing
 
 Config = TrainConfig
 
@@ -78,7 +78,9 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
+
+    from components.train_qlora.trainer import PackedTrainer, ShowProgress, without_printing
 
     models.check_folder(base)
     targets = models.check_targets(config.target_modules, models.linear_layers(base))
@@ -86,16 +88,17 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
     set_seed(config.seed)
     log(f"loading {base.name} in NF4")
     model = models.load_quantized(base)
-    batch = config.batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps or math.ceil(config.epochs * math.ceil(len(samples) / batch))
-    rows = [{"input_ids": sample.encoded.input_ids, "labels": sample.encoded.labels} for sample in samples]
+    attention.use(model)
+    encoded = [sample.encoded for sample in samples]
+    rows = packing.rows(encoded, config.batch_tokens)
+    steps = config.max_steps or math.ceil(config.epochs * math.ceil(len(rows) / config.gradient_accumulation_steps))
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
+        trainer = PackedTrainer(
             model=model,
             args=SFTConfig(
                 output_dir=scratch,
                 max_steps=steps,
-                per_device_train_batch_size=config.batch_size,
+                per_device_train_batch_size=1,
                 gradient_accumulation_steps=config.gradient_accumulation_steps,
                 learning_rate=config.learning_rate,
                 lr_scheduler_type="cosine",
@@ -103,11 +106,11 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
                 weight_decay=config.weight_decay,
                 max_grad_norm=config.max_grad_norm,
                 gradient_checkpointing=config.gradient_checkpointing,
-                # Conversations of like length share a batch: less of it is padding.
-                train_sampling_strategy="group_by_length",
                 optim="paged_adamw_32bit" if torch.cuda.is_available() else "adamw_torch",
                 bf16=True,
                 use_cpu=not torch.cuda.is_available(),
+                dataset_kwargs={"skip_prepare_dataset": True},
+                remove_unused_columns=False,
                 max_length=None,
                 seed=config.seed,
                 logging_steps=max(1, min(10, steps // 10)),
@@ -117,6 +120,7 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
                 disable_tqdm=True,
             ),
             train_dataset=Dataset.from_list(rows),
+            data_collator=packing.collate,
             processing_class=tokenizer,
             peft_config=LoraConfig(
                 r=config.lora_r,
@@ -125,11 +129,14 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
                 target_modules=targets,
                 task_type="CAUSAL_LM",
             ),
-            callbacks=[_progress(steps)],
+            callbacks=[ShowProgress(steps)],
         )
-        _drop_printing(trainer)
+        without_printing(trainer)
+        _in_full_precision(trainer.model)
         trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-        log(f"training {trainable:,} parameters for {steps} steps of {batch} conversations")
+        tokens = sum(len(item.input_ids) for item in encoded)
+        log(f"{len(encoded)} conversations in {len(rows)} rows, {tokens / len(rows) / config.batch_tokens:.0%} full")
+        log(f"training {trainable:,} parameters for {steps} steps")
         trainer.train()
     losses = [(entry["step"], float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
     trainer.model.save_pretrained(str(output), safe_serialization=True)
@@ -137,34 +144,16 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
     return losses
 
 
-def _drop_printing(trainer: Any) -> None:
-    from transformers import PrinterCallback
+def _in_full_precision(model: Any) -> None:
+    """Keeps the adapter in float32; the products still run in bfloat16.
 
-    trainer.remove_callback(PrinterCallback)
+    TRL casts it to bfloat16, whose eight significant bits lose an update smaller than a 256th of a weight.
+    """
+    import torch
 
-
-def _progress(steps: int) -> Any:
-    """A trainer callback that logs a line now and then, and stops at a loss that is no number."""
-    from transformers import TrainerCallback
-
-    class ShowProgress(TrainerCallback):
-        def __init__(self) -> None:
-            self.progress = Progress("training", steps)
-            self.loss = ""
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                if not math.isfinite(float(logs["loss"])):
-                    raise InputError(
-                        f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate"
-                        f" (now {args.learning_rate:g}) or look at the data"
-                    )
-                self.loss = f"loss {float(logs['loss']):.4f}"
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.progress.at(state.global_step, self.loss)
-
-    return ShowProgress()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
 
 
 def _report(config: TrainConfig, losses: list[tuple[int, float]], result: Result, path: str) -> None:

@@ -16,8 +16,8 @@ def test_a_misspelt_option_is_named_with_the_nearest() -> None:
 
 
 def test_a_misspelt_option_of_a_step_is_named_too() -> None:
-    with pytest.raises(InputError, match=r"train_qlora: unknown option batchsize; did you mean batch_size\?"):
-        RunConfig.parse(**REQUIRED, options={"train_qlora": {"batchsize": 4}})
+    with pytest.raises(InputError, match=r"train_qlora: unknown option batchtokens; did you mean batch_tokens\?"):
+        RunConfig.parse(**REQUIRED, options={"train_qlora": {"batchtokens": 4}})
     with pytest.raises(InputError, match=r"options.train_qlra: no such step; did you mean train_qlora\?"):
         RunConfig.parse(**REQUIRED, options={"train_qlra": {}})
 
@@ -49,10 +49,10 @@ def test_whole_numbers_may_arrive_as_floats() -> None:
 
 
 def test_options_reach_their_step() -> None:
-    options = json.dumps({"train_qlora": {"batch_size": 3}})
+    options = json.dumps({"train_qlora": {"batch_tokens": 300}})
     config = RunConfig.parse(**REQUIRED, learning_rate=0.01, options=options)
     train = config.for_step("train_qlora")
-    assert (train.batch_size, train.learning_rate) == (3, 0.01)
+    assert (train.batch_tokens, train.learning_rate) == (300, 0.01)
     assert set(OPTION_STEPS) <= set(STEPS)
 
 

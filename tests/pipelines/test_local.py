@@ -24,7 +24,7 @@ def run(folder: Path, base: Path, margin: float) -> tuple[int, dict[str, object]
         "learning_rate": 0.01,
         "options": {
             "prepare_dataset": {"eval_share": 0.2},
-            "train_qlora": {"max_steps": 20, "batch_size": 16},
+            "train_qlora": {"max_steps": 20, "batch_tokens": 512},
             "evaluate_model": {"generation_rows": 2, "max_new_tokens": 4, "min_improvement": margin},
         },
     }

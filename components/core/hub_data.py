@@ -1,0 +1,93 @@
+"""Data sets on the Hugging Face hub: `org/name`, `org/name@revision`, or `hf://datasets/org/name@revision/path`.
+
+A revision is resolved to its commit, so that the address cannot come to mean other data.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from components.core.errors import InputError
+from components.core.storage import Entry, sha256_file
+
+PREFIX = "hf://datasets/"
+_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.%-]+))?(/(?P<path>.+))?")
+
+
+class Source(NamedTuple):
+    """A data set on the hub; `path` is a file or folder in it, or empty."""
+
+    name: str
+    revision: str
+    path: str
+
+
+def parse(uri: str) -> Source | None:
+    """The data set that an address names, or None where it is an address of another kind."""
+    long = uri.startswith(PREFIX)
+    found = _ID.fullmatch(uri.removeprefix(PREFIX))
+    if found is None or (not long and (found["path"] or uri.startswith(".") or os.path.exists(uri))):
+        return None
+    return Source(found["name"], (found["revision"] or "main").replace("%2F", "/"), found["path"] or "")
+
+
+def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]]:
+    """The address at its commit, and the data files there, told apart by sha256 (LFS) or by git's blob id.
+
+    Of a whole data set with files of several splits, those whose path says `train` are taken.
+
+    Raises:
+        InputError: the hub does not give it.
+    """
+    import huggingface_hub
+
+    try:
+        info = huggingface_hub.HfApi().dataset_info(
+            source.name, revision=source.revision, files_metadata=True, timeout=20
+        )
+    except Exception as error:  # the hub's client raises many unrelated kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"data {source.name}: no file or folder of that name here, and the Hugging Face hub says: {reason}"
+        ) from None
+    below = source.path.rstrip("/")
+    entries = [
+        Entry(file.rfilename, file.size or 0, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
+        for file in info.siblings or []
+        if file.rfilename.endswith(suffixes) and (not below or f"{file.rfilename}/".startswith(f"{below}/"))
+    ]
+    train = [entry for entry in entries if re.search(r"(^|[/_.-])train([/_.-]|$)", entry.path)]
+    path = f"/{below}" if below else ""
+    return f"{PREFIX}{source.name}@{info.sha}{path}", sorted(train if train and not below else entries)
+
+
+def fetch(uri: str, path: str, etag: str, folder: Path) -> Path:
+    """Downloads one listed file and checks its content.
+
+    Raises:
+        InputError: the hub does not give it, or gives other content.
+    """
+    import huggingface_hub
+
+    source = parse(uri)
+    assert source is not None
+    try:
+        found = Path(
+            huggingface_hub.hf_hub_download(
+                source.name, path, repo_type="dataset", revision=source.revision, local_dir=folder
+            )
+        )
+    except Exception as error:  # as above
+        raise InputError(f"data {uri}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}") from None
+    if f"{etag.partition(':')[0]}:{_content(found, etag)}" != etag:
+        raise InputError(f"data {uri}: {path} is not the file that was listed; start a new run")
+    return found
+
+
+def _content(path: Path, etag: str) -> str:
+    if etag.startswith("sha256:"):
+        return sha256_file(path)
+    data = path.read_bytes()  # only small files are not in LFS
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,159 @@
+"""What a training step holds besides weights, counted by running the model's own code on tensors without data.
+
+PyTorch's FakeTensorMode runs forward and backward of the real architecture: shapes, dtypes, autograd and gradient
+checkpointing are those of training, no memory is taken. So one way serves every architecture, fused experts
+included, and stays right when transformers changes a layer.
+"""
+
+import dataclasses
+import weakref
+from pathlib import Path
+from typing import Any
+
+from components.core.config import TrainConfig
+from components.plan_run import architecture
+
+FEW, MORE = 4, 8
+"""Layers that are run: memory is linear in them, so two depths give that of any."""
+_ATTENTION = "planned_packed_conversations"
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Bytes of one forward and backward pass of the model without its head.
+
+    `held` is what is kept from the end of the forward pass on; `backward` is how much more there is at the highest
+    point of the backward pass: gradients between layers, and with checkpointing one layer's recomputed activations.
+    """
+
+    held: int
+    backward: int
+
+
+def trace(folder: Path, train: TrainConfig, tokens: int, device: str = "cuda") -> Activations:
+    """Counts the activations of one packed row.
+
+    Args:
+        folder: has the base's config.json.
+        train: adapter, dropout and checkpointing.
+        tokens: length of the row.
+        device: `cuda`, or `cpu`, where peft makes copies of a LoRA layer's input: it asks for CUDA's autocast only.
+
+    Raises:
+        InputError: transformers does not know the architecture.
+    """
+    total = len(_layers(architecture.skeleton(folder)))
+    if total <= MORE:
+        return _run(folder, train, tokens, device, total)
+    few, more = (_run(folder, train, tokens, device, depth) for depth in (FEW, MORE))
+    beyond, step = total - FEW, MORE - FEW
+    return Activations(
+        held=few.held + (more.held - few.held) * beyond // step,
+        backward=max(0, few.backward + (more.backward - few.backward) * beyond // step),
+    )
+
+
+def _layers(model: Any) -> Any:
+    """The list of decoder layers: the longest list of modules in the model."""
+    import torch
+
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int) -> Activations:
+    import torch
+    from peft.helpers import disable_input_dtype_casting
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AttentionInterface
+
+    model = architecture.skeleton(folder)
+    del _layers(model)[depth:]
+    AttentionInterface.register(_ATTENTION, _attend)
+    model.set_attn_implementation(_ATTENTION)
+    adapted = architecture.with_adapter(model, train)
+    adapted.train()
+    if train.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable()
+        adapted.enable_input_require_grads()
+    with FakeTensorMode(), disable_input_dtype_casting(adapted, active=device == "cuda"):
+        _materialise(adapted)
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        with _live() as live, torch.autocast("cpu", torch.bfloat16):
+            backbone = adapted.get_base_model().base_model
+            output = backbone(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
+            held = live.now
+            live.peak = held
+            output.backward(torch.ones_like(output))
+            return Activations(held=held, backward=live.peak - held)
+
+
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **_: Any
+) -> tuple[Any, None]:
+    """Holds what training's attention over packed conversations holds: each key and value head repeated, no mask."""
+    import torch
+
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    half = query.shape[2] // 2
+    lengths = [half, query.shape[2] - half]
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _materialise(model: Any) -> None:
+    """Turns meta tensors into fake ones on the CPU; trainable ones get their gradient, which is counted elsewhere."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and id(tensor) not in made:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if store is module._parameters:
+                        fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                        if tensor.requires_grad:
+                            fake.grad = torch.zeros_like(fake)
+                    made[id(tensor)] = fake
+                if tensor is not None:
+                    store[name] = made[id(tensor)]
+
+
+def _live() -> Any:
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    def storages(tree: Any) -> list[Any]:
+        return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+    class Live(TorchDispatchMode):  # type: ignore[misc]  # torch has no types here
+        """Adds up the storages that operators make, in bytes, until they are freed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = self.peak = 0
+            self.known: Any = WeakIdKeyDictionary()
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = WeakIdKeyDictionary({storage: None for storage in storages((args, kwargs))})
+            result = function(*args, **(kwargs or {}))
+            for storage in storages(result):
+                if storage not in given and storage not in self.known:
+                    self.known[storage] = None
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._freed, storage.nbytes())
+            return result
+
+        def _freed(self, size: int) -> None:
+            self.now -= size
+
+    return Live()

@@ -1,0 +1,173 @@
+"""The shapes of a base model, from its config.json alone: built by transformers on the meta device, no weights read."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from components.core import models
+from components.core.config import TrainConfig
+from components.core.errors import InputError
+
+_EXPERTS = re.compile(r"\.experts\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One stored tensor of the base; tied ones appear once.
+
+    `quantised` says whether training holds it in NF4. `itemsize` is bytes an element where it does not.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    quantised: bool
+    itemsize: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the arithmetic needs of a base model and the adapter that the run puts on it.
+
+    `adapter` holds the shape of every trainable tensor. `share_of_experts` is the share of its experts that a token
+    passes through, 1 where there are none.
+    """
+
+    name: str
+    weights: tuple[Weight, ...]
+    adapter: tuple[tuple[int, ...], ...]
+    layers: int
+    hidden: int
+    vocabulary: int
+    share_of_experts: float
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the base."""
+        return sum(weight.numel for weight in self.weights)
+
+    @property
+    def trainable(self) -> int:
+        """Parameters of the adapter."""
+        return sum(_numel(shape) for shape in self.adapter)
+
+    @property
+    def in_fused_experts(self) -> int:
+        """Parameters in fused experts: 3-dimensional tensors, which bitsandbytes leaves in 16 bit."""
+        return sum(weight.numel for weight in self.weights if _EXPERTS.search(weight.name) and not weight.quantised)
+
+    @property
+    def active(self) -> float:
+        """Parameters in the matrix products of one token, embeddings left out and the head counted."""
+        matrices = [w for w in self.weights if len(w.shape) > 1 and not w.name.endswith("embed_tokens.weight")]
+        tied = any(w.name.endswith("embed_tokens.weight") for w in self.weights) and not any(
+            w.name.endswith("lm_head.weight") for w in self.weights
+        )
+        head = self.vocabulary * self.hidden if tied else 0
+        share = self.share_of_experts
+        return head + sum(w.numel * (share if _EXPERTS.search(w.name) else 1) for w in matrices)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return Weight("", shape, False, 0).numel
+
+
+def read(folder: Path, train: TrainConfig) -> Architecture:
+    """The architecture in `folder/config.json`, with the adapter of `train` on it.
+
+    Raises:
+        InputError: transformers does not know the architecture, or a target matches no layer.
+    """
+    model = skeleton(folder)
+    quantised = _quantised(model)
+    weights = tuple(
+        Weight(name, tuple(weight.shape), name in quantised, weight.dtype.itemsize)
+        for name, weight in model.named_parameters()
+    )
+    config = model.config.get_text_config()
+    embeddings = model.get_input_embeddings().weight
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    adapted = with_adapter(model, train)
+    return Architecture(
+        name=str((model.config.architectures or [type(model).__name__])[0]),
+        weights=weights,
+        adapter=tuple(tuple(p.shape) for p in adapted.parameters() if p.requires_grad),
+        layers=int(config.num_hidden_layers),
+        hidden=int(embeddings.shape[1]),
+        vocabulary=int(embeddings.shape[0]),
+        share_of_experts=chosen / experts if experts and chosen else 1.0,
+    )
+
+
+def skeleton(folder: Path) -> Any:
+    """The base on the meta device, in the dtypes that training loads it in.
+
+    Raises:
+        InputError: there is no config.json, or transformers does not know the architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, models.COMPUTE_DTYPE), trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
+
+
+def _quantised(model: Any) -> set[str]:
+    """Names of the weights that bitsandbytes puts into NF4, by transformers' own rule."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    quantizer = AutoHfQuantizer.from_config(models.quantization_config())
+    kept = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return {f"{name}.weight" for name, module in linear_layers(model) if should_convert_module(name, kept)}
+
+
+def linear_layers(model: Any) -> list[tuple[str, Any]]:
+    """Every plain linear layer by name: those that can be quantised."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear or isinstance(module, Conv1D)
+    ]
+
+
+def with_adapter(model: Any, train: TrainConfig) -> Any:
+    """Puts the run's adapter on a skeleton, in place, as peft does it; in float32, as train_qlora trains it.
+
+    Raises:
+        InputError: a target matches no layer.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    head = model.get_output_embeddings()
+    layers = [name for name, module in linear_layers(model) if module is not head]
+    adapter = LoraConfig(
+        r=train.lora_r,
+        lora_dropout=train.lora_dropout,
+        target_modules=models.check_targets(train.target_modules, layers),
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, adapter, low_cpu_mem_usage=True)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    return adapted

@@ -1,0 +1,81 @@
+"""The plan as a page."""
+
+import dataclasses
+from pathlib import Path
+
+from components.core.config import OPTION_STEPS, RunConfig
+from components.core.report import Report
+from components.plan_run import compare, fit, time_and_cost
+from components.plan_run.access import Access, Finding
+
+GIB = 1 << 30
+
+
+def write(
+    config: RunConfig, found: Access, keys: list[tuple[str, str]], finished: list[Finding], host: int, path: str | Path
+) -> None:
+    """Writes the page: findings first, then memory, time and disk, and what the run works from.
+
+    Args:
+        config: the whole run.
+        found: what the checks found.
+        keys: what the run works from, by name.
+        finished: work of this run that is finished already.
+        host: bytes that the training process needs on a machine without a GPU; 0: not known.
+        path: file to write.
+    """
+    report = Report("Plan", "What this run works from; none of it changes while the run lasts.")
+    fatal = len(found.fatal)
+    report.verdict(not fatal, f"{fatal} things to mend" if fatal else "Nothing stands in the way")
+    report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in [*found.findings, *finished]])
+    if found.plan:
+        _memory(report, found.plan, host)
+        _time(report, found, found.plan)
+    if keys:
+        report.section("What it works from")
+        report.table(["", ""], [("base model", config.base_model), *keys])
+    for side, source in found.listing.items():
+        report.section("Training data" if side == "train" else "Evaluation data", source["uri"])
+        report.table(["file", "bytes", "content"], source["files"])
+    report.section("Options")
+    for step in OPTION_STEPS:
+        report.table([step, ""], [(name, str(value)) for name, value in config.for_step(step).model_dump().items()])
+    report.write(path)
+
+
+def _memory(report: Report, plan: fit.Plan, host: int) -> None:
+    shape = f"packed rows of {plan.tokens} tokens, all of them supervised at worst"
+    report.section("Memory on the GPU", f"{plan.architecture.name}, {shape}. The optimiser is paged.")
+    rows = [(part.replace("_", " "), size / GIB) for part, size in plan.estimate.parts().items()]
+    report.table(["part", "GiB"], [*rows, ("total", plan.estimate.total / GIB)])
+    if host:
+        report.table(["", "GiB"], [("host memory where there is no GPU, at its peak", host / GIB)])
+    report.section("Other ways to train this model", "Weights, gradients and optimiser, without activations; GiB.")
+    report.table(
+        ["weights in", "trained", "weights", "gradients", "optimiser", "total"],
+        [
+            (
+                way.weights_in,
+                way.trained,
+                *(size / GIB for size in (way.weights, way.gradients, way.optimiser, way.total)),
+            )
+            for way in compare.ways(plan.architecture)
+        ],
+    )
+
+
+def _time(report: Report, found: Access, plan: fit.Plan) -> None:
+    operations = 0.0
+    if found.rows:
+        work = time_and_cost.work(plan.train, found.rows, found.tokens_a_row)
+        operations = time_and_cost.flops(plan.architecture, plan.train, work, found.tokens_a_row)
+        report.section("Work", "Rows and tokens are reckoned from the first rows and the size of the files.")
+        report.table(["", ""], [(name.replace("_", " "), value) for name, value in dataclasses.asdict(work).items()])
+    lines = time_and_cost.table(plan.estimate.total, operations, time_and_cost.EFFICIENCY, {})
+    report.section("GPU types", f"Hours at {time_and_cost.EFFICIENCY:.0%} of the data sheet's bfloat16 speed.")
+    report.table(
+        ["type", "GiB", "", "hours"],
+        [(line.gpu, line.gib, "fits" if line.fits else "no", line.hours if line.hours >= 0 else "") for line in lines],
+    )
+    report.section("Disk")
+    report.table(["", "GiB"], [(what, size / GIB) for what, size in time_and_cost.disk(plan.architecture).items()])

@@ -1,0 +1,219 @@
+"""The report on the data: where every row went, how long rows are, and what the model sees."""
+
+import heapq
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.core.report import Markup, Report, escape
+from components.prepare_dataset.selecting import Fate, supervised
+
+SAMPLES = 12
+BATCH = 8
+"""Rows a batch, for the estimate of what packing saves."""
+
+
+class _Sample(NamedTuple):
+    id: str
+    ids: list[int]
+    marks: list[bool]
+
+
+class _Side:
+    """Figures of one side; `lengths` counts rows by length in tokens, of shape (max_length + 1,)."""
+
+    def __init__(self, max_length: int) -> None:
+        self.lengths: NDArray[np.int64] = np.zeros(max_length + 1, np.int64)
+        self.supervised = self.cut = self.lost = 0
+
+    @property
+    def rows(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def tokens(self) -> int:
+        return int((self.lengths * np.arange(len(self.lengths))).sum())
+
+    def quantile(self, share: float) -> int:
+        return int(np.searchsorted(np.cumsum(self.lengths), share * self.rows))
+
+
+class Kept:
+    """What the report says of the kept rows, gathered as they are written.
+
+    Args:
+        tokenizer: to show samples with.
+        max_length: longest row, in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        """See the class."""
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.sides = {side: _Side(max_length) for side in ("train", "eval")}
+        self.samples: list[_Sample] = []
+
+    def add(self, side: str, rows: Any) -> None:
+        """Takes in staged rows that were kept."""
+        figures = self.sides[side]
+        offsets = rows.column("input_ids").offsets.to_numpy()
+        lengths = np.diff(offsets)
+        marks = supervised(rows)
+        lost = rows.column("tokens").to_numpy() - lengths
+        figures.lengths += np.bincount(lengths, minlength=self.max_length + 1)
+        figures.supervised += int(marks.sum() - marks[offsets[:-1]].sum())
+        figures.cut += int((lost > 0).sum())
+        figures.lost += int(lost.sum())
+        if side == "train":
+            self._sample(rows, offsets, marks)
+
+    def _sample(self, rows: Any, offsets: NDArray[np.int32], marks: NDArray[np.bool_]) -> None:
+        # The lowest ids, which are hashes: a sample without a seed, the same in every run.
+        values = rows.column("input_ids").values.to_numpy()
+        highest = self.samples[-1].id if len(self.samples) == SAMPLES else "~"
+        for place, row_id in enumerate(rows.column("id").to_pylist()):
+            if row_id < highest:
+                part = slice(offsets[place], offsets[place + 1])
+                self.samples.append(_Sample(row_id, values[part].tolist(), marks[part].tolist()))
+        self.samples = heapq.nsmallest(SAMPLES, self.samples)
+
+
+def write_report(path: str, result: Any, read: Any, fates: NDArray[np.uint8], kept: Kept, note: str) -> None:
+    """Writes the page.
+
+    Args:
+        path: HTML file to write.
+        result: the step's result.
+        read: what the first pass counted.
+        fates: every prepared row's fate.
+        kept: figures and samples of the kept rows.
+        note: how the text was tokenised.
+    """
+    train = kept.sides["train"]
+    report = Report("Data", f"Every row read is accounted for. Data set {result.dataset_digest[:16]}, {note}.")
+    report.figures(
+        [
+            ("rows to train on", result.train_rows),
+            ("rows to evaluate on", result.eval_rows),
+            ("duplicates left out", result.duplicate_rows),
+            ("rows rejected", result.rejected_rows),
+            ("of the tokens supervised", f"{train.supervised / train.tokens:.0%}"),
+        ]
+    )
+    _rows(report, read, fates)
+    _tokens(report, kept)
+    _packing(report, train, kept.max_length)
+    report.section(
+        "As the model sees them",
+        f"{len(kept.samples)} training rows, special tokens included. Coloured tokens are supervised.",
+    )
+    for sample in kept.samples:
+        report.block(_marked(sample, kept.tokenizer))
+    report.write(path)
+
+
+def _rows(report: Report, read: Any, fates: NDArray[np.uint8]) -> None:
+    counts = np.bincount(fates, minlength=len(Fate)).tolist()
+    parts = [
+        ("to train on", counts[Fate.TRAIN]),
+        ("to evaluate on", counts[Fate.EVAL]),
+        ("left out: the same conversation stands elsewhere", counts[Fate.EXACT]),
+        ("left out: nearly the same stands elsewhere", counts[Fate.NEAR]),
+        ("left out: shares words with an evaluation row", counts[Fate.CONTAMINATED]),
+        ("rejected", read.rejected),
+    ]
+    report.section("Where every row went")
+    report.table(["", "rows", "share"], [(what, rows, f"{rows / read.rows:.1%}") for what, rows in parts])
+    report.table(["file", "form", "rows read"], read.files)
+    if read.rejected:
+        report.section("Why rows were rejected", "File and line of each are in the artifact `rejected`.")
+        report.table(["reason", "rows"], read.reasons.most_common(50))
+
+
+def _tokens(report: Report, kept: Kept) -> None:
+    sides = [("train", kept.sides["train"]), ("evaluate", kept.sides["eval"])]
+    report.section("Tokens")
+    report.table(
+        ["", "tokens", "supervised", "median", "95 %", "longest", f"cut at {kept.max_length}", "tokens cut off"],
+        [
+            (
+                name,
+                side.tokens,
+                f"{side.supervised / side.tokens:.1%}",
+                side.quantile(0.5),
+                side.quantile(0.95),
+                int(np.flatnonzero(side.lengths).max()),
+                f"{side.cut / side.rows:.1%}",
+                side.lost,
+            )
+            for name, side in sides
+        ],
+    )
+    report.histogram(kept.sides["train"].lengths.tolist(), "tokens a row", "training rows")
+
+
+def _packing(report: Report, side: _Side, max_length: int) -> None:
+    padded = padded_positions(side.lengths, BATCH)
+    packed = packed_rows(side.lengths) * max_length
+    report.section(
+        "What packing will save",
+        f"Positions the model computes in one pass over the training rows, padding included; packed to {max_length}.",
+    )
+    report.table(
+        ["", "positions", "of them padding"],
+        [
+            (f"padded, {BATCH} rows a batch in random order", round(padded), f"{1 - side.tokens / padded:.0%}"),
+            ("packed", packed, f"{1 - side.tokens / packed:.0%}"),
+        ],
+    )
+
+
+def padded_positions(lengths: NDArray[np.int64], batch: int) -> float:
+    """Positions where each row is padded to the longest of its batch, rows drawn at random.
+
+    A batch's longest row is at most n tokens long with probability F(n)^batch, where F is the distribution of lengths.
+
+    Args:
+        lengths: rows by length in tokens.
+        batch: rows a batch.
+    """
+    below = np.cumsum(lengths) / lengths.sum()
+    longest = float((1 - below[:-1] ** batch).sum())  # E[max] = sum over n of P(max > n)
+    return longest * float(lengths.sum())
+
+
+def packed_rows(lengths: NDArray[np.int64]) -> int:
+    """Rows of full length needed when rows are packed best fit decreasing (Johnson 1973), as TRL's `bfd` does.
+
+    Args:
+        lengths: rows by length in tokens; the longest length is that of a packed row.
+    """
+    most = len(lengths) - 1
+    free = np.zeros(most + 1, np.int64)  # packed rows by the room that is left in them
+    for length in range(most, 0, -1):
+        left = int(lengths[length])
+        for room in np.flatnonzero(free[length:most]) + length if left else ():
+            if not left:
+                break
+            # Rows of one length go in one after the other: with room for several, a packed row takes several.
+            taken = min(left, int(free[room]))
+            free[room] -= taken
+            free[room - length] += taken
+            left -= taken
+        each = most // length
+        free[most - each * length] += left // each
+        if left % each:
+            free[most - left % each * length] += 1
+    return int(free.sum())
+
+
+def _marked(sample: _Sample, tokenizer: Any) -> Markup:
+    special = set(tokenizer.added_tokens_decoder)
+    parts = []
+    tokens = zip(sample.ids, sample.marks, strict=True)
+    for (marked, is_special), group in itertools.groupby(tokens, key=lambda token: (token[1], token[0] in special)):
+        text = escape(tokenizer.decode([token for token, _ in group]))
+        text = f"<i>{text}</i>" if is_special else text
+        parts.append(f"<mark>{text}</mark>" if marked else text)
+    return Markup("".join(parts))

@@ -1,0 +1,90 @@
+"""Attention over packed rows: each conversation attends to itself alone, at the cost of its own length squared.
+
+One mask over a whole row would cost the row's length squared. So each conversation is a call of its own, which
+PyTorch answers with a flash kernel on CPU and GPU alike.
+"""
+
+from typing import Any
+
+from components.core.errors import InputError
+
+NAME = "packed_conversations"
+
+
+def attend(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Any = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Any, None]:
+    """Causal attention within each conversation of a packed row, as transformers calls it.
+
+    Args:
+        module: the attention layer (not used).
+        query: shape (1, heads, tokens, head size).
+        key: shape (1, key heads, tokens, head size); `value` likewise.
+        value: see `key`.
+        attention_mask: always None, this kind of attention has no mask.
+        scaling: factor on the scores.
+        dropout: of the attention weights.
+        cu_seq_lens_q: cumulative lengths of the conversations, shape (conversations + 1,).
+        sliding_window: how many tokens back a layer sees, where the model limits that.
+
+    Returns:
+        Shape (1, tokens, heads, head size), and None for the weights.
+    """
+    import torch
+
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    lengths = cu_seq_lens_q.diff().tolist()
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=_window(q, sliding_window),
+            dropout_p=dropout,
+            is_causal=sliding_window is None or q.shape[2] <= sliding_window,
+            scale=scaling,
+        )
+        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _window(query: Any, sliding_window: int | None) -> Any:
+    """The band that a sliding window leaves of the causal mask, where a conversation is longer than the window."""
+    import torch
+
+    tokens = query.shape[2]
+    if sliding_window is None or tokens <= sliding_window:
+        return None
+    position = torch.arange(tokens, device=query.device)
+    back = position[:, None] - position[None, :]
+    return (back >= 0) & (back < sliding_window)
+
+
+def use(model: Any) -> None:
+    """Makes a model attend within the conversations of packed rows.
+
+    Raises:
+        InputError: the architecture has layers that would mix conversations.
+    """
+    from transformers import AttentionInterface
+
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"} or getattr(config, "attn_logit_softcapping", None):
+        raise InputError(
+            f"{config.model_type} cannot be trained on packed conversations: its layers are {', '.join(sorted(kinds))}"
+        )
+    AttentionInterface.register(NAME, attend)
+    model.set_attn_implementation(NAME)

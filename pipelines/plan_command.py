@@ -1,0 +1,190 @@
+"""`qlora plan`: what a run will need, before anything is started."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from components.core import base_model
+from components.core.config import RunConfig
+from components.core.errors import InputError
+from components.plan_run import access, compare, fit, gpus, memory, time_and_cost
+
+GIB = fit.GIB
+
+
+def estimate(
+    config: RunConfig, gpu_count: int, efficiency: float, prices: dict[str, float], reach: bool
+) -> dict[str, Any]:
+    """All figures of a plan, as JSON takes them; sizes in bytes.
+
+    Args:
+        config: the whole run.
+        gpu_count: GPUs for the estimates with DDP and FSDP; training itself runs on one.
+        efficiency: share of a GPU's bfloat16 speed.
+        prices: of an hour, by GPU type.
+        reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.
+
+    Raises:
+        InputError: the base cannot be read or planned, or its architecture is not known.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = access.check(config, Path(folder)) if reach else access.Access()
+        plan = found.plan
+        if plan is None:
+            if found.fatal:
+                raise InputError("; ".join(found.fatal))
+            files = base_model.small_files(config.base_model, config.base_revision, Path(folder))
+            plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
+        several = {
+            how: memory.estimate(plan.architecture, plan.activations, plan.tokens, gpu_count, how).parts()
+            for how in ("ddp", "fsdp")
+        }
+        work = time_and_cost.work(plan.train, found.rows, found.tokens_a_row) if found.rows else None
+        operations = time_and_cost.flops(plan.architecture, plan.train, work, found.tokens_a_row) if work else 0.0
+        smallest = gpus.smallest(plan.estimate.total)
+        limit = config.gpu_memory_gib
+        change = "" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE))
+        fits, verdict = fit.verdict(plan, int(limit * GIB), f"a GPU of {limit:g} GiB") if limit else (True, change)
+    return {
+        "architecture": plan.architecture.name,
+        "parameters": plan.architecture.parameters,
+        "trainable": plan.architecture.trainable,
+        "in_fused_experts": plan.architecture.in_fused_experts,
+        "row_tokens": plan.tokens,
+        "memory": plan.estimate.parts(),
+        "total": plan.estimate.total,
+        "smallest_gpu": smallest.name if smallest else "",
+        "fits": fits,
+        "verdict": verdict,
+        "several_gpus": several if gpu_count > 1 else {},
+        "compare": [dataclasses.asdict(way) | {"total": way.total} for way in compare.ways(plan.architecture)],
+        "work": dataclasses.asdict(work) if work else {},
+        "gpus": [
+            dataclasses.asdict(line)
+            for line in time_and_cost.table(plan.estimate.total, operations, efficiency, prices)
+        ],
+        "disk": time_and_cost.disk(plan.architecture),
+        "findings": [dataclasses.asdict(finding) for finding in found.findings],
+    }
+
+
+def text(figures: dict[str, Any], with_compare: bool) -> str:
+    """The same figures for people, in GiB."""
+    lines = [
+        f"{figures['architecture']}: {figures['parameters'] / 1e9:.2f} B parameters,"
+        f" {figures['trainable'] / 1e6:.1f} M trained, packed rows of {figures['row_tokens']} tokens",
+        "",
+        *_columns([("memory on one GPU", "GiB"), *_sizes(figures["memory"]), ("total", _gib(figures["total"]))]),
+    ]
+    if figures["in_fused_experts"]:
+        share = figures["in_fused_experts"] / figures["parameters"]
+        lines += ["", f"{share:.0%} of the parameters are fused experts, which bitsandbytes leaves in 16 bit."]
+    for how, parts in figures["several_gpus"].items():
+        lines += [
+            "",
+            f"each GPU with {how.upper()}, an estimate (training runs on one): {_gib(sum(parts.values()))} GiB",
+        ]
+    if with_compare:
+        ways = [
+            (
+                way["weights_in"],
+                way["trained"],
+                *(_gib(way[part]) for part in ("weights", "gradients", "optimiser", "total")),
+            )
+            for way in figures["compare"]
+        ]
+        head = ("weights in", "trained", "weights", "gradients", "optimiser", "total")
+        lines += ["", *_columns([head, *ways]), "GiB, without activations"]
+    rows = [
+        (
+            gpu["gpu"],
+            "fits" if gpu["fits"] else "no",
+            f"{gpu['hours']:.2f} h" if gpu["hours"] >= 0 else "",
+            f"{gpu['cost']:.2f}" if gpu["cost"] >= 0 else "",
+        )
+        for gpu in figures["gpus"]
+    ]
+    lines += ["", *_columns(rows), "", *_columns([("disk", "GiB"), *_sizes(figures["disk"])]), ""]
+    lines += [f"{finding['level']:<8} {finding['subject']}: {finding['text']}" for finding in figures["findings"]]
+    smallest = figures["smallest_gpu"]
+    lines.append(f"The smallest GPU that fits: {smallest}" if smallest else "No single GPU in the table fits.")
+    return "\n".join([*lines, *([figures["verdict"]] if figures["verdict"] else [])])
+
+
+def _sizes(parts: dict[str, int]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), _gib(size)) for name, size in parts.items()]
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as text, the first column flush left and the others flush right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+class _Price(click.ParamType[Any]):
+    """`NAME=PRICE`, the name as in the table of GPU types."""
+
+    name = "NAME=PRICE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        gpu, _, price = str(value).partition("=")
+        names = [known.name for known in gpus.TABLE]
+        if gpu not in names:
+            self.fail(f"no such GPU type: {gpu}; there are: {', '.join(names)}", param, ctx)
+        try:
+            return gpu, float(price)
+        except ValueError:
+            self.fail(f"not a price: {price!r}", param, ctx)
+
+
+@click.command("plan")
+@click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
+@click.option("--compare", "with_compare", is_flag=True, help="Add FP32, 16-bit and INT8 training of this model.")
+@click.option(
+    "--gpus", "gpu_count", default=1, type=click.IntRange(1, 1024), help="Estimate DDP and FSDP over so many."
+)
+@click.option("--efficiency", default=time_and_cost.EFFICIENCY, type=click.FloatRange(0.01, 1), show_default=True,
+              help="Share of a GPU's bfloat16 speed that training reaches.")  # fmt: skip
+@click.option(
+    "--price", "prices", multiple=True, type=_Price(), help="Price of an hour of a GPU type; may be repeated."
+)
+@click.option("--access/--no-access", "reach", default=True, help="Also try data, store and MLflow.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON; sizes in bytes.")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    path: Path,
+    with_compare: bool,
+    gpu_count: int,
+    efficiency: float,
+    prices: tuple[tuple[str, float], ...],
+    reach: bool,
+    as_json: bool,
+) -> None:
+    r"""Say what a run needs: memory, time, disk, and whether all it reaches for is there.
+
+    \b
+    Example:
+      qlora plan --config pipelines/demo/demo.yaml --compare
+    """
+    from pipelines.cli import load_config
+
+    figures = estimate(load_config(path), gpu_count, efficiency, dict(prices), reach)
+    click.echo(json.dumps(figures) if as_json else text(figures, with_compare))
+    fatal = any(finding["level"] == "fatal" for finding in figures["findings"])
+    ctx.exit(1 if fatal or not figures["fits"] else 0)

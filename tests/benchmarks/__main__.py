@@ -1,0 +1,31 @@
+"""All benchmarks: `make bench` writes their figures to dist/bench.json, one flat object.
+
+Each figure is a ratio against a peer measured in the same run, or a peak of memory; BENCH_DATA names rows to take
+instead of generated ones.
+"""
+
+import json
+from pathlib import Path
+
+from components.core.steps import quiet_libraries
+from pipelines.demo import fetch_model
+from tests.benchmarks import prepare_vs_trl, train_vs_trl
+
+MODEL = Path("runs/models/SmolLM2-135M-Instruct")
+
+
+def main() -> None:
+    """Runs them one after another."""
+    quiet_libraries()
+    fetch_model.fetch(MODEL)
+    figures: dict[str, float] = {}
+    for benchmark in (train_vs_trl, prepare_vs_trl):
+        figures |= benchmark.measure()
+        print(json.dumps(figures, indent=1), flush=True)
+    target = Path("dist/bench.json")
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What plan_run says a training process needs on this machine, against what it takes: the demo's run, three steps.
+
+    python -m tests.benchmarks.plan_vs_measured ['{"batch_tokens": 2048}']
+
+The options of train_qlora are the demo's own, or those given. It needs the demo's model under runs/models, where `make
+demo` puts it.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from components.core import dataset
+from components.core.config import RunConfig
+from components.plan_run import fit, host_memory
+from components.plan_run import task as plan_run
+from components.prepare_dataset import task as prepare_dataset
+from pipelines.cli import load_config
+from tests.benchmarks import measure
+
+DEMO = Path("pipelines/demo/demo.yaml")
+STEPS = 3
+MIB = 1 << 20
+
+
+def compare(**changed: object) -> dict[str, float]:
+    """Predicted and measured peak of `qlora step train_qlora`, in MiB, and the first over the second.
+
+    Args:
+        **changed: options of train_qlora, in place of the demo's.
+    """
+    config = load_config(DEMO)
+    options = {**config.options, "train_qlora": config.options["train_qlora"] | {"max_steps": STEPS} | changed}
+    config = RunConfig.parse(**config.model_dump() | {"options": options})
+    train = config.for_step("train_qlora")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["QLORA_STORE"] = str(folder / "store")
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+        plan = plan_run.run(config, report=str(folder / "plan.html"))
+        data = prepare_dataset.run(
+            config.for_step("prepare_dataset"),
+            listing_uri=plan.listing_uri,
+            tokenizer_uri=plan.tokenizer_uri,
+            train_set=str(folder / "train.parquet"),
+            eval_set=str(folder / "eval.parquet"),
+            rejected=str(folder / "rejected.jsonl"),
+            report=str(folder / "data.html"),
+        )
+        samples = [sample.encoded for sample in dataset.read(str(folder / "train.parquet"), data.dataset_digest)]
+        share = sum(item.supervised for item in samples) / sum(len(item.input_ids) for item in samples)
+        command = [str(Path(sys.executable).parent / "qlora"), "step", "train_qlora", "--train-set"]
+        command += [str(folder / "train.parquet"), "--dataset-digest", data.dataset_digest, "--base-uri"]
+        command += [config.base_model, "--training-key", plan.training_key, "--adapter", str(folder / "adapter")]
+        command += ["--report", str(folder / "training.html")]
+        for option in ("max_steps", "batch_tokens", "lora_r", "gradient_checkpointing"):
+            command += [f"--{option.replace('_', '-')}", str(getattr(train, option))]
+        _, measured = measure.run(command)
+    predicted = host_memory.peak(fit.plan(Path(config.base_model), train, config.max_length), share) / MIB
+    return {"plan_peak_mib": predicted, "measured_peak_mib": measured, "plan_vs_measured": predicted / measured}
+
+
+if __name__ == "__main__":
+    print(json.dumps(compare(**json.loads(sys.argv[1] if sys.argv[1:] else "{}"))))

@@ -1,0 +1,73 @@
+"""Steps, operations, hours, cost and disk, and the table of other ways to train."""
+
+from pathlib import Path
+
+import pytest
+
+from components.core.config import TrainConfig
+from components.plan_run import architecture, compare, gpus, memory, time_and_cost
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def llama() -> architecture.Architecture:
+    return architecture.read(CONFIGS / "llama-2-7b", TrainConfig(lora_r=64))
+
+
+def test_steps_are_counted_over_packed_rows() -> None:
+    train = TrainConfig(batch_tokens=1000, gradient_accumulation_steps=4, epochs=3)
+    work = time_and_cost.work(train, rows=970, tokens_a_row=100)
+    assert (work.tokens, work.packed_rows, work.steps) == (97_000, 100, 75)
+    assert work.tokens_in_all == 3 * work.tokens
+    assert time_and_cost.work(train.model_copy(update={"max_steps": 5}), 970, 100).steps == 5
+
+
+def test_operations_are_four_a_frozen_parameter_and_token(llama: architecture.Architecture) -> None:
+    train = TrainConfig(lora_r=64)
+    work = time_and_cost.work(train, rows=1000, tokens_a_row=512)
+    found = time_and_cost.flops(llama, train, work, 512)
+    head_and_layers = llama.parameters - 32000 * 4096
+    assert llama.active == pytest.approx(head_and_layers, rel=1e-3)
+    assert found == pytest.approx(work.tokens_in_all * (4 * head_and_layers + 6 * llama.trainable), rel=0.05)
+    again = time_and_cost.flops(llama, train.model_copy(update={"gradient_checkpointing": True}), work, 512)
+    assert again / found == pytest.approx(1.5, rel=0.05)
+
+
+def test_hours_and_cost_follow_speed_and_price() -> None:
+    h100 = next(gpu for gpu in gpus.TABLE if gpu.name.startswith("H100"))
+    assert time_and_cost.hours(h100.tflops * 1e12 * 3600, h100, 0.5) == 2
+    lines = {line.gpu: line for line in time_and_cost.table(20 << 30, h100.tflops * 1e12 * 3600, 0.5, {h100.name: 3.0})}
+    assert lines[h100.name].cost == pytest.approx(6) and lines["L40S 48 GB"].cost == -1
+    assert lines["L4 24 GB"].fits and not lines["RTX A4000 16 GB"].fits
+    assert not lines["T4 16 GB"].fits and lines["T4 16 GB"].hours == -1  # computes no bfloat16
+
+
+def test_the_smallest_gpu_is_named() -> None:
+    assert gpus.smallest(1 << 30) == next(gpu for gpu in gpus.TABLE if gpu.name == "RTX A4000 16 GB")
+    assert gpus.smallest(1 << 40) is None
+
+
+def test_other_ways_to_train(llama: architecture.Architecture) -> None:
+    found = {(way.weights_in, way.trained): way for way in compare.ways(llama)}
+    count = llama.parameters
+    assert found["FP32", "full"].total == 16 * count == found["16-bit", "full"].total
+    assert found["16-bit", "adapter"].weights == 2 * count + memory.adapter_bytes(llama)
+    assert found["QLoRA", "adapter"].total < found["INT8", "adapter"].total < found["16-bit", "adapter"].total
+    assert all(way.total == way.weights + way.gradients + way.optimiser for way in found.values())
+
+
+def test_int8_weights_are_what_bitsandbytes_holds() -> None:
+    import bitsandbytes as bnb
+    import torch
+
+    quantised, scales, _ = bnb.functional.int8_vectorwise_quant(torch.randn(48, 80).to(torch.float16))
+    weight = architecture.Weight("w", (48, 80), True, 2)
+    model = architecture.Architecture("", (weight,), (), 1, 80, 10, 1.0)
+    planned = next(way for way in compare.ways(model) if way.weights_in == "INT8")
+    assert planned.weights == quantised.nbytes + scales.nbytes
+
+
+def test_disk_holds_the_base_twice_while_merging(llama: architecture.Architecture) -> None:
+    disk = time_and_cost.disk(llama)
+    assert disk["pod that merges"] == disk["base model"] + disk["merged model"] + disk["adapter"]

@@ -1,0 +1,70 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core import data_listing, dataset, models
+from components.core.config import PrepareConfig
+from components.prepare_dataset import task
+from tests.components.prepare_dataset import templates
+
+
+@pytest.fixture(scope="session")
+def base_tokenizer(tiny_model: Path) -> Any:
+    tokenizer = models.load_tokenizer(tiny_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": templates.SPECIAL})
+    return tokenizer
+
+
+@pytest.fixture
+def tokenizer_of(base_tokenizer: Any) -> Callable[[str], Any]:
+    """The tiny tokenizer under another model's template."""
+
+    def make(template: str) -> Any:
+        tokenizer = copy.copy(base_tokenizer)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return make
+
+
+class Prepared:
+    """One run of the step and what it wrote."""
+
+    def __init__(self, folder: Path, tiny_model: Path, data: Path, evaluation: Path | None, **options: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        listing = data_listing.make(str(data), str(evaluation or ""))
+        self.result = task.run(
+            PrepareConfig(**{"max_length": 64, "eval_share": 0.2, **options}),
+            listing_uri=data_listing.save(listing),
+            tokenizer_uri=str(tiny_model),
+            train_set=str(folder / "train.parquet"),
+            eval_set=str(folder / "eval.parquet"),
+            rejected=str(folder / "rejected.jsonl"),
+            report=str(folder / "report.html"),
+        )
+
+    def side(self, name: str) -> list[dataset.Sample]:
+        return dataset.read(str(self.folder / f"{name}.parquet"), self.result.dataset_digest)
+
+    @property
+    def rejected(self) -> str:
+        return (self.folder / "rejected.jsonl").read_text()
+
+    @property
+    def report(self) -> str:
+        return (self.folder / "report.html").read_text()
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tiny_model: Path) -> Callable[..., Prepared]:
+    """Prepares a file; further options by name."""
+    count = iter(range(100))
+
+    def make(data: Path, evaluation: Path | None = None, **options: Any) -> Prepared:
+        return Prepared(tmp_path / f"out{next(count)}", tiny_model, data, evaluation, **options)
+
+    return make

@@ -1,0 +1,80 @@
+"""What MLflow must be: there, new enough, and one that lets this user register."""
+
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.core import tracking
+from components.core.errors import InputError
+
+
+@contextlib.contextmanager
+def server(version: str) -> Iterator[str]:
+    """An address that answers /version with these words, and nothing else."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/version" else 404)
+            self.end_headers()
+            self.wfile.write(version.encode())
+
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    try:
+        yield f"http://user:secret@127.0.0.1:{listening.server_port}"
+    finally:
+        listening.shutdown()
+        listening.server_close()
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("3.9.1", "is 3.9.1, which has known security holes: upgrade it to 3.10 or newer"),
+        ("2.22.0", "is 2.22.0, which has known security holes: upgrade it to 3.10 or newer"),
+        ("<html>", "does not say its version; is this an MLflow server?"),
+    ],
+)
+def test_an_old_server_is_refused_and_no_password_is_shown(
+    version: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server(version) as uri:
+        monkeypatch.setenv(tracking.URI_VARIABLE, uri)
+        with pytest.raises(InputError) as error:
+            tracking.client()
+    assert str(error.value) == f"MLflow at {tracking.hide_password(uri)} {message}"
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_that_is_new_enough_goes_on_to_its_first_question(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server("3.10.0") as uri:
+        monkeypatch.setenv(tracking.URI_VARIABLE, uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(InputError, match=r"does not answer: .*404"):
+            tracking.client()
+
+
+def test_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(tracking.URI_VARIABLE, raising=False)
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is not set: give the address of an MLflow server or"):
+        tracking.client()
+
+
+def test_registering_is_tried_and_leaves_nothing(place: Path) -> None:
+    client = tracking.client()
+    tracking.check_registering(client)
+    assert list(client.search_registered_models()) == []
+    assert tracking.champion(client, "tickets") == ""
+    client.create_registered_model("tickets")
+    client.create_model_version("tickets", source=str(place))
+    client.set_registered_model_alias("tickets", "champion", "1")
+    assert tracking.champion(client, "tickets") == "1"

@@ -1,0 +1,63 @@
+"""`qlora plan` on config files alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from pipelines.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "components" / "plan_run" / "configs"
+
+
+def plan(folder: Path, base: str, *arguments: str, **values: object) -> Result:
+    path = folder / "run.yaml"
+    run = {"base_model": str(CONFIGS / base), "dataset_uri": "none.jsonl", "model_name": "n", **values}
+    path.write_text(yaml.safe_dump(run))
+    return CliRunner().invoke(main, ["plan", "--config", str(path), *arguments])
+
+
+def figures(result: Result) -> dict[str, object]:
+    found: dict[str, object] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("base", "billions", "smallest"),
+    [("llama-2-7b", 6.74, "A10G 24 GB"), ("llama-2-70b", 68.98, "H200 141 GB"), ("mixtral-8x7b", 46.70, "")],
+)
+def test_a_plan_from_a_config_file(tmp_path: Path, base: str, billions: float, smallest: str) -> None:
+    result = plan(tmp_path, base, "--no-access", "--json")
+    assert result.exit_code == 0
+    found = figures(result)
+    assert round(int(str(found["parameters"])) / 1e9, 2) == billions
+    assert found["smallest_gpu"] == smallest
+    assert bool(found["verdict"]) == (not smallest)  # where none fits, the change that would make it fit
+
+
+def test_compare_gpus_and_prices_are_shown(tmp_path: Path) -> None:
+    result = plan(tmp_path, "llama-2-7b", "--no-access", "--compare", "--gpus", "4", "--price", "H100 80 GB=2.5")
+    assert result.exit_code == 0
+    for text in ("FP32           full    25.10", "INT8", "each GPU with FSDP, an estimate (training runs on one)"):
+        assert text in result.output
+    assert plan(tmp_path, "llama-2-7b", "--price", "H1000=2").exit_code == 2
+
+
+def test_what_does_not_fit_exits_1_and_says_what_would(tmp_path: Path) -> None:
+    result = plan(tmp_path, "llama-2-7b", "--no-access", gpu_memory_gib=8)
+    assert result.exit_code == 1
+    assert "does not fit a GPU of 8 GiB: 16.9 GiB needed; gradient_checkpointing true would fit" in result.output
+
+
+def test_without_checkpointing_to_turn_on_shorter_rows_are_named(tmp_path: Path) -> None:
+    options = {"train_qlora": {"gradient_checkpointing": True, "batch_tokens": 16384}}
+    result = plan(tmp_path, "llama-2-7b", "--no-access", gpu_memory_gib=8, options=options)
+    assert result.exit_code == 1
+    assert "; batch_tokens " in result.output and " with gradient_accumulation_steps " in result.output
+
+
+def test_an_unknown_base_is_one_line(tmp_path: Path) -> None:
+    result = plan(tmp_path, "none", "--no-access")
+    assert result.exit_code == 1 and result.output.count("error: ") == 1
