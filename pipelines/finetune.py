@@ -79,6 +79,8 @@ def finetune(
             learning_rate=learning_rate,
             lora_r=lora_r,
             seed=seed,
+            planned_gpu_mib=plan["planned_gpu_mib"],
+            planned_host_mib=plan["planned_host_mib"],
             options=plan["train_options"],
         ),
         cached=True,

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core import attempts, base_model, data_listing, models, storage, tracking
+from components.core import attempts, base_model, chat, data_listing, forms, models, storage, tracking
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import fit
 
 SAMPLE = 1 << 18
 """Bytes of a data file that are read to look at its first rows."""
+SAMPLE_ROWS = 200
+"""Rows that are tokenised to reckon with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Finding:
 
 @dataclasses.dataclass
 class Access:
-    """What the checks found out; what could not be found out is empty, and a finding says why."""
+    """What the checks found out; what could not be found out is empty, and a finding says why.
+
+    `tokens_a_row` and `supervised`, the share of tokens that is, come from the first rows.
+    """
 
     champion: str = ""
     revision: str = ""
@@ -42,6 +47,7 @@ class Access:
     listing: data_listing.Listing = dataclasses.field(default_factory=dict)
     rows: int = 0
     tokens_a_row: float = 0.0
+    supervised: float = 1.0
     plan: fit.Plan | None = None
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
@@ -155,15 +161,47 @@ def _count(found: Access, config: RunConfig) -> None:
             continue
         text, size = _start(uri)
         rows = first_rows(text, path, uri)
-        if side == "train" and found.files:
+        encoded = _encoded(rows[:SAMPLE_ROWS], uri, config, found.files)
+        if side == "train" and encoded:
             total = sum(entry[1] for entry in source["files"])
             in_rows = sum(len(json.dumps(row)) for row in rows)
             factor = len(text) / size if path.endswith(".gz") else 1.0
             found.rows = max(1, round(total * factor * len(rows) / in_rows))
-            tokenizer = models.load_tokenizer(found.files)
-            lengths = [len(ids) for ids in tokenizer([_words(row) for row in rows])["input_ids"]]
-            cut = [min(length, config.max_length) for length in lengths]
-            found.tokens_a_row = sum(cut) / len(cut)
+            tokens = sum(len(item.input_ids) for item in encoded)
+            found.tokens_a_row = tokens / len(encoded)
+            found.supervised = sum(item.supervised for item in encoded) / tokens
+
+
+def _encoded(rows: list[dict[str, Any]], uri: str, config: RunConfig, files: Path | None) -> list[chat.Encoded]:
+    """A file's first rows as they will be trained on; those that prepare_dataset will reject are left out.
+
+    Raises:
+        InputError: they are of no known form, so all will be rejected.
+    """
+    prepare = config.for_step("prepare_dataset")
+    try:
+        rows = [forms.renamed(row, prepare.columns) for row in rows]
+    except ValueError as error:
+        raise InputError(f"data {uri}: {error}") from None
+    form = forms.most_common_form(rows) if prepare.form == "auto" else prepare.form
+    if not form:
+        columns = ", ".join(sorted(rows[0]))
+        raise InputError(
+            f"data {uri}: its rows are of no known form (columns {columns}); name theirs in options,"
+            " prepare_dataset.columns"
+        )
+    assert files is not None
+    tokenizer = models.load_tokenizer(files)
+    encoded = []
+    for row in rows:
+        with contextlib.suppress(ValueError, InputError):
+            found = forms.conversation(row, form)
+            encoded.append(
+                chat.encode(tokenizer, found.messages, config.max_length, tools=found.tools)
+                if found.messages
+                else chat.encode_spans(tokenizer, found.text, [(0, len(found.text))], config.max_length)
+            )
+    return encoded
 
 
 def _start(uri: str) -> tuple[str, int]:
@@ -210,15 +248,6 @@ def _elements(text: str) -> list[Any]:
             break
         rows.append(row)
     return rows
-
-
-def _words(row: Any) -> str:
-    """All text in a row, without the names of its columns."""
-    if isinstance(row, dict):
-        return " ".join(map(_words, row.values()))
-    if isinstance(row, list):
-        return " ".join(map(_words, row))
-    return "" if row is None else str(row)
 
 
 def finished(training_key: str, merge_key: str) -> list[Finding]:

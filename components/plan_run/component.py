@@ -36,6 +36,8 @@ def plan_run(
     train_options=str,
     evaluate_options=str,
     merge_options=str,
+    planned_gpu_mib=int,
+    planned_host_mib=int,
 ):
     """Check a run before a GPU is taken, and fix what could change under its name.
 
@@ -67,6 +69,8 @@ def plan_run(
         train_options: Options of train_qlora, as JSON.
         evaluate_options: Options of evaluate_model, as JSON.
         merge_options: Options of dequantize_and_merge, as JSON.
+        planned_gpu_mib: Memory that training needs on a GPU, in MiB; 0 is not known.
+        planned_host_mib: Memory that training needs where there is no GPU, in MiB; 0 is not known.
     """
     from components.core.steps import step
     from components.plan_run import task

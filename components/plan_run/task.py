@@ -12,10 +12,14 @@ from components.core.steps import log
 from components.plan_run import access, fit, host_memory, plan_report
 
 Config = RunConfig
+MIB = 1 << 20
 
 
 class Result(NamedTuple):
-    """What later steps work from; the `*_options` are JSON of the options that are no parameters of their own."""
+    """What later steps work from; the `*_options` are JSON of the options that are no parameters of their own.
+
+    `planned_*_mib` is the memory that training needs on a GPU, or at its peak where there is none; 0: not known.
+    """
 
     base_revision: str
     tokenizer_uri: str
@@ -29,6 +33,8 @@ class Result(NamedTuple):
     train_options: str
     evaluate_options: str
     merge_options: str
+    planned_gpu_mib: int
+    planned_host_mib: int
 
 
 def run(config: RunConfig, *, report: str) -> Result:
@@ -46,7 +52,7 @@ def run(config: RunConfig, *, report: str) -> Result:
         for finding in found.findings:
             if finding.level != "fatal":
                 log(f"{finding.subject}: {finding.text}")
-        host = host_memory.peak(found.plan) if found.plan else 0
+        host = host_memory.peak(found.plan, found.supervised) if found.plan else 0
         if found.fatal or found.files is None:
             plan_report.write(config, found, [], [], host, report)
             raise InputError("; ".join(found.fatal))
@@ -71,6 +77,8 @@ def run(config: RunConfig, *, report: str) -> Result:
         train_options=_options(config, "train_qlora"),
         evaluate_options=_options(config, "evaluate_model"),
         merge_options=_options(config, "dequantize_and_merge"),
+        planned_gpu_mib=round(found.plan.estimate.total / MIB) if found.plan else 0,
+        planned_host_mib=round(host / MIB),
     )
     finished = access.finished(result.training_key, result.merge_key)
     for finding in finished:

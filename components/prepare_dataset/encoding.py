@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from components.core import chat
 from components.core.errors import InputError
-from components.prepare_dataset.forms import Conversation
+from components.core.forms import Conversation
 
 Ids = NDArray[np.int32]
 NEAR = 64

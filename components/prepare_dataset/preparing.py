@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core import models
+from components.core import forms, models
 from components.core.config import PrepareConfig
 from components.core.data_listing import DataFile
+from components.core.forms import Conversation
 from components.core.steps import quiet_libraries
-from components.prepare_dataset import forms, reading
+from components.prepare_dataset import reading
 from components.prepare_dataset.encoding import Encoder, Row
-from components.prepare_dataset.forms import Conversation
 from components.prepare_dataset.signatures import PERMUTATIONS, shingles, signatures
 
 CHUNK_ROWS = 500

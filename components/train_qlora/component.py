@@ -19,8 +19,10 @@ def train_qlora(
     learning_rate: float = 0.0002,
     lora_r: int = 16,
     seed: int = 42,
+    planned_gpu_mib: int = 0,
+    planned_host_mib: int = 0,
     options: str = "{}",
-) -> NamedTuple("Trained", first_loss=float, final_loss=float, steps=int):
+) -> NamedTuple("Trained", first_loss=float, final_loss=float, steps=int, peak_mib=int):
     """Train a LoRA adapter on the base model in NF4.
 
     Args:
@@ -34,12 +36,15 @@ def train_qlora(
         learning_rate: Peak learning rate.
         lora_r: Rank of the adapter.
         seed: Seed of order, initialisation and dropout.
+        planned_gpu_mib: Memory that plan_run said training needs on a GPU, for the report; 0 is not known.
+        planned_host_mib: The same where there is no GPU.
         options: Further options, a JSON object.
 
     Returns:
         first_loss: Mean loss over the supervised tokens of the first logged steps.
         final_loss: The same over the last logged steps.
         steps: Optimiser steps made.
+        peak_mib: Most memory in use at a time, in MiB, on the GPU or else in the process.
     """
     from components.core.steps import step
     from components.train_qlora import task
@@ -53,4 +58,6 @@ def train_qlora(
             training_key=training_key,
             adapter=adapter.path,
             report=report.path,
+            planned_gpu_mib=planned_gpu_mib,
+            planned_host_mib=planned_host_mib,
         )

@@ -15,11 +15,16 @@ Config = TrainConfig
 
 
 class Result(NamedTuple):
-    """Mean loss over the supervised tokens of the first and of the last logged steps, and the steps made."""
+    """What came out.
+
+    Mean loss over the supervised tokens of the first and of the last logged steps, the steps made, and the most memory
+    in use at a time, on the GPU or else in the process.
+    """
 
     first_loss: float
     final_loss: float
     steps: int
+    peak_mib: int
 
 
 def run(
@@ -31,6 +36,8 @@ def run(
     training_key: str,
     adapter: str,
     report: str,
+    planned_gpu_mib: int = 0,
+    planned_host_mib: int = 0,
 ) -> Result:
     """Trains the adapter, or returns the one that this training_key already has.
 
@@ -42,6 +49,8 @@ def run(
         training_key: names the adapter; it is kept in the store under this key.
         adapter: folder to write: peft's adapter, the tokenizer and a manifest.
         report: HTML page to write.
+        planned_gpu_mib: memory that plan_run said training needs on a GPU; 0: not known.
+        planned_host_mib: the same where there is no GPU.
 
     Raises:
         InputError: data of another digest, a target that matches no layer, a loss that is no number.
@@ -60,6 +69,8 @@ def run(
                     "dataset_digest": dataset_digest,
                     "config": config.model_dump(),
                     "losses": losses,
+                    "device": models.device(),
+                    "peak_mib": _peak_mib(),
                 }
             )
     else:
@@ -67,9 +78,24 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         storage.upload(storage.download(finished.uri, Path(folder)), adapter)
     losses = finished.info["losses"]
-    result = Result(first_loss=losses[0][1], final_loss=losses[-1][1], steps=losses[-1][0])
-    _report(config, losses, result, report)
+    result = Result(losses[0][1], losses[-1][1], losses[-1][0], finished.info["peak_mib"])
+    planned = planned_gpu_mib if finished.info["device"] == "cuda" else planned_host_mib
+    memory = f"Memory at its peak: {result.peak_mib:,} MiB" + (f"; the plan said {planned:,}." if planned else ".")
+    log(memory)
+    _report(config, losses, result, memory, report)
     return result
+
+
+def _peak_mib() -> int:
+    """The most memory in use at a time so far: on the GPU, or of this process where there is none."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()  # the allocator keeps what it once took
+        return round(int(total - free) / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
 def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, output: Path) -> list[tuple[int, float]]:
@@ -156,8 +182,9 @@ def _in_full_precision(model: Any) -> None:
             parameter.data = parameter.data.to(torch.float32)
 
 
-def _report(config: TrainConfig, losses: list[tuple[int, float]], result: Result, path: str) -> None:
+def _report(config: TrainConfig, losses: list[tuple[int, float]], result: Result, memory: str, path: str) -> None:
     report = Report("Training", f"{result.steps} steps; loss from {result.first_loss:.4f} to {result.final_loss:.4f}.")
+    report.table([""], [[memory]])
     report.section("Loss", "Mean over supervised tokens since the point before.")
     report.curve([(float(step), loss) for step, loss in losses], "steps", "loss")
     report.table(["step", "loss"], losses)

@@ -86,7 +86,7 @@ def bad_input(folder: Path, config: Path, environment: dict[str, str]) -> subpro
         ("base", "no folder of that name here"),
         ("missing data", "nothing there"),
         ("empty data", "the file is empty"),
-        ("not json", "not JSON at line 2"),
+        ("not json", "rows.jsonl:2 not JSON"),
         ("target", "w_proj matches no linear layer"),
         ("mlflow", "does not answer"),
     ],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from components.core import chat
+from components.core.forms import Conversation
 from components.prepare_dataset.encoding import Encoder, Row, by_definition
-from components.prepare_dataset.forms import Conversation
 from tests.components.prepare_dataset import templates
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]

@@ -1,6 +1,6 @@
 import pytest
 
-from components.prepare_dataset import forms
+from components.core import forms
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"b": 2, "a": 1}'}}
