@@ -12,11 +12,16 @@ from components.core.steps import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One row under one model: summed negative log-likelihood (nats) over its supervised tokens."""
+    """One row under one model: summed negative log-likelihood (nats) over its supervised tokens.
+
+    `group` and `slice` are the data's own columns, or empty.
+    """
 
     id: str
     nll: float
     tokens: int
+    group: str
+    slice: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ def score(model: Any, samples: list[Sample], batch_size: int, pad: int, what: st
         for sample, nll in zip(batch, losses.sum(dim=1).tolist(), strict=True):
             if nll != nll:
                 raise InputError(f"{what} gives a loss that is no number on row {sample.id[:12]}")
-            scores.append(Score(sample.id, nll, sample.encoded.supervised))
+            scores.append(Score(sample.id, nll, sample.encoded.supervised, sample.group, sample.slice))
         progress.at(min(start + batch_size, len(ordered)))
     return sorted(scores, key=lambda item: item.id)
 
