@@ -74,6 +74,7 @@ def finetune(
             train_set=data["train_set"],
             dataset_digest=data["dataset_digest"],
             base_uri=base["base_uri"],
+            base_revision=plan["base_revision"],
             training_key=plan["training_key"],
             epochs=epochs,
             learning_rate=learning_rate,
@@ -100,6 +101,7 @@ def finetune(
             dequantize_and_merge(
                 adapter=trained["adapter"],
                 base_uri=base["base_uri"],
+                base_revision=plan["base_revision"],
                 merge_key=plan["merge_key"],
                 options=plan["merge_options"],
             ),

@@ -121,6 +121,11 @@ class PrepareConfig(StepConfig):
 class TrainConfig(StepConfig):
     """train_qlora."""
 
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit code that the base is held in")
+    double_quant: bool = Field(True, description="quantise the scales too: 0.37 bits a parameter less")
+    compute_dtype: Literal["bfloat16", "float16"] = Field(
+        "bfloat16", description="dtype of the products; float16 for GPUs without bfloat16, such as T4 and V100"
+    )
     lora_r: Int = Field(16, ge=1, le=1024, description="rank of the adapter")
     lora_alpha: Int = Field(0, ge=0, description="scale of the adapter; 0: twice the rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
+from components.core.quantization import Quantization
 
 COMPUTE_DTYPE = "bfloat16"
 
@@ -40,19 +41,6 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def quantization_config() -> Any:
-    """NF4 with double quantisation and bfloat16 compute, as in the QLoRA paper (Dettmers et al. 2023, section 3)."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, COMPUTE_DTYPE),
-    )
-
-
 def device() -> str:
     """`cuda` where there is a GPU, else `cpu`."""
     import torch
@@ -60,11 +48,18 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_quantized(folder: Path) -> Any:
-    """The base with its linear layers in NF4, the rest in bfloat16, on the GPU where there is one."""
+def load_quantized(folder: Path, quantization: Quantization | None = None) -> Any:
+    """The base with its linear layers in 4 bit, the rest in 16 bit, on the GPU where there is one.
+
+    Args:
+        folder: the model's.
+        quantization: how; None is NF4 with double quantisation and bfloat16 compute, as in the QLoRA paper (Dettmers et
+            al. 2023, section 3).
+    """
     import bitsandbytes as bnb
 
-    model = load_16bit(folder, quantization_config=quantization_config())
+    quantization = quantization or Quantization()
+    model = load_16bit(folder, quantization.compute_dtype, quantization_config=quantization.as_transformers())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward without gradients,
@@ -73,14 +68,14 @@ def load_quantized(folder: Path) -> Any:
     return model
 
 
-def load_16bit(folder: Path, **options: Any) -> Any:
-    """A model in bfloat16, on the GPU where there is one; safetensors only, no remote code."""
+def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
+    """A model in 16 bit, on the GPU where there is one; safetensors only, no remote code."""
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
         str(folder),
-        dtype=getattr(torch, COMPUTE_DTYPE),
+        dtype=getattr(torch, dtype),
         device_map={"": device()},
         use_safetensors=True,
         trust_remote_code=False,

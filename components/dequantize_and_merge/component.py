@@ -11,6 +11,7 @@ from components import images
 def dequantize_and_merge(
     adapter: dsl.Input[dsl.Model],
     base_uri: str,
+    base_revision: str,
     merge_key: str,
     options: str = "{}",
 ) -> NamedTuple("Merged", merged_uri=str):
@@ -19,6 +20,7 @@ def dequantize_and_merge(
     Args:
         adapter: Folder of the trained adapter.
         base_uri: Folder of the base model.
+        base_revision: Commit, or digest of the base model's files.
         merge_key: Names the merged model; a finished one of this key is returned at once.
         options: Further options, a JSON object.
 
@@ -29,4 +31,10 @@ def dequantize_and_merge(
     from components.dequantize_and_merge import task
 
     with step("dequantize_and_merge"):
-        return task.run(task.Config.parse(options), base_uri=base_uri, adapter=adapter.path, merge_key=merge_key)
+        return task.run(
+            task.Config.parse(options),
+            base_uri=base_uri,
+            base_revision=base_revision,
+            adapter=adapter.path,
+            merge_key=merge_key,
+        )

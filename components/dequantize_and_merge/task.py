@@ -20,12 +20,13 @@ class Result(NamedTuple):
     merged_uri: str
 
 
-def run(config: MergeConfig, *, base_uri: str, adapter: str, merge_key: str) -> Result:
+def run(config: MergeConfig, *, base_uri: str, base_revision: str, adapter: str, merge_key: str) -> Result:
     """Writes an ordinary 16-bit model, or returns the one that this merge_key already has.
 
     Args:
         config: the step's options.
         base_uri: folder of the base model.
+        base_revision: commit, or digest of the base's files.
         adapter: folder of the trained adapter.
         merge_key: names the merged model; it is kept in the store under this key.
 
@@ -38,8 +39,10 @@ def run(config: MergeConfig, *, base_uri: str, adapter: str, merge_key: str) -> 
         log(f"merged already: {finished.uri}")
         return Result(finished.uri)
     trained = attempts.read(adapter)
-    if trained.info["base_uri"] != base_uri:
-        raise InputError(f"the adapter was trained on {trained.info['base_uri']}, not on {base_uri}")
+    if trained.info["base_revision"] != base_revision:
+        raise InputError(
+            f"the adapter was trained on revision {trained.info['base_revision']} of its base, not on {base_revision}"
+        )
     with tempfile.TemporaryDirectory() as folder, attempts.attempt(key_uri) as attempt:
         base = storage.download(base_uri, Path(folder))
         _merge(config, base, Path(adapter), attempt.folder / MODEL)

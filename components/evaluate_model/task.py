@@ -10,10 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import chat, dataset, models, storage
+from components.core import attempts, chat, dataset, models, storage
 from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
 from components.core.errors import InputError
+from components.core.quantization import Quantization
 from components.core.report import Report
 from components.core.steps import log
 from components.evaluate_model import gate
@@ -112,7 +113,8 @@ def _base_and_tuned(config: EvaluateConfig, samples: list[Sample], base: Path, a
     from peft import PeftModel
 
     log("loading the base in NF4")
-    model = models.load_quantized(base).eval()
+    trained = attempts.read(adapter).info
+    model = models.load_quantized(base, Quantization(**trained["quantization"])).eval()
     tokenizer = models.load_tokenizer(base)
     reference = _subject("base", config, model, tokenizer, _for_base(config, samples, tokenizer))
     tuned = PeftModel.from_pretrained(model, adapter).eval()

@@ -8,6 +8,7 @@ from typing import Any
 from components.core import models
 from components.core.config import TrainConfig
 from components.core.errors import InputError
+from components.core.quantization import Quantization
 
 _EXPERTS = re.compile(r"\.experts\.")
 
@@ -108,7 +109,7 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
     )
 
 
-def skeleton(folder: Path) -> Any:
+def skeleton(folder: Path, dtype: str = "bfloat16") -> Any:
     """The base on the meta device, in the dtypes that training loads it in.
 
     Raises:
@@ -120,9 +121,7 @@ def skeleton(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, models.COMPUTE_DTYPE), trust_remote_code=False
-            )
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
 
@@ -132,7 +131,7 @@ def _quantised(model: Any) -> set[str]:
     from transformers.quantizers.auto import AutoHfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    quantizer = AutoHfQuantizer.from_config(models.quantization_config())
+    quantizer = AutoHfQuantizer.from_config(Quantization().as_transformers())
     kept = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     return {f"{name}.weight" for name, module in linear_layers(model) if should_convert_module(name, kept)}
 

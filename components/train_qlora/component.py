@@ -12,6 +12,7 @@ def train_qlora(
     train_set: dsl.Input[dsl.Dataset],
     dataset_digest: str,
     base_uri: str,
+    base_revision: str,
     training_key: str,
     adapter: dsl.Output[dsl.Model],
     report: dsl.Output[dsl.HTML],
@@ -22,13 +23,14 @@ def train_qlora(
     planned_gpu_mib: int = 0,
     planned_host_mib: int = 0,
     options: str = "{}",
-) -> NamedTuple("Trained", first_loss=float, final_loss=float, steps=int, peak_mib=int):
+) -> NamedTuple("Trained", first_loss=float, final_loss=float, steps=int, peak_mib=int, adapter_uri=str):
     """Train a LoRA adapter on the base model in NF4.
 
     Args:
         train_set: Tokenised rows from prepare_dataset.
         dataset_digest: What prepare_dataset said it made; checked before training.
         base_uri: Folder of the base model.
+        base_revision: Commit, or digest of the base model's files; kept with the adapter.
         training_key: Names the adapter; a finished one of this key is returned at once.
         adapter: Folder with the adapter as peft reads it, tokenizer and manifest.
         report: Loss curve and options.
@@ -45,6 +47,7 @@ def train_qlora(
         final_loss: The same over the last logged steps.
         steps: Optimiser steps made.
         peak_mib: Most memory in use at a time, in MiB, on the GPU or else in the process.
+        adapter_uri: Where the adapter lies in the store.
     """
     from components.core.steps import step
     from components.train_qlora import task
@@ -55,6 +58,7 @@ def train_qlora(
             train_set=train_set.path,
             dataset_digest=dataset_digest,
             base_uri=base_uri,
+            base_revision=base_revision,
             training_key=training_key,
             adapter=adapter.path,
             report=report.path,

@@ -1,12 +1,14 @@
 """QLoRA training: the base in NF4, a LoRA adapter on its linear layers, supervised fine-tuning through TRL."""
 
+import dataclasses
 import math
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import attempts, dataset, models, storage
+from components.core import attempts, dataset, models, quantization, storage
 from components.core.config import TrainConfig
+from components.core.quantization import Quantization
 from components.core.report import Report
 from components.core.steps import log
 from components.train_qlora import attention, packing
@@ -17,14 +19,15 @@ Config = TrainConfig
 class Result(NamedTuple):
     """What came out.
 
-    Mean loss over the supervised tokens of the first and of the last logged steps, the steps made, and the most memory
-    in use at a time, on the GPU or else in the process.
+    Mean loss over the supervised tokens of the first and of the last logged steps, the steps made, the most memory in
+    use at a time, on the GPU or else in the process, and where the adapter lies in the store.
     """
 
     first_loss: float
     final_loss: float
     steps: int
     peak_mib: int
+    adapter_uri: str
 
 
 def run(
@@ -33,6 +36,7 @@ def run(
     train_set: str,
     dataset_digest: str,
     base_uri: str,
+    base_revision: str,
     training_key: str,
     adapter: str,
     report: str,
@@ -46,6 +50,7 @@ def run(
         train_set: Parquet file that prepare_dataset wrote.
         dataset_digest: what prepare_dataset said it made; checked.
         base_uri: folder of the base model.
+        base_revision: commit, or digest of the base's files; kept with the adapter.
         training_key: names the adapter; it is kept in the store under this key.
         adapter: folder to write: peft's adapter, the tokenizer and a manifest.
         report: HTML page to write.
@@ -61,13 +66,16 @@ def run(
         samples = dataset.read(train_set, dataset_digest)
         with tempfile.TemporaryDirectory() as folder, attempts.attempt(key_uri) as attempt:
             base = storage.download(base_uri, Path(folder))
-            losses = _train(config, samples, base, attempt.folder)
+            losses, digests = _train(config, samples, base, attempt.folder)
             finished = attempt.commit(
                 {
                     "training_key": training_key,
                     "base_uri": base_uri,
+                    "base_revision": base_revision,
                     "dataset_digest": dataset_digest,
                     "config": config.model_dump(),
+                    "quantization": dataclasses.asdict(Quantization.of(config)),
+                    "quantised": digests,
                     "losses": losses,
                     "device": models.device(),
                     "peak_mib": _peak_mib(),
@@ -78,7 +86,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         storage.upload(storage.download(finished.uri, Path(folder)), adapter)
     losses = finished.info["losses"]
-    result = Result(losses[0][1], losses[-1][1], losses[-1][0], finished.info["peak_mib"])
+    result = Result(losses[0][1], losses[-1][1], losses[-1][0], finished.info["peak_mib"], finished.uri)
     planned = planned_gpu_mib if finished.info["device"] == "cuda" else planned_host_mib
     memory = f"Memory at its peak: {result.peak_mib:,} MiB" + (f"; the plan said {planned:,}." if planned else ".")
     log(memory)
@@ -98,8 +106,10 @@ def _peak_mib() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
-def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, output: Path) -> list[tuple[int, float]]:
-    """Trains and saves; returns (step, loss) as logged."""
+def _train(
+    config: TrainConfig, samples: list[dataset.Sample], base: Path, output: Path
+) -> tuple[list[tuple[int, float]], dict[str, str]]:
+    """Trains and saves; returns (step, loss) as logged, and the digests of the quantised weights."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -113,7 +123,8 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
     tokenizer = models.load_tokenizer(base)
     set_seed(config.seed)
     log(f"loading {base.name} in NF4")
-    model = models.load_quantized(base)
+    model = models.load_quantized(base, Quantization.of(config))
+    digests = quantization.digests(model)
     attention.use(model)
     encoded = [sample.encoded for sample in samples]
     rows = packing.rows(encoded, config.batch_tokens)
@@ -167,7 +178,7 @@ def _train(config: TrainConfig, samples: list[dataset.Sample], base: Path, outpu
     losses = [(entry["step"], float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
     trainer.model.save_pretrained(str(output), safe_serialization=True)
     tokenizer.save_pretrained(str(output))
-    return losses
+    return losses, digests
 
 
 def _in_full_precision(model: Any) -> None:

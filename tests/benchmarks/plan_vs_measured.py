@@ -53,7 +53,15 @@ def compare(**changed: object) -> dict[str, float]:
         share = sum(item.supervised for item in samples) / sum(len(item.input_ids) for item in samples)
         command = [str(Path(sys.executable).parent / "qlora"), "step", "train_qlora", "--train-set"]
         command += [str(folder / "train.parquet"), "--dataset-digest", data.dataset_digest, "--base-uri"]
-        command += [config.base_model, "--training-key", plan.training_key, "--adapter", str(folder / "adapter")]
+        command += [
+            config.base_model,
+            "--base-revision",
+            plan.base_revision,
+            "--training-key",
+            plan.training_key,
+            "--adapter",
+            str(folder / "adapter"),
+        ]
         command += ["--report", str(folder / "training.html")]
         for option in ("max_steps", "batch_tokens", "lora_r", "gradient_checkpointing"):
             command += [f"--{option.replace('_', '-')}", str(getattr(train, option))]

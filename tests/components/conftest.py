@@ -76,6 +76,7 @@ def adapter(tiny_run: TinyRun, tiny_model: Path) -> Path:
         train_set=str(tiny_run.folder / "train.parquet"),
         dataset_digest=tiny_run.data.dataset_digest,
         base_uri=str(tiny_model),
+        base_revision=tiny_run.plan.base_revision,
         training_key=tiny_run.plan.training_key,
         adapter=str(folder),
         report=str(tiny_run.folder / "training.html"),
@@ -90,7 +91,11 @@ def merged_uri(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> str:
 
     config = tiny_run.config.for_step("dequantize_and_merge")
     return merge.run(
-        config, base_uri=str(tiny_model), adapter=str(adapter), merge_key=tiny_run.plan.merge_key
+        config,
+        base_uri=str(tiny_model),
+        base_revision=tiny_run.plan.base_revision,
+        adapter=str(adapter),
+        merge_key=tiny_run.plan.merge_key,
     ).merged_uri
 
 

@@ -56,7 +56,7 @@ def computed(**changed: StepConfig) -> dict[str, str]:
     """The three keys of a run with these configs."""
     data = keys.data_key("data", typing.cast(PrepareConfig, changed.get("PrepareConfig", PrepareConfig())), "tokenizer")
     train = typing.cast(TrainConfig, changed.get("TrainConfig", TrainConfig()))
-    training = keys.training_key("revision", data, train, "bfloat16", 1)
+    training = keys.training_key("revision", data, train, 1)
     merge = keys.merge_key(training, typing.cast(MergeConfig, changed.get("MergeConfig", MergeConfig())))
     return {"data": data, "training": training, "merge": merge}
 
@@ -80,13 +80,12 @@ def test_what_takes_part_in_no_key_is_marked_so() -> None:
 def test_whatever_else_decides_the_result_is_in_the_keys() -> None:
     train = TrainConfig()
     data = keys.data_key("data", PrepareConfig(), "tokenizer")
-    base = keys.training_key("revision", data, train, "bfloat16", 1)
+    base = keys.training_key("revision", data, train, 1)
     others = [
-        keys.training_key("other", data, train, "bfloat16", 1),
-        keys.training_key("revision", data, train, "float16", 1),
-        keys.training_key("revision", data, train, "bfloat16", 2),
-        keys.training_key("revision", keys.data_key("other", PrepareConfig(), "tokenizer"), train, "bfloat16", 1),
-        keys.training_key("revision", keys.data_key("data", PrepareConfig(), "other"), train, "bfloat16", 1),
+        keys.training_key("other", data, train, 1),
+        keys.training_key("revision", data, train, 2),
+        keys.training_key("revision", keys.data_key("other", PrepareConfig(), "tokenizer"), train, 1),
+        keys.training_key("revision", keys.data_key("data", PrepareConfig(), "other"), train, 1),
     ]
     assert len({base, *others}) == len(others) + 1
 

@@ -49,26 +49,36 @@ def test_every_layer_that_training_quantised_is_dequantised_once(merged_uri: str
 
 
 def test_a_finished_merge_is_returned_at_once(tiny_run: TinyRun, merged_uri: str, adapter: Path) -> None:
-    again = task.run(MergeConfig(), base_uri="/no/base", adapter=str(adapter), merge_key=tiny_run.plan.merge_key)
+    again = task.run(
+        MergeConfig(), base_uri="/no/base", base_revision="", adapter=str(adapter), merge_key=tiny_run.plan.merge_key
+    )
     assert again.merged_uri == merged_uri
 
 
-def test_shards_are_as_large_as_asked(adapter: Path, tiny_model: Path, store: Path) -> None:
+def test_shards_are_as_large_as_asked(tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path) -> None:
     result = task.run(
-        MergeConfig(max_shard_gb=0.0001), base_uri=str(tiny_model), adapter=str(adapter), merge_key="shards"
+        MergeConfig(max_shard_gb=0.0001),
+        base_uri=str(tiny_model),
+        base_revision=tiny_run.plan.base_revision,
+        adapter=str(adapter),
+        merge_key="shards",
     )
     shards = list((Path(result.merged_uri) / "model").glob("model-*.safetensors"))
     assert len(shards) > 1
     assert models.load_16bit(Path(result.merged_uri) / "model").num_parameters() > 0
 
 
-def test_an_adapter_of_another_base_is_refused(adapter: Path, store: Path) -> None:
-    with pytest.raises(InputError, match=r"the adapter was trained on .*tiny, not on /other"):
-        task.run(MergeConfig(), base_uri="/other", adapter=str(adapter), merge_key="other-base")
+def test_an_adapter_of_another_base_is_refused(adapter: Path, tiny_model: Path, store: Path) -> None:
+    with pytest.raises(InputError, match=r"trained on revision \w+ of its base, not on other"):
+        task.run(
+            MergeConfig(), base_uri=str(tiny_model), base_revision="other", adapter=str(adapter), merge_key="other-base"
+        )
     assert attempts.find(str(store / "store" / "merged" / "other-base")) is None
 
 
-def test_an_adapter_with_nan_is_refused(adapter: Path, tiny_model: Path, store: Path, tmp_path: Path) -> None:
+def test_an_adapter_with_nan_is_refused(
+    tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path, tmp_path: Path
+) -> None:
     import safetensors.torch
 
     for file in adapter.iterdir():
@@ -77,5 +87,11 @@ def test_an_adapter_with_nan_is_refused(adapter: Path, tiny_model: Path, store: 
     next(iter(weights.values())).fill_(math.nan)
     safetensors.torch.save_file(weights, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="holds values that are no numbers"):
-        task.run(MergeConfig(), base_uri=str(tiny_model), adapter=str(tmp_path), merge_key="nan")
+        task.run(
+            MergeConfig(),
+            base_uri=str(tiny_model),
+            base_revision=tiny_run.plan.base_revision,
+            adapter=str(tmp_path),
+            merge_key="nan",
+        )
     assert attempts.find(str(store / "store" / "merged" / "nan")) is None
