@@ -1,5 +1,6 @@
 """One process a GPU, through torch's launcher."""
 
+import logging
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said once, below
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -36,10 +38,11 @@ def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
         return elastic_launch(config, work)(*args)[0]
     except ChildFailedError as error:
         place, failure = error.get_first_failure()
-        kind, _, line = failure.message.partition(": ")
+        said = failure.message if isinstance(failure.message, str) else failure.message["message"]
+        kind, _, line = said.partition(": ")
         if kind == "TransientError":
             raise TransientError(line) from None
-        raise InputError(line if kind == "InputError" else f"process {place} failed: {failure.message}") from None
+        raise InputError(line if kind == "InputError" else f"process {place} failed: {said}") from None
 
 
 def rank() -> int:

@@ -12,9 +12,7 @@ from pathlib import Path
 from components.core.config import TrainConfig
 from tests.components.conftest import TinyRun
 
-STEPS = 60
 CONFIG = TrainConfig(
-    max_steps=STEPS,
     batch_tokens=256,
     gradient_accumulation_steps=2,
     lora_dropout=0.1,  # random numbers: those of a resumed run must be the ones it would have drawn
@@ -25,13 +23,12 @@ LONGEST = 180.0
 """Seconds a life may take."""
 
 
-def start(job: dict[str, str], folder: Path, store: str) -> subprocess.Popen[str]:
+def start(job: dict[str, str], folder: Path) -> subprocess.Popen[str]:
     """Starts `qlora step train_qlora` on a prepared set, its adapter to be written into the folder."""
     command = [sys.executable, "-m", "pipelines.cli", "step", "train_qlora"]
     for name, value in job.items():
         command += [f"--{name}", value]
-    for name in ("max_steps", "batch_tokens", "gradient_accumulation_steps", "lora_dropout", "learning_rate",
-                 "checkpoint_steps"):  # fmt: skip
+    for name in CONFIG.model_fields_set:
         command += [f"--{name.replace('_', '-')}", str(getattr(CONFIG, name))]
     command += [
         "--training-key",
@@ -41,7 +38,7 @@ def start(job: dict[str, str], folder: Path, store: str) -> subprocess.Popen[str
         "--report",
         str(folder / "report.html"),
     ]
-    environment = os.environ | {"QLORA_STORE": store, "MLFLOW_TRACKING_URI": "", "KFP_RETRY_INDEX": "0"}
+    environment = os.environ | {"QLORA_STORE": str(folder / "store"), "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -82,12 +79,14 @@ def after(seconds: float) -> Callable[[], bool]:
 
 
 def in_a_checkpoint(folder: Path) -> Callable[[], bool]:
-    """The moment at which a new checkpoint is being written below a folder: it is there, its manifest is not yet."""
+    """The moment at which a new checkpoint is being written below a folder: it is there, its manifest is
+    not yet, and there is a whole one before it."""
     torn = {path.parent for path in folder.glob("step-*/*/*")} - {path.parent for path in _manifests(folder)}
 
     def writing() -> bool:
         begun = {path.parent for path in folder.glob("step-*/*/*")}
-        return bool(begun - torn - {path.parent for path in _manifests(folder)})
+        whole = {path.parent for path in _manifests(folder)}
+        return bool(whole and begun - torn - whole)
 
     return writing
 
@@ -101,9 +100,10 @@ def moments(rng: random.Random, folder: Path) -> Callable[[], bool]:
     return in_a_checkpoint(folder) if rng.random() < 0.5 else after(rng.uniform(0.0, 2.0))
 
 
-def job(run: TinyRun, base: Path) -> dict[str, str]:
-    """The inputs of the step, as the command line takes them."""
+def job(run: TinyRun, base: Path, steps: int) -> dict[str, str]:
+    """The inputs of the step, as the command line takes them, for so many optimiser steps."""
     return {
+        "max-steps": str(steps),
         "train-set": str(run.folder / "train.parquet"),
         "dataset-digest": run.data.dataset_digest,
         "base-uri": str(base),
@@ -114,7 +114,7 @@ def job(run: TinyRun, base: Path) -> dict[str, str]:
 def adapter_after_no_kill(job: dict[str, str], folder: Path) -> bytes:
     """The adapter's bytes after an undisturbed run."""
     folder.mkdir()
-    finish(start(job, folder, str(folder / "store")))
+    finish(start(job, folder))
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
@@ -123,10 +123,10 @@ def adapter_after_kills(job: dict[str, str], folder: Path, kills: int, rng: rand
     folder.mkdir()
     checkpoints = folder / "store" / "checkpoints" / "killed"
     for _ in range(kills):
-        kill(start(job, folder, str(folder / "store")), moments(rng, checkpoints))
+        kill(start(job, folder), moments(rng, checkpoints))
         assert not (folder / "adapter").exists(), "it ended before it was killed often enough: give it more steps"
     torn = {path.parent for path in checkpoints.glob("step-*/*/*")} - {path.parent for path in _manifests(checkpoints)}
-    output = finish(start(job, folder, str(folder / "store")))
+    output = finish(start(job, folder))
     assert "going on after step" in output, output
     assert output.count("it was not finished") == len(torn), output
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), len(torn)
