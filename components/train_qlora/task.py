@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import attempts, dataset, models, quantization, storage
+from components.core import attempts, attention, dataset, models, packing, quantization, storage
 from components.core.config import TrainConfig
 from components.core.quantization import Quantization
 from components.core.report import Report
 from components.core.steps import log
-from components.train_qlora import attention, packing
 
 Config = TrainConfig
 
