@@ -75,7 +75,7 @@ def _checks(report: Report, verdict: gate.Verdict) -> None:
     )
     lines = []
     for check in verdict.checks:
-        bounds = [f"{value:+.4f}" for value in check.interval] if check.interval else ["too few rows", "", ""]
+        bounds = [f"{value:.4f}" for value in check.interval] if check.interval else ["too few rows", "", ""]
         lines.append([check.name, check.groups, *bounds, check.unit, "passed" if check.passed else "failed"])
     report.table(["", "groups", "better by", "at least", "at most", "unit", ""], lines)
 
@@ -92,6 +92,10 @@ def _changes(report: Report, reference: Subject, subject: Subject, questions: di
     """The rows whose loss changed most, each way."""
     before, after = reference.scores.only(subject.scores.id), subject.scores.only(reference.scores.id)
     gained = _losses(before) - _losses(after)
+    changed = [
+        [f"{old:.4f}", f"{new:.4f}", f"{new - old:.4f}"]
+        for old, new in zip(_losses(before), _losses(after), strict=True)
+    ]
     order = np.argsort(-gained, kind="stable")
     for heading, places in (
         ("Where it got better", [place for place in order[:CHANGES] if gained[place] > 0]),
@@ -99,19 +103,14 @@ def _changes(report: Report, reference: Subject, subject: Subject, questions: di
     ):
         report.section(heading, f"The {len(places)} largest changes, in nats a token." if places else "Nowhere.")
         if places:
-            losses = zip(places, _losses(before)[places], _losses(after)[places], strict=True)
+            head = ["row", f"{reference.name}, loss", f"{subject.name}, loss", "change", "asked"]
+            sliced = bool(after.slice.any())
             report.table(
-                ["row", reference.name, subject.name, "change", "slice", "asked"],
+                [*head, "slice"] if sliced else head,
                 [
-                    [
-                        after.id[place][:12],
-                        f"{old:.4f}",
-                        f"{new:.4f}",
-                        f"{new - old:.4f}",
-                        after.slice[place],
-                        _short(questions[str(after.id[place])]),
-                    ]
-                    for place, old, new in losses
+                    [str(after.id[place])[:12], *losses, _short(questions[str(after.id[place])])]
+                    + ([str(after.slice[place])] if sliced else [])
+                    for place, losses in ((place, changed[place]) for place in places)
                 ],
             )
 

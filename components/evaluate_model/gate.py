@@ -66,7 +66,7 @@ def tuned(base: Subject, subject: Subject, champion: Champion | None, config: Ev
     checks = [_better(base.scores, subject.scores, config.min_improvement, tail)]
     beside, unit = (champion.subject, NATS if champion.same_tokens else BITS) if champion else (base, NATS)
     if champion:
-        checks.append(_not_worse(beside.scores, subject.scores, beside.name, config.max_champion_loss, tail, unit))
+        checks.append(_not_worse(beside.scores, subject, beside.name, config.max_champion_loss, tail, unit))
     alarms = _slices(beside.scores, subject.scores, beside.name, unit)
     if champion and beside.answers and subject.answers:
         alarms.append(_answers(beside, subject, config.metrics[0]))
@@ -83,7 +83,7 @@ def merged(adapter: Subject, subject: Subject, config: EvaluateConfig) -> Verdic
         config: confidence and margin.
     """
     tail = 1 - config.confidence
-    return _verdict([_not_worse(adapter.scores, subject.scores, adapter.name, config.max_merge_loss, tail, NATS)])
+    return _verdict([_not_worse(adapter.scores, subject, "the adapter", config.max_merge_loss, tail, NATS)])
 
 
 def merge_base(dequantized: Scores, original: Scores, config: EvaluateConfig) -> str:
@@ -169,15 +169,15 @@ def _better(base: Scores, subject: Scores, margin: float, tail: float) -> Check:
     return Check("better than base", NATS, groups, found, found.low >= margin and found.low > 0, text)
 
 
-def _not_worse(reference: Scores, subject: Scores, name: str, margin: float, tail: float, unit: str) -> Check:
+def _not_worse(reference: Scores, subject: Subject, name: str, margin: float, tail: float, unit: str) -> Check:
     what = f"not worse than {name}"
-    totals, units, groups = _paired(reference, subject, unit)
+    totals, units, groups = _paired(reference, subject.scores, unit)
     if groups < bootstrap.groups_needed(tail):
         return _undecided(what, unit, groups, tail)
     found = bootstrap.ratio(totals, units, tail)
     text = (
-        f"the loss is {_side(found.mean)} that of the {name} in {unit} ({_surely(found.low, tail)}), and at most"
-        f" {margin:g} above was allowed"
+        f"the {subject.name} loss is {_side(found.mean)} that of {name} in {unit} ({_surely(found.low, tail)}), and at"
+        f" most {margin:g} above was allowed"
     )
     return Check(what, unit, groups, found, found.low >= -margin, text)
 

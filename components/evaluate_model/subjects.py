@@ -140,8 +140,8 @@ def measure(
     tasks = config.lm_eval_tasks if answers else []
     figures = lm_tasks.run(model, tokenizer, tasks, config.eval_batch_size) if tasks else {}
     subject = Subject(name, score_table.table(rows), generated, figures)
-    right = f", right answers {subject.mark('exact_match'):.0%} of {len(generated)}" if generated else ""
-    log(f"{name}: loss {subject.scores.loss:.4f}{right}")
+    share = f", right answers {subject.mark('exact_match'):.0%} of {len(generated)}" if generated else ""
+    log(f"{name}: loss {subject.scores.loss:.4f}{share}")
     if generated and not any(answer.answer.strip() for answer in generated):
         log(f"{name} generated nothing: every one of its {len(generated)} answers is empty")
     return subject
