@@ -158,7 +158,7 @@ class EvaluateConfig(StepConfig):
     eval_batch_size: Int = Field(16, ge=1, description="conversations that are answered at a time")
     generation_rows: Int = Field(64, ge=0, description="held-out rows answered by generation; 0: none")
     max_new_tokens: Int = Field(128, ge=1, description="longest generated answer, in tokens")
-    metrics: list[Literal["exact_match", "json_keys", "rouge_l", "chrf"]] = Field(
+    answer_metrics: list[Literal["exact_match", "json_keys", "rouge_l", "chrf"]] = Field(
         ["exact_match"],
         min_length=1,
         description="marks for generated answers: exact_match, json_keys, rouge_l, chrf; by the first one the answers"

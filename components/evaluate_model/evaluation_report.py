@@ -50,7 +50,7 @@ def write(
 
 
 def _subjects(report: Report, config: EvaluateConfig, everyone: Sequence[Subject]) -> None:
-    metrics = list(dict.fromkeys(["exact_match", *config.metrics]))
+    metrics = list(dict.fromkeys(["exact_match", *config.answer_metrics]))
     head = ["", "rows", "loss, nats a token", "between", "perplexity", "bits a byte", "right tokens"]
     lines = []
     for one in everyone:

@@ -69,7 +69,7 @@ def tuned(base: Subject, subject: Subject, champion: Champion | None, config: Ev
         checks.append(_not_worse(beside.scores, subject, beside.name, config.max_champion_loss, tail, unit))
     alarms = _slices(beside.scores, subject.scores, beside.name, unit)
     if champion and beside.answers and subject.answers:
-        alarms.append(_answers(beside, subject, config.metrics[0]))
+        alarms.append(_answers(beside, subject, config.answer_metrics[0]))
     checks += [_alarm(*alarm, config.max_slice_loss, tail / len(alarms)) for alarm in alarms]
     return _verdict(checks)
 
@@ -113,7 +113,7 @@ def figures(verdict: Verdict, reference: Subject, subject: Subject, config: Eval
         "reference": reference.name,
         "reference_loss": reference.scores.loss,
     }
-    found |= {metric: subject.mark(metric) for metric in ("exact_match", *config.metrics) if subject.answers}
+    found |= {metric: subject.mark(metric) for metric in ("exact_match", *config.answer_metrics) if subject.answers}
     for check in sorted(verdict.checks, key=lambda check: check.passed)[:MOST_CHECKS]:
         name = check.name[:48].replace(" ", "_")
         found |= {f"{name}.groups": check.groups, f"{name}.passed": float(check.passed)}

@@ -134,7 +134,7 @@ def measure(
         asked,
         batch_size=config.eval_batch_size,
         max_new_tokens=config.max_new_tokens,
-        wanted=list(config.metrics),
+        wanted=list(config.answer_metrics),
         what=name,
     )
     tasks = config.lm_eval_tasks if answers else []
