@@ -223,5 +223,8 @@ def _alarm(name: str, unit: str, totals: Floats, units: Floats, margin: float, t
         return Check(name, unit, groups, None, True, "")
     found = bootstrap.ratio(totals, units, tail)
     worse = found.high < -margin
-    text = f"{name}: worse by {-found.mean:.4f} {unit}, surely by {-found.high:.4f} where {margin:g} was allowed"
+    text = (
+        f"{name}: worse by {-found.mean:.4f} {unit} (with {100 * (1 - tail):.3g}% confidence at least"
+        f" {-found.high:.4f}), and {margin:g} was allowed"
+    )
     return Check(name, unit, groups, found, not worse, text if worse else "")
