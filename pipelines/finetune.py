@@ -92,6 +92,8 @@ def finetune(
             dataset_digest=data["dataset_digest"],
             base_uri=base["base_uri"],
             adapter=trained["adapter"],
+            model_name=model_name,
+            champion_version=plan["champion_version"],
             options=plan["evaluate_options"],
         ).set_display_name("evaluate-tuned"),
         cached=True,

@@ -57,6 +57,12 @@ def read(uri: str) -> Finished:
     return Finished(uri=uri, info=manifest["info"], files=manifest["files"])
 
 
+def missing(finished: Finished) -> list[str]:
+    """Files of finished work that are gone, or not of the size that its manifest says."""
+    present = storage.sizes(finished.uri)
+    return [name for name, file in finished.files.items() if present.get(name) != file["size"]]
+
+
 class Attempt:
     """One attempt at the work of a key: fill `folder`, then `commit`."""
 

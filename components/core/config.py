@@ -180,16 +180,41 @@ class TrainConfig(StepConfig):
 class EvaluateConfig(StepConfig):
     """evaluate_model."""
 
-    eval_batch_size: Int = Field(16, ge=1, description="conversations a forward pass")
+    eval_batch_tokens: Int = Field(
+        2048, ge=16, description="tokens a forward pass when scoring: conversations are packed to this length",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    eval_batch_size: Int = Field(16, ge=1, description="conversations that are answered at a time")
     generation_rows: Int = Field(64, ge=0, description="held-out rows answered by generation; 0: none")
     max_new_tokens: Int = Field(128, ge=1, description="longest generated answer, in tokens")
+    answer_metrics: list[Literal["exact_match", "json_keys", "rouge_l", "chrf"]] = Field(
+        ["exact_match"],
+        min_length=1,
+        description="marks for generated answers: exact_match, json_keys, rouge_l, chrf; by the first one the answers"
+        " are compared with the champion's",
+    )
+    lm_eval_tasks: list[str] = Field(
+        [], description="tasks of lm-eval, by name or as a task's YAML file, for the report; needs the extra lm-eval"
+    )
     baseline_messages: list[dict[str, str]] = Field(
         [],
         description="turns the base gets before each question, in place of the row's system message: schema and"
         " examples, for a fair comparison; empty: the rows as they are",
     )
+    score_original: bool = Field(
+        False, description="also score the adapter on the 16-bit base; if better there, it is merged into that"
+    )
+    confidence: float = Field(
+        0.95, ge=0.8, le=0.999, description="gate: how sure it must be, of all slices together too"
+    )
     min_improvement: float = Field(
         0.01, ge=0, description="gate: nats a token by which the tuned loss must be below the base's"
+    )
+    max_champion_loss: float = Field(
+        0.01, ge=0, description="gate: nats a token, or bits a byte, by which the loss may be above the champion's"
+    )
+    max_slice_loss: float = Field(
+        0.0, ge=0, description="gate: by how much a slice, or the answers, may be shown to have become worse"
     )
     max_merge_loss: float = Field(
         0.01, ge=0, description="gate: nats a token by which the merged loss may be above the adapter's"

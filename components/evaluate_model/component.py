@@ -18,6 +18,8 @@ def evaluate_model(
     adapter: dsl.Input[dsl.Model] = None,
     adapter_scores: dsl.Input[dsl.Artifact] = None,
     merged_uri: str = "",
+    model_name: str = "",
+    champion_version: str = "",
     options: str = "{}",
 ) -> NamedTuple(
     "Evaluated",
@@ -27,19 +29,23 @@ def evaluate_model(
     reference_loss=float,
     exact_match=float,
     reference_exact_match=float,
+    merge_base=str,
+    figures=str,
 ):
-    """Judge the adapter against the base, or the merged model against the adapter.
+    """Judge the adapter against base and champion, or the merged model against the adapter.
 
     Args:
         eval_set: Tokenised held-out rows from prepare_dataset.
         dataset_digest: What prepare_dataset said it made; checked before scoring.
         base_uri: Folder of the base model.
-        scores: Scores and answers of every row, a JSON file.
+        scores: Folder with every model's scores (scores.parquet) and answers (answers.jsonl), row by row.
         metrics: The figures, for the comparison of runs.
         report: Verdict, figures and answers side by side.
         adapter: Adapter to judge against the base.
         adapter_scores: Scores of the adapter, to judge the merged model against.
         merged_uri: Folder of the merged model to judge; empty judges the adapter.
+        model_name: Name of the registered model, to compare the adapter with its champion.
+        champion_version: Version of that name that is champion; empty is none.
         options: Further options, a JSON object.
 
     Returns:
@@ -49,6 +55,8 @@ def evaluate_model(
         reference_loss: The same of the base, or of the adapter.
         exact_match: Share of right answers; -1 where none was generated.
         reference_exact_match: The same of the base, or of the adapter.
+        merge_base: What to merge the adapter into, dequantized or original.
+        figures: What the gate saw, a flat JSON object: figures with bounds, rows, groups, confidence.
     """
     from components.core.steps import step
     from components.evaluate_model import task
@@ -64,7 +72,9 @@ def evaluate_model(
             adapter=adapter.path if adapter else "",
             merged_uri=merged_uri,
             adapter_scores=adapter_scores.path if adapter_scores else "",
+            model_name=model_name,
+            champion_version=champion_version,
         )
-        for name, value in result._asdict().items():
-            metrics.log_metric(name, str(value) if isinstance(value, str) else float(value))
+        for name, value in task.shown(result).items():
+            metrics.log_metric(name, value)
         return result

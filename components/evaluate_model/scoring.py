@@ -1,162 +1,109 @@
-"""What a model makes of the held-out rows: the loss of the reference answers, and its own answers."""
+"""How likely a model holds the reference answers: packed rows, the head at supervised positions only, in chunks."""
 
-import dataclasses
-import json
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.core import chat
-from components.core.dataset import Sample
-from components.core.errors import InputError
+from components.core import attention, chat, packing
 from components.core.steps import Progress
 
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """One row under one model: summed negative log-likelihood (nats) over its supervised tokens.
-
-    `group` and `slice` are the data's own columns, or empty.
-    """
-
-    id: str
-    nll: float
-    tokens: int
-    group: str
-    slice: str
+LOGITS = 1 << 23
+"""Logits held at a time, 32 MiB in float32: more positions go through the head in turns, whatever the vocabulary."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One generated answer beside its reference."""
-
-    id: str
-    prompt: str
-    reference: str
-    answer: str
-    correct: bool
-
-
-def score(model: Any, samples: list[Sample], batch_size: int, pad: int, what: str) -> list[Score]:
-    """Scores every row, rows of like length together.
+def score(
+    model: Any, encoded: Sequence[chat.Encoded], batch_tokens: int, device: str, what: str
+) -> list[tuple[float, int]]:
+    """Scores conversations, each as if it were alone.
 
     Args:
-        model: causal language model in eval mode.
-        samples: rows with token ids and labels.
-        batch_size: rows a forward pass.
-        pad: id of the pad token.
+        model: causal language model in eval mode, with or without an adapter.
+        encoded: the conversations.
+        batch_tokens: tokens a forward pass; a longer conversation gets one of its own.
+        device: where the inputs go.
         what: named in the progress lines.
 
-    Raises:
-        InputError: the model gives a loss that is no number.
+    Returns:
+        for each conversation, the summed negative log-likelihood of its supervised tokens in nats, and how many of
+        them the model held for the likeliest.
     """
     import torch
 
-    ordered = sorted(samples, key=lambda sample: len(sample.encoded.input_ids))
-    scores = []
-    progress = Progress(f"scoring {what}", len(ordered))
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        width = max(len(sample.encoded.input_ids) for sample in batch)
-        ids = torch.full((len(batch), width), pad)
-        labels = torch.full((len(batch), width), chat.IGNORED)
-        for row, sample in enumerate(batch):
-            ids[row, : len(sample.encoded.input_ids)] = torch.tensor(sample.encoded.input_ids)
-            labels[row, : len(sample.encoded.labels)] = torch.tensor(sample.encoded.labels)
-        # The head runs from the first position that predicts a supervised token: prompts are long, logits large.
-        targets = labels[:, 1:]
-        first = int((targets != chat.IGNORED).any(dim=0).nonzero()[0])
-        with torch.inference_mode():
-            # Right padding and causal attention: no mask is needed, padding comes after all that counts.
-            logits = model(input_ids=ids.to(model.device), logits_to_keep=width - first).logits[:, :-1].float()
-            losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2),
-                targets[:, first:].to(logits.device),
-                reduction="none",
-                ignore_index=chat.IGNORED,
-            )
-        for sample, nll in zip(batch, losses.sum(dim=1).tolist(), strict=True):
-            if nll != nll:
-                raise InputError(f"{what} gives a loss that is no number on row {sample.id[:12]}")
-            scores.append(Score(sample.id, nll, sample.encoded.supervised, sample.group, sample.slice))
-        progress.at(min(start + batch_size, len(ordered)))
-    return sorted(scores, key=lambda item: item.id)
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found: list[tuple[float, int]] = [(0.0, 0)] * len(encoded)
+    progress = Progress(f"scoring {what}", len(encoded))
+    done = 0
+    with _packed(causal, batch_tokens) as capacity, torch.inference_mode():
+        plain = _head_is_plain(causal, encoded[0], device)
+        for row in packing.pack([len(item.input_ids) for item in encoded], capacity):
+            scored = _row(causal, [encoded[index] for index in row], device, plain)
+            for index, (nll, right) in zip(row, scored, strict=True):
+                found[index] = nll, right
+            done += len(row)
+            progress.at(done)
+    return found
 
 
-def generate(
-    model: Any, tokenizer: Any, samples: list[Sample], batch_size: int, max_new_tokens: int, what: str
-) -> list[Answer]:
-    """Lets the model give the last answer of each row, greedily.
+@contextlib.contextmanager
+def _packed(causal: Any, batch_tokens: int) -> Iterator[int]:
+    """Lets packed conversations attend to themselves alone; gives the tokens a row may hold.
 
-    Args:
-        model: causal language model in eval mode.
-        tokenizer: its tokenizer.
-        samples: the rows to answer.
-        batch_size: rows at a time.
-        max_new_tokens: longest answer.
-        what: named in the progress lines.
+    Where an architecture's layers would mix conversations, each goes alone, through the model's own attention.
+    """
+    if attention.supports(causal):
+        with attention.packed(causal):
+            yield batch_tokens
+    else:
+        yield 0
+
+
+def _inputs(items: Sequence[chat.Encoded], device: str) -> tuple[dict[str, Any], Any]:
+    inputs = packing.collate([packing.joined(items)])
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    return inputs, inputs.pop("labels")[0]
+
+
+def _head_is_plain(causal: Any, sample: chat.Encoded, device: str) -> bool:
+    """Whether the logits are the head's output as it is: some architectures scale or cap them afterwards.
+
+    Found by trying it on a few tokens: no list of architectures is ever complete.
     """
     import torch
-    from transformers import GenerationConfig
 
-    # Greedy whatever the model's own generation config says: the same model gives the same answers.
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=_end_tokens(model, tokenizer),
-    )
-    samples = [sample for sample in samples if sample.messages]  # plain text asks nothing
-    asked = [_question(tokenizer, sample) for sample in samples]
-    order = sorted(range(len(asked)), key=lambda index: len(asked[index][0]))
-    answers = []
-    progress = Progress(f"generating with {what}", len(asked))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        encoded = tokenizer(
-            [asked[index][0] for index in batch],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_tensors="pt",
-        ).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(**encoded, generation_config=greedy)
-        texts = tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, text in zip(batch, texts, strict=True):
-            prompt, reference = asked[index]
-            answers.append(Answer(samples[index].id, prompt, reference, text, matches(text, reference)))
-        progress.at(min(start + batch_size, len(order)))
-    return sorted(answers, key=lambda item: item.id)
+    start = chat.Encoded(sample.input_ids[:8], sample.labels[:8])
+    inputs, _ = _inputs([start], device)
+    head = causal.get_output_embeddings()(_hidden(causal, inputs))
+    whole = causal(**inputs, use_cache=False).logits[0]
+    # NaN is no matter of the head; it is reported with the row it comes from.
+    plain: bool = torch.allclose(head.float(), whole.to(head.device).float(), rtol=1e-3, atol=1e-3, equal_nan=True)
+    return plain
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    known = model.generation_config.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    return sorted({*ends, tokenizer.eos_token_id})
+def _hidden(causal: Any, inputs: dict[str, Any]) -> Any:
+    return causal.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
 
 
-def _question(tokenizer: Any, sample: Sample) -> tuple[str, str]:
-    """The prompt up to the last answer, and that answer."""
-    last = max(turn for turn, message in enumerate(sample.messages) if message["role"] == "assistant")
-    prompt = chat.render(tokenizer, sample.messages[:last], tools=sample.tools, for_answer=True)
-    return prompt, sample.messages[last]["content"]
+def _row(causal: Any, items: Sequence[chat.Encoded], device: str, plain: bool) -> list[tuple[float, int]]:
+    """Scores one packed row."""
+    import torch
 
-
-def matches(answer: str, reference: str) -> bool:
-    """Whether an answer is right: equal as JSON where the reference is a JSON object, else equal as text.
-
-    The outermost braces are what counts of an answer, so that a fence or a sentence around JSON costs no model its
-    point.
-    """
-    wanted = _json_object(reference)
-    if wanted is None:
-        return answer.strip() == reference.strip()
-    start, end = answer.find("{"), answer.rfind("}")
-    return _json_object(answer[start : end + 1]) == wanted
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
+    inputs, labels = _inputs(items, device)
+    at = (labels != chat.IGNORED).nonzero()[:, 0]
+    owner = torch.repeat_interleave(inputs["cu_seq_lens_q"].diff())[at].cpu()
+    head, hidden = causal.get_output_embeddings(), _hidden(causal, inputs) if plain else None
+    nll = torch.zeros(len(items), dtype=torch.float64)
+    right = torch.zeros(len(items), dtype=torch.int64)
+    chunk = max(1, LOGITS // causal.get_output_embeddings().weight.shape[0])
+    for start in range(0, len(at), chunk):
+        here = at[start : start + chunk]
+        predicted_by = here - 1
+        if hidden is None:
+            # The decoder runs once a chunk: slower, and right whatever the model does with its logits.
+            logits = causal(**inputs, logits_to_keep=predicted_by, use_cache=False).logits[0].float()
+        else:
+            logits = head(hidden[predicted_by.to(hidden.device)]).float()
+        targets = labels[here].to(logits.device)
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu()
+        nll.index_add_(0, owner[start : start + chunk], losses)
+        right.index_add_(0, owner[start : start + chunk], (logits.argmax(dim=1) == targets).long().cpu())
+    return list(zip(nll.tolist(), right.tolist(), strict=True))

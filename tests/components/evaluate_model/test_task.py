@@ -1,133 +1,178 @@
+import dataclasses
 import html
 import json
 from pathlib import Path
 
 import pytest
 
-from components.core import chat, models
+from components.core import chat, dataset, models
 from components.core.config import EvaluateConfig
-from components.core.dataset import Sample
 from components.core.errors import InputError
-from components.evaluate_model import task
-from components.evaluate_model.scoring import matches, score
+from components.evaluate_model import component as component_module
+from components.evaluate_model import score_table, task
 from tests.components.conftest import TinyRun
+from tests.components.evaluate_model.conftest import Judge, altered
 
 
-@pytest.fixture(scope="module")
-def judged(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> task.Result:
-    return task.run(
-        tiny_run.config.for_step("evaluate_model"),
-        eval_set=str(tiny_run.folder / "eval.parquet"),
-        dataset_digest=tiny_run.data.dataset_digest,
-        base_uri=str(tiny_model),
-        adapter=str(adapter),
-        scores=str(tiny_run.folder / "scores.json"),
-        report=str(tiny_run.folder / "tuned.html"),
-    )
+def prepared(folder: Path, samples: list[dataset.Sample]) -> dict[str, str]:
+    """An evaluation set of these rows, and its digest, as `task.run` takes them."""
+    import pyarrow as pa
+
+    rows = [
+        {
+            "id": sample.id,
+            "input_ids": sample.encoded.input_ids,
+            "labels": sample.encoded.labels,
+            "messages": json.dumps(sample.messages),
+            "tools": json.dumps(sample.tools),
+            "group": sample.group,
+            "slice": sample.slice,
+        }
+        for sample in samples
+    ]
+    with dataset.Writer({"eval": str(folder / "rows.parquet")}) as writer:
+        if rows:
+            writer.write("eval", pa.RecordBatch.from_pylist(rows, schema=dataset.schema()))
+        return {"eval_set": str(folder / "rows.parquet"), "dataset_digest": writer.close()}
+
+
+def samples(run: TinyRun) -> list[dataset.Sample]:
+    return dataset.read(str(run.folder / "eval.parquet"), run.data.dataset_digest)
 
 
 def test_a_trained_adapter_passes(judged: task.Result, tiny_run: TinyRun) -> None:
     assert judged.passed and judged.reason.startswith("Passed: ")
-    assert judged.loss < judged.reference_loss
-    base, tuned = json.loads((tiny_run.folder / "scores.json").read_text())
-    assert [item["id"] for item in base["scores"]] == [item["id"] for item in tuned["scores"]]
-    assert len(tuned["answers"]) == 4
+    assert judged.loss < judged.reference_loss and judged.merge_base == "dequantized"
+    base, tuned = (score_table.read(str(tiny_run.folder / "scores"), name) for name in ("base", "tuned"))
+    assert base.scores.id.tolist() == tuned.scores.id.tolist() == sorted(one.id for one in samples(tiny_run))
+    assert base.scores.tokens.tolist() == tuned.scores.tokens.tolist()
+    assert tuned.scores.loss == pytest.approx(judged.loss)
+    assert len(tuned.answers) == 4
     assert html.escape(judged.reason) in (tiny_run.folder / "tuned.html").read_text()
+    figures = json.loads(judged.figures)
+    assert figures["better_than_base.low"] <= figures["better_than_base.mean"]
 
 
-def test_an_adapter_that_learned_nothing_fails(
-    tiny_run: TinyRun, adapter: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    import safetensors.torch
+def test_what_is_logged_as_metrics_is_numbers_and_texts(judged: task.Result) -> None:
+    shown = task.shown(judged)
+    assert shown["passed"] == 1.0 and shown["reason"] == judged.reason and shown["loss"] == judged.loss
+    assert all(type(value) in (float, int, str) for value in shown.values())
+    assert "task.shown(result)" in Path(component_module.__file__).read_text()
 
-    idle = tmp_path / "idle"
-    idle.mkdir()
-    for file in adapter.iterdir():
-        (idle / file.name).write_bytes(file.read_bytes())
-    weights = safetensors.torch.load_file(idle / "adapter_model.safetensors")
-    still = {name: value * 0 if "lora_B" in name else value for name, value in weights.items()}
-    safetensors.torch.save_file(still, idle / "adapter_model.safetensors", metadata={"format": "pt"})
-    result = task.run(
-        EvaluateConfig(generation_rows=0),
-        eval_set=str(tiny_run.folder / "eval.parquet"),
-        dataset_digest=tiny_run.data.dataset_digest,
-        base_uri=str(tiny_model),
-        adapter=str(idle),
-        scores=str(tmp_path / "scores.json"),
-        report=str(tmp_path / "report.html"),
-    )
-    assert not result.passed and result.reason.startswith("Failed: ")
+
+def test_an_adapter_that_learned_nothing_fails(judge: Judge, adapter: Path, tmp_path: Path) -> None:
+    result = judge(adapter=str(altered(adapter, tmp_path / "idle", lambda name, value: value * ("lora_B" not in name))))
+    assert not result.passed and result.reason.startswith("Failed: the tuned loss is")
     assert result.exact_match == -1
 
 
-def test_the_merged_model_is_judged_against_the_adapter(
-    judged: task.Result, tiny_run: TinyRun, merged_uri: str, tiny_model: Path, tmp_path: Path
+def test_an_adapter_with_nan_weights_is_an_error_of_one_line(judge: Judge, adapter: Path, tmp_path: Path) -> None:
+    spoiled = altered(adapter, tmp_path / "nan", lambda name, value: value * float("nan"))
+    with pytest.raises(InputError, match="tuned gives a loss that is no number on row"):
+        judge(adapter=str(spoiled))
+    assert not (tmp_path / "scores").exists()
+
+
+def test_training_spoiled_by_shuffled_labels_fails_with_the_reason_in_its_report(
+    judge: Judge, tiny_run: TinyRun, merged_uri: str, tmp_path: Path
 ) -> None:
-    result = task.run(
-        tiny_run.config.for_step("evaluate_model"),
-        eval_set=str(tiny_run.folder / "eval.parquet"),
-        dataset_digest=tiny_run.data.dataset_digest,
-        base_uri=str(tiny_model),
-        merged_uri=merged_uri,
-        adapter_scores=str(tiny_run.folder / "scores.json"),
-        scores=str(tmp_path / "scores.json"),
-        report=str(tmp_path / "report.html"),
+    """The base here was trained on the rows already; shuffled answers teach it nothing but noise."""
+    from components.train_qlora import task as train_qlora
+
+    rows = dataset.read(str(tiny_run.folder / "train.parquet"), tiny_run.data.dataset_digest)
+    base = Path(merged_uri) / "model"
+    tokenizer = models.load_tokenizer(base)
+    spoiled = []
+    for place, row in enumerate(rows):
+        answer = rows[(place + 1 + len(rows) // 2) % len(rows)].messages[-1]
+        messages = [*row.messages[:-1], answer]
+        spoiled.append(dataclasses.replace(row, messages=messages, encoded=chat.encode(tokenizer, messages, 64)))
+    data = prepared(tmp_path, spoiled)
+    train_qlora.run(
+        tiny_run.config.for_step("train_qlora"),
+        train_set=data["eval_set"],
+        dataset_digest=data["dataset_digest"],
+        base_uri=str(base),
+        base_revision="another",
+        training_key="shuffled",
+        adapter=str(tmp_path / "adapter"),
+        report=str(tmp_path / "training.html"),
     )
-    assert result.passed
-    assert result.reference_loss == pytest.approx(judged.loss)
-    assert result.loss == pytest.approx(judged.loss, abs=0.01)
+    result = judge(base_uri=str(base), adapter=str(tmp_path / "adapter"))
+    assert not result.passed and result.reason.startswith("Failed: the tuned loss is")
+    assert html.escape(result.reason) in (tmp_path / "report.html").read_text()
 
 
-def test_scores_are_those_of_the_plain_loss(tiny_model: Path) -> None:
-    """Batched, sorted, the head on the last positions only: the same as one row at a time with all logits."""
+def test_three_rows_decide_nothing(judge: Judge, tiny_run: TinyRun, tmp_path: Path) -> None:
+    result = judge(**prepared(tmp_path, samples(tiny_run)[:3]))
+    assert not result.passed
+    assert result.reason == "Failed: nothing can be decided with 3 independent rows (groups); at least 10 would do."
+
+
+def test_an_empty_evaluation_set_is_refused(judge: Judge, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the evaluation set has no rows"):
+        judge(**prepared(tmp_path, []))
+
+
+def test_a_model_that_generates_nothing_is_reported(
+    judge: Judge, tiny_run: TinyRun, tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """The base's first token is always the one that ends an answer."""
     import torch
 
-    tokenizer, model = models.load_tokenizer(tiny_model), models.load_16bit(tiny_model).float().eval()
-    rows = [[{"role": "user", "content": "cat " * n}, {"role": "assistant", "content": "mat two"}] for n in (1, 5, 9)]
-    samples = [Sample(str(i), row, chat.encode(tokenizer, row, 64)) for i, row in enumerate(rows)]
-    for found, sample in zip(score(model, samples, 2, tokenizer.pad_token_id, "tiny"), samples, strict=True):
-        ids, labels = (torch.tensor([values]) for values in (sample.encoded.input_ids, sample.encoded.labels))
-        with torch.no_grad():
-            loss = model(input_ids=ids, labels=labels).loss.item()
-        assert found.tokens == sample.encoded.supervised
-        assert found.nll / found.tokens == pytest.approx(loss, rel=1e-5)
+    model, tokenizer = models.load_16bit(tiny_model), models.load_tokenizer(tiny_model)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+        model.config.tie_word_embeddings = False
+        model.model.norm.weight.zero_()
+    silent = tmp_path / "silent"
+    model.generation_config.eos_token_id = [0, tokenizer.eos_token_id]  # all logits are alike: token 0 is taken
+    model.save_pretrained(silent)
+    tokenizer.save_pretrained(silent)
+    result = judge(EvaluateConfig(generation_rows=3, max_new_tokens=4), base_uri=str(silent))
+    assert not result.passed and result.exact_match == 0
+    assert "base generated nothing in 3 of 3 answers." in (tmp_path / "report.html").read_text()
+
+
+def test_slices_and_groups_of_the_data_are_judged(judge: Judge, tiny_run: TinyRun, tmp_path: Path) -> None:
+    rows = [
+        dataclasses.replace(sample, group=f"talk {place // 2}", slice="even" if place % 4 < 2 else "odd")
+        for place, sample in enumerate(samples(tiny_run))
+    ]
+    judge(**prepared(tmp_path, rows))
+    found = score_table.read(str(tmp_path / "scores"), "tuned").scores
+    assert set(found.slice) == {"even", "odd"} and len(set(found.group)) == (len(rows) + 1) // 2
+    assert "slice odd against base" in (tmp_path / "report.html").read_text()
+
+
+def test_the_merged_model_is_judged_against_the_adapter(
+    judged: task.Result, judge: Judge, tiny_run: TinyRun, merged_uri: str
+) -> None:
+    config = tiny_run.config.for_step("evaluate_model")
+    result = judge(config, merged_uri=merged_uri, adapter="", adapter_scores=str(tiny_run.folder / "scores"))
+    assert result.reference_loss == pytest.approx(judged.loss)
+    assert result.loss == pytest.approx(judged.loss, abs=0.01)
+    assert result.passed, result.reason
 
 
 def test_scores_of_other_rows_are_refused(
-    judged: task.Result, tiny_run: TinyRun, merged_uri: str, tmp_path: Path
+    judged: task.Result, judge: Judge, tiny_run: TinyRun, merged_uri: str, tmp_path: Path
 ) -> None:
-    scores = json.loads((tiny_run.folder / "scores.json").read_text())
-    scores[1]["scores"].pop()
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    data = prepared(tmp_path, samples(tiny_run)[1:])
     with pytest.raises(InputError, match="they are of other rows than the evaluation set"):
-        task.run(
-            EvaluateConfig(),
-            eval_set=str(tiny_run.folder / "eval.parquet"),
-            dataset_digest=tiny_run.data.dataset_digest,
-            base_uri="",
-            merged_uri=merged_uri,
-            adapter_scores=str(tmp_path / "scores.json"),
-            scores=str(tmp_path / "out.json"),
-            report=str(tmp_path / "report.html"),
-        )
+        judge(merged_uri=merged_uri, adapter_scores=str(tiny_run.folder / "scores"), **data)
+    with pytest.raises(InputError, match="they hold no tuned model"):
+        judge(merged_uri=merged_uri, adapter_scores=str(scores_without_tuned(tiny_run, tmp_path)))
 
 
-def test_answers_are_compared_as_json_where_the_reference_is_json() -> None:
-    assert matches('Sure!\n```json\n{"b": 2, "a": 1}\n```', '{"a": 1, "b": 2}')
-    assert not matches('{"a": 1}', '{"a": 1, "b": 2}')
-    assert not matches("no braces", '{"a": 1}')
-    assert matches(" yes \n", "yes") and not matches("yes, it is", "yes")
+def scores_without_tuned(run: TinyRun, folder: Path) -> Path:
+    score_table.write(str(folder / "base only"), [score_table.read(str(run.folder / "scores"), "base")])
+    return folder / "base only"
 
 
-def test_the_base_is_asked_with_its_own_prompt(tiny_model: Path) -> None:
-    tokenizer = models.load_tokenizer(tiny_model)
-    row = [
-        {"role": "system", "content": "short"},
-        {"role": "user", "content": "cat"},
-        {"role": "assistant", "content": "mat"},
-    ]
-    example = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
-    sample = Sample("1", row, chat.encode(tokenizer, row, 64))
-    (asked,) = task._for_base(EvaluateConfig(baseline_messages=example), [sample], tokenizer)
-    assert [turn["content"] for turn in asked.messages] == ["one", "two", "cat", "mat"]
-    assert asked.encoded.supervised == sample.encoded.supervised, "the example's answer is not scored"
+def test_the_original_base_is_scored_where_asked_for(judge: Judge, tmp_path: Path) -> None:
+    result = judge(EvaluateConfig(generation_rows=0, score_original=True))
+    assert result.merge_base in ("dequantized", "original")
+    original = score_table.read(str(tmp_path / "scores"), "tuned on the original").scores
+    assert original.loss == pytest.approx(result.loss, abs=1), "near, and not the same"
+    assert original.loss != result.loss

@@ -1,0 +1,70 @@
+"""Public benchmarks through lm-eval itself, which is asked for by name and imported only then."""
+
+import importlib.util
+import logging
+from typing import Any
+
+from components.core.errors import InputError
+
+FILE = ".yaml"
+
+
+def check(tasks: list[str]) -> None:
+    """Checks, before a model is loaded, that lm-eval is there and knows the tasks.
+
+    Raises:
+        InputError: it is not, or does not.
+    """
+    if not tasks:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError(
+            f"lm_eval_tasks {', '.join(tasks)}: lm-eval is not installed: pip install 'qlora-pipelines[lm-eval]'"
+        )
+    known = set(_manager(tasks).all_tasks)
+    for task in tasks:
+        if not task.endswith(FILE) and task not in known:
+            raise InputError(f"lm_eval_tasks: lm-eval knows no task {task}; `lm-eval ls tasks` names those there are")
+
+
+def run(model: Any, tokenizer: Any, tasks: list[str], batch_size: int) -> dict[str, float]:
+    """A model's figures on lm-eval's tasks, by `task/metric`.
+
+    Args:
+        model: causal language model in eval mode.
+        tokenizer: its tokenizer.
+        tasks: names of tasks, or paths of a task's YAML file.
+        batch_size: rows a forward pass.
+
+    Raises:
+        InputError: a task's data cannot be read.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        found = simple_evaluate(
+            HFLM(pretrained=causal, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=list(tasks),
+            task_manager=_manager(tasks),
+            bootstrap_iters=0,
+            log_samples=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"lm_eval_tasks {', '.join(tasks)}: {reason}") from None
+    return {
+        f"{task}/{metric.removesuffix(',none')}": float(value)
+        for task, figures in found["results"].items()
+        for metric, value in figures.items()
+        if isinstance(value, int | float) and "stderr" not in metric and metric != "sample_len"
+    }
+
+
+def _manager(tasks: list[str]) -> Any:
+    """What finds lm-eval's tasks; its thousands of own ones are read only where one is asked for by name."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=not all(task.endswith(FILE) for task in tasks))

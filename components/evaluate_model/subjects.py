@@ -1,0 +1,184 @@
+"""The models that are judged, loaded one after another, each measured on the same rows."""
+
+import contextlib
+import gc
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.core import attempts, models, storage
+from components.core.config import EvaluateConfig
+from components.core.dataset import Sample
+from components.core.errors import InputError
+from components.core.quantization import Quantization
+from components.core.steps import log
+from components.evaluate_model import asking, champion, gate, lm_tasks, score_table, scoring
+from components.evaluate_model.generation import generate
+from components.evaluate_model.score_table import Subject
+
+ROOM = 0.8
+"""Share of the GPU's free memory that weights may take; the rest is for activations and logits."""
+
+
+def base_and_tuned(
+    config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str, found: champion.Champion | None
+) -> tuple[Subject, Subject, gate.Champion | None]:
+    """The base in 4 bit, the adapter on it, and the champion.
+
+    Args:
+        config: the step's options.
+        samples: the held-out rows.
+        base: folder of the base.
+        adapter: folder of the adapter.
+        found: the champion in MLflow, if there is one.
+
+    Raises:
+        InputError: a loss that is no number, or files that do not fit together.
+    """
+    from peft import PeftModel
+
+    log("loading the base in 4 bit")
+    trained = attempts.read(adapter).info
+    model = models.load_quantized(base, Quantization(**trained["quantization"])).eval()
+    tokenizer = models.load_tokenizer(base)
+    own_words = asking.in_own_words(config.baseline_messages, samples, tokenizer)
+    reference = measure("base", config, model, tokenizer, own_words)
+    tuned = PeftModel.from_pretrained(model, adapter).eval()
+    subject = measure("tuned", config, tuned, tokenizer, samples)
+    beside = None
+    if found and (stored := found.adapter_for(trained)):
+        with tempfile.TemporaryDirectory() as folder:
+            tuned.load_adapter(str(storage.download(stored.uri, Path(folder))), adapter_name="champion")
+        tuned.set_adapter("champion", inference_mode=True)
+        beside = gate.Champion(measure(found.name, config, tuned.eval(), tokenizer, samples), same_tokens=True)
+    del model, tuned
+    _free()
+    if found and beside is None:
+        beside = _merged_champion(config, samples, found, tokenizer)
+    return reference, subject, beside
+
+
+def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str) -> Subject:
+    """The adapter on the base in 16 bit; scores only."""
+    from peft import PeftModel
+
+    log("loading the base in 16 bit")
+    with _whole_or_spread(base) as (model, _):
+        tuned = PeftModel.from_pretrained(model, adapter).eval()
+        found = measure("tuned on the original", config, tuned, models.load_tokenizer(base), samples, answers=False)
+        del model, tuned
+    _free()
+    return found
+
+
+def merged(config: EvaluateConfig, samples: Sequence[Sample], folder: Path, name: str = "merged") -> Subject:
+    """A merged model in 16 bit."""
+    log(f"loading the {name} model")
+    tokenizer = models.load_tokenizer(folder)
+    with _whole_or_spread(folder) as (model, whole):
+        return measure(name, config, model.eval(), tokenizer, samples, answers=whole)
+
+
+def _merged_champion(
+    config: EvaluateConfig, samples: Sequence[Sample], found: champion.Champion, own: Any
+) -> gate.Champion:
+    """A champion of another base, through its merged files, on the rows that its tokenizer writes alike."""
+    if found.merged is None:
+        raise InputError(
+            f"{found.name} has another base, and its merged model is gone: put it back, or move the alias champion"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = storage.download(found.merged.uri, Path(scratch)) / "model"
+        theirs = models.load_tokenizer(folder)
+        same = theirs.get_vocab() == own.get_vocab() and theirs.chat_template == own.chat_template
+        asked = samples if same else asking.through(theirs, samples, own)
+        if not asked:
+            raise InputError(f"{found.name} writes none of the {len(samples)} rows alike: they cannot be compared")
+        subject = merged(config, asked, folder, found.name)
+    _free()
+    return gate.Champion(subject, same)
+
+
+def measure(
+    name: str, config: EvaluateConfig, model: Any, tokenizer: Any, samples: Sequence[Sample], answers: bool = True
+) -> Subject:
+    """Scores, answers and tasks of one model.
+
+    Args:
+        name: what the report calls it.
+        config: the step's options.
+        model: in eval mode.
+        tokenizer: its tokenizer.
+        samples: the rows, encoded with it.
+        answers: whether it generates; without, scores only.
+
+    Raises:
+        InputError: a loss that is no number.
+    """
+    encoded = [sample.encoded for sample in samples]
+    found = scoring.score(model, encoded, config.eval_batch_tokens, models.device(), name)
+    rows = []
+    for sample, (nll, right) in zip(samples, found, strict=True):
+        if not math.isfinite(nll):
+            raise InputError(f"{name} gives a loss that is no number on row {sample.id[:12]}: its weights are spoiled")
+        length = len(asking.supervised_text(tokenizer, sample.encoded).encode())
+        tokens = sample.encoded.supervised
+        rows.append((sample.id, sample.group or sample.id, sample.slice, nll, tokens, length, right))
+    # By id, which is a hash: the first rows are a sample without a seed.
+    asked = sorted(samples, key=lambda sample: sample.id)[: config.generation_rows if answers else 0]
+    generated = generate(
+        model,
+        tokenizer,
+        asked,
+        batch_size=config.eval_batch_size,
+        max_new_tokens=config.max_new_tokens,
+        wanted=list(config.answer_metrics),
+        what=name,
+    )
+    tasks = config.lm_eval_tasks if answers else []
+    figures = lm_tasks.run(model, tokenizer, tasks, config.eval_batch_size) if tasks else {}
+    subject = Subject(name, score_table.table(rows), generated, figures)
+    share = f", right answers {subject.mark('exact_match'):.0%} of {len(generated)}" if generated else ""
+    log(f"{name}: loss {subject.scores.loss:.4f}{share}")
+    if generated and not any(answer.answer.strip() for answer in generated):
+        log(f"{name} generated nothing: every one of its {len(generated)} answers is empty")
+    return subject
+
+
+@contextlib.contextmanager
+def _whole_or_spread(folder: Path, memory: dict[Any, int] | None = None) -> Iterator[tuple[Any, bool]]:
+    """A model in 16 bit, and whether it is whole on its device.
+
+    What does not fit the GPU is spread over GPU, main memory and disk by accelerate: slow, but it scores.
+
+    Args:
+        folder: the model's.
+        memory: bytes by device, as accelerate takes them, to spread over; None: the whole GPU, where it fits.
+    """
+    import torch
+
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if memory is None and torch.cuda.is_available() and size > ROOM * torch.cuda.mem_get_info()[0]:
+        memory = {0: int(ROOM * torch.cuda.mem_get_info()[0]), "cpu": int(ROOM * _main_memory())}
+    if memory is None:
+        yield models.load_16bit(folder), True
+        return
+    log(f"{size / 2**30:.1f} GiB do not fit the GPU: the model is spread over main memory, and only scored")
+    with tempfile.TemporaryDirectory() as disk:
+        yield models.load_16bit(folder, device_map="auto", max_memory=memory, offload_folder=disk), False
+
+
+def _main_memory() -> int:
+    """Bytes of main memory that are free, from Linux."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,102 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from components.core import attempts, tracking
+from components.core.config import EvaluateConfig
+from components.core.errors import InputError
+from components.evaluate_model import champion, score_table, task
+from tests.components.evaluate_model.conftest import Judge, altered
+
+
+def registered(adapter_uri: str, merged_uri: str) -> str:
+    """A version of the model `judged` in MLflow, as register_model makes it."""
+    import mlflow
+
+    client = tracking.client()
+    try:
+        client.create_registered_model("judged")
+    except mlflow.MlflowException as error:
+        assert error.error_code == "RESOURCE_ALREADY_EXISTS"
+    tags = {"qlora.adapter_uri": adapter_uri} if adapter_uri else {}
+    return str(client.create_model_version("judged", source=merged_uri, tags=tags).version)
+
+
+def as_another_training(folder: Path, key: str = "another") -> Path:
+    """Finished work whose manifest names another training key."""
+    manifest = json.loads((folder / attempts.MANIFEST).read_text())
+    manifest["info"]["training_key"] = key
+    file = manifest["files"].get("adapter_model.safetensors")
+    if file:
+        file["size"] = (folder / "adapter_model.safetensors").stat().st_size
+    (folder / attempts.MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def test_the_champions_adapter_is_scored_on_the_same_base(
+    judged: task.Result, judge: Judge, adapter: Path, tmp_path: Path
+) -> None:
+    """A champion with the same weights is not beaten, and not lost to; one that is spoiled a little is beaten."""
+    same = as_another_training(Path(shutil.copytree(adapter, tmp_path / "same")))
+    config = EvaluateConfig(generation_rows=2, max_new_tokens=4)
+    version = registered(str(same), "")
+    result = judge(config, model_name="judged", champion_version=version)
+    assert result.passed and f"0.0000 below that of champion {version} in nats a token" in result.reason
+    found = score_table.read(str(tmp_path / "scores"), f"champion {version}")
+    assert found.scores.loss == pytest.approx(result.loss) and len(found.answers) == 2
+    idle = altered(adapter, tmp_path / "idle", lambda name, value: value * (0.5 if "lora_B" in name else 1))
+    version = registered(str(as_another_training(idle, "idle")), "")
+    assert judge(model_name="judged", champion_version=version).passed
+    worse = judge(adapter=str(idle), model_name="judged", champion_version=registered(str(same), ""))
+    assert not worse.passed and "above that of champion" in worse.reason
+
+
+def test_a_champion_without_a_stored_adapter_is_scored_through_its_merged_files(
+    judge: Judge, merged_uri: str, tmp_path: Path
+) -> None:
+    merged = as_another_training(Path(shutil.copytree(merged_uri, tmp_path / "merged")))
+    version = registered("", str(merged))
+    result = judge(model_name="judged", champion_version=version)
+    assert f"champion {version} in nats a token" in result.reason, "the tokenizer is the same"
+
+
+def test_a_champion_of_another_template_is_compared_in_bits_a_byte(
+    judge: Judge, merged_uri: str, tmp_path: Path
+) -> None:
+    merged = as_another_training(Path(shutil.copytree(merged_uri, tmp_path / "merged")))
+    template = merged / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|>\n"))
+    manifest = json.loads((merged / attempts.MANIFEST).read_text())
+    manifest["files"]["model/chat_template.jinja"]["size"] = template.stat().st_size
+    (merged / attempts.MANIFEST).write_text(json.dumps(manifest))
+    version = registered("", str(merged))
+    result = judge(model_name="judged", champion_version=version)
+    assert f"champion {version} in bits a byte" in result.reason
+
+
+def test_a_champion_whose_files_are_gone_is_an_error_before_anything_is_scored(
+    judge: Judge, adapter: Path, tmp_path: Path
+) -> None:
+    torn = as_another_training(Path(shutil.copytree(adapter, tmp_path / "torn")))
+    (torn / "adapter_model.safetensors").unlink()
+    version = registered(str(torn), str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=f"champion {version} of judged: its files are gone from .*torn and .*nowhere"):
+        judge(model_name="judged", champion_version=version, base_uri="nowhere")
+
+
+def test_a_champion_that_mlflow_no_longer_knows_is_an_error(judge: Judge) -> None:
+    registered("", "nowhere")
+    with pytest.raises(InputError, match=r"champion 99 of judged: .*not found"):
+        judge(model_name="judged", champion_version="99")
+
+
+def test_a_champion_out_of_this_very_training_is_not_compared(
+    judged: task.Result, judge: Judge, adapter: Path, merged_uri: str
+) -> None:
+    version = registered(str(adapter), merged_uri)
+    found = champion.find("judged", version)
+    assert found.adapter_for(attempts.read(str(adapter)).info) == found.adapter
+    assert found.adapter_for(attempts.read(str(adapter)).info | {"base_revision": "another"}) is None
+    assert "champion" not in judge(model_name="judged", champion_version=version).reason

@@ -1,0 +1,132 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.core import chat, models
+from components.core.chat import Encoded
+from components.core.config import EvaluateConfig
+from components.core.dataset import Sample
+from components.core.errors import InputError
+from components.evaluate_model import scoring, subjects
+
+
+def encoded(tokens: int, seed: int) -> Encoded:
+    """Supervised in two places, as two answers are."""
+    ids = torch.randint(3, 250, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+    labels = [label if place % 7 > 3 else chat.IGNORED for place, label in enumerate(ids)]
+    return Encoded(ids, labels)
+
+
+ROWS = [encoded(5, 0), encoded(70, 1), encoded(12, 2), encoded(40, 3), encoded(41, 4)]
+
+
+def alone(model: Any, item: Encoded) -> tuple[float, int]:
+    """One conversation at a time with all logits."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([item.input_ids])).logits[0, :-1].float()
+    targets = torch.tensor(item.labels[1:])
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=chat.IGNORED)
+    return nll.item(), int((logits.argmax(1) == targets).sum())
+
+
+def tiny(**changed: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    } | changed
+
+
+def architectures() -> dict[str, Any]:
+    from transformers import Gemma2Config, GraniteConfig, LlamaConfig
+
+    return {
+        "plain": LlamaConfig(**tiny()),
+        "logits are scaled after the head": GraniteConfig(**tiny(logits_scaling=8.0)),
+        "logits and attention scores are capped": Gemma2Config(**tiny(head_dim=16, final_logit_softcapping=0.5)),
+    }
+
+
+@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("batch_tokens", [16, 64, 1024])
+def test_scores_are_those_of_each_conversation_alone(name: str, batch_tokens: int, monkeypatch: Any) -> None:
+    """Packed, through the head in chunks: the same as one row at a time with all logits, whatever the architecture."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(architectures()[name], dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)  # logits large enough for a cap to show
+    monkeypatch.setattr(scoring, "LOGITS", 5 * 512)
+    found = scoring.score(model, ROWS, batch_tokens, "cpu", "it")
+    for (nll, right), item in zip(found, ROWS, strict=True):
+        assert (nll, right) == (pytest.approx(alone(model, item)[0], rel=1e-5), alone(model, item)[1])
+
+
+def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any) -> None:
+    model = models.load_16bit(tiny_model).eval()
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda head, given, logits: seen.append(logits.numel()))
+    monkeypatch.setattr(scoring, "LOGITS", 4096)
+    scoring.score(model, ROWS, 1024, "cpu", "it")
+    supervised = sum(item.supervised for item in ROWS) * model.config.vocab_size
+    # The first two calls try on a few tokens whether the head is plain.
+    assert max(seen[2:]) <= 4096 < supervised
+    assert sum(seen[2:]) == supervised, "only supervised positions go through the head"
+
+
+def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer, model = models.load_tokenizer(tiny_model), models.load_16bit(tiny_model).float().eval()
+    rows = [encoded(n, n) for n in (9, 30, 31, 55)]
+    rows = [Encoded(item.input_ids, [chat.IGNORED] * 4 + item.input_ids[4:]) for item in rows]
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512)
+    requests = [(("", ""), item.input_ids[:4], item.input_ids[4:]) for item in rows]
+    theirs = harness._loglikelihood_tokens(requests, disable_tqdm=True)
+    for (nll, _), (likelihood, _) in zip(scoring.score(model, rows, 64, "cpu", "it"), theirs, strict=True):
+        assert nll == pytest.approx(-likelihood, abs=1e-3)
+
+
+def test_a_model_spread_over_memory_and_disk_scores_the_same(tiny_model: Path) -> None:
+    whole = models.load_16bit(tiny_model).eval()
+    expected = scoring.score(whole, ROWS, 64, "cpu", "it")
+    size = sum(parameter.numel() * 2 for parameter in whole.parameters())
+    with subjects._whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
+        assert not is_whole and "disk" in spread.hf_device_map.values()
+        found = scoring.score(spread.eval(), ROWS, 64, "cpu", "it")
+    assert found == [(pytest.approx(nll), right) for nll, right in expected]
+
+
+def test_a_loss_that_is_no_number_names_the_row(tiny_model: Path) -> None:
+    tokenizer, model = models.load_tokenizer(tiny_model), models.load_16bit(tiny_model).eval()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    sample = Sample("abcdef0123456789", [], ROWS[1])
+    with pytest.raises(InputError, match="tuned gives a loss that is no number on row abcdef012345"):
+        subjects.measure("tuned", EvaluateConfig(), model, tokenizer, [sample])
+
+
+def test_a_model_that_was_scored_can_still_be_trained(tiny_model: Path) -> None:
+    """bitsandbytes would repack 4-bit weights for good at a forward without gradients, on some CPUs."""
+    from peft import LoraConfig, get_peft_model
+
+    def gradients(scored: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = get_peft_model(models.load_quantized(tiny_model), LoraConfig(target_modules="all-linear"))
+        if scored:
+            scoring.score(model.eval(), ROWS, 64, "cpu", "it")
+        item = ROWS[1]
+        model.train()(input_ids=torch.tensor([item.input_ids]), labels=torch.tensor([item.labels])).loss.backward()
+        return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+    before, after = gradients(scored=False), gradients(scored=True)
+    assert before.keys() == after.keys() and any(grad.abs().sum() > 0 for grad in after.values())
+    for name, grad in before.items():
+        assert torch.equal(grad, after[name]), name
