@@ -280,3 +280,29 @@ def sha256_file(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def s3_client() -> S3Client:
+    """The one S3 client of this process; it may be used by several threads."""
+    return _s3()
+
+
+def s3_location(uri: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI."""
+    return _split(uri)
+
+
+@contextlib.contextmanager
+def s3_errors(uri: str) -> Iterator[None]:
+    """Turns what the S3 client and its connections raise into one line that names `uri`.
+
+    Raises:
+        InputError: in place of those.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (ClientError, BotoCoreError, HTTPError) as error:
+        raise _refused(uri, error) from None
