@@ -73,13 +73,9 @@ def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    options = {"device_map": {"": device()}} | options
     return AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        dtype=getattr(torch, dtype),
-        device_map={"": device()},
-        use_safetensors=True,
-        trust_remote_code=False,
-        **options,
+        str(folder), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
     )
 
 

@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import attempts, dataset, models, quantization, storage
+from components.core import attempts, attention, dataset, models, packing, quantization, storage
 from components.core.config import TrainConfig
 from components.core.quantization import Quantization
 from components.core.report import Report
 from components.core.steps import log
-from components.train_qlora import attention, packing
 
 Config = TrainConfig
 
@@ -110,6 +110,7 @@ def _train(
     config: TrainConfig, samples: list[dataset.Sample], base: Path, output: Path
 ) -> tuple[list[tuple[int, float]], dict[str, str]]:
     """Trains and saves; returns (step, loss) as logged, and the digests of the quantised weights."""
+    _limit_caches()
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -179,6 +180,16 @@ def _train(
     trainer.model.save_pretrained(str(output), safe_serialization=True)
     tokenizer.save_pretrained(str(output))
     return losses, digests
+
+
+def _limit_caches() -> None:
+    """Keeps oneDNN from caching a kernel, with its scratch memory, for each shape it meets on a CPU.
+
+    Packed rows differ in length by a few tokens, so nearly each step brings new shapes: with the default of 1024 kernels
+    memory grows by a gigabyte in 40 steps of the demo. It has to be said before the first product.
+    """
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # PyTorch's
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # the library's own
 
 
 def _in_full_precision(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""What plan_run says a training process needs on this machine, against what it takes: the demo's run, three steps.
+"""What plan_run says a training process needs on this machine, against what it takes: the demo's run, twelve steps.
 
     python -m tests.benchmarks.plan_vs_measured ['{"batch_tokens": 2048}']
 
@@ -21,7 +21,7 @@ from pipelines.cli import load_config
 from tests.benchmarks import measure
 
 DEMO = Path("pipelines/demo/demo.yaml")
-STEPS = 3
+STEPS = 12
 MIB = 1 << 20
 
 

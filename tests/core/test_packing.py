@@ -1,14 +1,12 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.core import chat, models
+from components.core import attention, chat, models, packing
 from components.core.chat import Encoded
 from components.core.errors import InputError
-from components.train_qlora import attention, packing
 
 
 @given(st.lists(st.integers(1, 120), max_size=200), st.integers(1, 100))
@@ -31,15 +29,6 @@ def encoded(tokens: int, seed: int) -> Encoded:
 
 
 CONVERSATIONS = [encoded(5, 0), encoded(17, 1), encoded(2, 2), encoded(40, 3)]
-
-
-def model(folder: Path, **config: object) -> object:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    loaded = AutoConfig.from_pretrained(folder, **config)
-    return AutoModelForCausalLM.from_config(loaded, dtype=torch.float32).train()
 
 
 def plain_logits(net: object, conversation: Encoded) -> object:
@@ -77,37 +66,6 @@ def test_packed_logits_are_those_of_each_conversation_alone(tiny_model: Path, wi
     assert torch.allclose(packed, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_loss_and_gradients_are_those_of_the_plain_loss(tiny_model: Path, dtype: str, tolerance: float) -> None:
-    """Packed, the head at supervised positions only: equal to the sum over conversations with all logits."""
-    import torch
-
-    from components.train_qlora.trainer import PackedTrainer
-
-    net = model(tiny_model).to(getattr(torch, dtype))
-    count = sum(conversation.supervised for conversation in CONVERSATIONS)
-    total = 0
-    for conversation in CONVERSATIONS:
-        logits = plain_logits(net, conversation)[:-1].float()
-        targets = torch.tensor(conversation.labels[1:])
-        total = total + torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-    (total / count).backward()
-    expected = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
-    net.zero_grad()
-
-    attention.use(net)
-    trainer = PackedTrainer.__new__(PackedTrainer)
-    trainer.args = dataclasses.make_dataclass("Args", ["average_tokens_across_devices"])(False)
-    loss = trainer.compute_loss(
-        net, packing.collate(packing.rows(CONVERSATIONS, 64)), num_items_in_batch=torch.tensor(count)
-    )
-    loss.backward()
-    assert loss.item() == pytest.approx((total / count).item(), rel=tolerance)
-    for name, parameter in net.named_parameters():
-        distance = (parameter.grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-12)
-        assert distance.item() <= tolerance, name
-
-
 def test_labels_that_count_are_the_supervised_tokens() -> None:
     inputs = packing.collate(packing.rows(CONVERSATIONS, 64))
     assert (inputs["labels"] != chat.IGNORED).sum() == sum(item.supervised for item in CONVERSATIONS)
@@ -120,3 +78,12 @@ def test_an_architecture_that_would_mix_conversations_is_refused(tiny_model: Pat
     net.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(InputError, match="llama cannot be trained on packed conversations"):
         attention.use(net)
+
+
+def test_the_own_attention_comes_back_after_packing(tiny_model: Path) -> None:
+    net = models.load_16bit(tiny_model)
+    before = net.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), attention.packed(net):
+        assert net.config._attn_implementation == attention.NAME
+        1 / 0  # noqa: B018
+    assert net.config._attn_implementation == before

@@ -4,6 +4,8 @@ One mask over a whole row would cost the row's length squared. So each conversat
 PyTorch answers with a flash kernel on CPU and GPU alike.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from components.core.errors import InputError
@@ -80,11 +82,37 @@ def use(model: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if not kinds <= {"full_attention", "sliding_attention"} or getattr(config, "attn_logit_softcapping", None):
+    if not supports(model):
+        config = model.config.get_text_config()
         raise InputError(
-            f"{config.model_type} cannot be trained on packed conversations: its layers are {', '.join(sorted(kinds))}"
+            f"{config.model_type} cannot be trained on packed conversations: its layers are"
+            f" {', '.join(sorted(_kinds(config)))}"
         )
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
+
+
+def supports(model: Any) -> bool:
+    """Whether all layers of a model keep packed conversations apart."""
+    config = model.config.get_text_config()
+    plain = not getattr(config, "attn_logit_softcapping", None)
+    return plain and _kinds(config) <= {"full_attention", "sliding_attention"}
+
+
+def _kinds(config: Any) -> set[str]:
+    return set(getattr(config, "layer_types", None) or ["full_attention"])
+
+
+@contextlib.contextmanager
+def packed(model: Any) -> Iterator[None]:
+    """Makes a model attend within the conversations of packed rows for a while.
+
+    Raises:
+        InputError: as `use`.
+    """
+    before = model.config._attn_implementation
+    use(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -40,17 +40,17 @@ def rows(encoded: Sequence[chat.Encoded], capacity: int) -> list[dict[str, list[
     The first label of each conversation is ignored: nothing predicts it. So the labels that count are exactly the
     supervised tokens, which is what the trainer divides the loss by.
     """
-    packed = []
-    for row in pack([len(item.input_ids) for item in encoded], capacity):
-        items = [encoded[index] for index in row]
-        packed.append(
-            {
-                "input_ids": [token for item in items for token in item.input_ids],
-                "labels": [label for item in items for label in (chat.IGNORED, *item.labels[1:])],
-                "lengths": [len(item.input_ids) for item in items],
-            }
-        )
-    return packed
+    lengths = [len(item.input_ids) for item in encoded]
+    return [joined([encoded[index] for index in row]) for row in pack(lengths, capacity)]
+
+
+def joined(items: Sequence[chat.Encoded]) -> dict[str, list[int]]:
+    """One row of conversations, in this order; see `rows`."""
+    return {
+        "input_ids": [token for item in items for token in item.input_ids],
+        "labels": [label for item in items for label in (chat.IGNORED, *item.labels[1:])],
+        "lengths": [len(item.input_ids) for item in items],
+    }
 
 
 def collate(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
