@@ -1,4 +1,4 @@
-"""An adapter, every key of it accounted for: what it does to which parameter, or one line that names what is not known."""
+"""An adapter with every key accounted for: what it does to which parameter, or one line that says what is not known."""
 
 import dataclasses
 import json
@@ -15,12 +15,12 @@ from components.dequantize_and_merge.updates import BiasOfLowRank, LowRank, LowR
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-UNDERSTOOD = frozenset(
-    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha"
-    " lora_dropout target_modules exclude_modules layers_to_transform layers_pattern rank_pattern alpha_pattern"
-    " use_rslora use_dora lora_bias bias modules_to_save trainable_token_indices ensure_weight_tying"
-    " init_lora_weights runtime_config".split()
-)
+UNDERSTOOD = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+    "trainable_token_indices", "ensure_weight_tying", "init_lora_weights", "runtime_config",
+}  # fmt: skip
 """Options of peft that are followed here or change nothing in a merge; any other must be at its default."""
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 """Ways to initialise an adapter that leave the base as it is."""
@@ -28,7 +28,6 @@ PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)"
 )
-SMALL_PARTS = {"lora_A.weight", "lora_B.weight"}
 
 
 @dataclasses.dataclass
@@ -56,7 +55,7 @@ def read(folder: Path, names: Names, shapes: dict[str, tuple[int, ...]]) -> Adap
         shapes: the shapes of the base's tensors, by parameter.
 
     Raises:
-        InputError: an option or a key that is not known here, a tensor that fits no parameter, values that are no numbers.
+        InputError: an option or a key that is not known, a tensor that fits no parameter, values that are no numbers.
     """
     config = _read_config(folder)
     path = folder / WEIGHTS
@@ -140,33 +139,32 @@ def _editable(folder: Path, key: str, parameter: str, names: Names) -> None:
 
 def _updates(folder: Path, config: dict[str, Any], module: str, parts: dict[str, Stored]) -> dict[str, Update]:
     """The updates of one module, by what follows its name in the parameter's."""
-    found = set(parts)
-    key = next(iter(parts.values())).name
+    found, first = set(parts), next(iter(parts.values()))
     if found == {"token_adapter.trainable_tokens_delta"}:
-        return {"weight": Tokens(parts["token_adapter.trainable_tokens_delta"], _tokens(config, module))}
-    if found == {"lora_embedding_A", "lora_embedding_B"}:
-        a, b = parts["lora_embedding_A"], parts["lora_embedding_B"]
-        return {"weight": LowRankOfEmbeddings(a, b, _scaling(folder, config, module, a))}
-    wanted = SMALL_PARTS
-    wanted = wanted | ({"lora_magnitude_vector"} if config.get("use_dora") else set())
-    wanted = wanted | ({"lora_B.bias"} if config.get("lora_bias") else set())
+        return {"weight": Tokens(first, _tokens(config, module))}
+    if "lora_embedding_A" in found:
+        wanted = {"lora_embedding_A", "lora_embedding_B"}
+    else:
+        wanted = {"lora_A.weight", "lora_B.weight"}
+        wanted |= {"lora_magnitude_vector"} if config.get("use_dora") else set()
+        wanted |= {"lora_B.bias"} if config.get("lora_bias") else set()
     if found != wanted:
         odd = ", ".join(sorted(found ^ wanted))
-        raise InputError(
-            f"adapter {folder}: {key}: the layer's tensors do not fit {CONFIG} ({odd}), so it cannot be merged"
-        )
-    scaling = _scaling(folder, config, module, parts["lora_A.weight"])
-    updates: dict[str, Update] = {
-        "weight": LowRank(parts["lora_A.weight"], parts["lora_B.weight"], scaling, parts.get("lora_magnitude_vector"))
-    }
+        raise InputError(f"adapter {folder}: {module} lacks or has too much of {odd}, so it cannot be merged")
+    if "lora_embedding_A" in found:
+        a, b = parts["lora_embedding_A"], parts["lora_embedding_B"]
+        return {"weight": LowRankOfEmbeddings(a, b, _scaling(folder, config, module, a))}
+    a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+    scaling = _scaling(folder, config, module, a)
+    updates: dict[str, Update] = {"weight": LowRank(a, b, scaling, parts.get("lora_magnitude_vector"))}
     if "lora_B.bias" in parts:
         updates["bias"] = BiasOfLowRank(parts["lora_B.bias"], scaling)
     return updates
 
 
 def _scaling(folder: Path, config: dict[str, Any], module: str, a: Stored) -> float:
-    """alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski 2023); patterns matched as peft does."""
-    from peft.utils import get_pattern_key
+    """Scale of the product: alpha / rank, or with rsLoRA alpha / sqrt(rank) (Kalajdzievski 2023, section 3)."""
+    from peft.utils.other import get_pattern_key
 
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     rank = ranks.get(get_pattern_key(ranks, module), config["r"])

@@ -30,8 +30,8 @@ class QuantizedWeight:
         """Quantises.
 
         Args:
-            pieces: the values in order, as flat 16-bit or float32 tensors in the dtype that training loaded them in; each
-                but the last a multiple of 64 long.
+            pieces: the values in order, as flat tensors in the dtype that training loaded them in; each but the last a
+                multiple of 64 long.
             shape: (out, in) of the whole weight.
             quantization: how training held it.
         """
