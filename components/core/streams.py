@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -89,7 +89,7 @@ def _disk_errors(uri: str, verb: str) -> Iterator[None]:
         raise InputError(f"{uri}: cannot be {verb}: {error.strerror}") from None
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4) -> Iterator[tuple[Item, Result]]:
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4) -> Generator[tuple[Item, Result]]:
     """Each item with its result, in order, while the next `depth` are worked on in threads."""
     with concurrent.futures.ThreadPoolExecutor(depth) as pool:
         waiting: collections.deque[tuple[Item, concurrent.futures.Future[Result]]] = collections.deque()

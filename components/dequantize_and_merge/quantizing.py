@@ -84,20 +84,21 @@ class QuantizedWeight:
     def rows(self, first: int, last: int) -> Any:
         """Rows `first` to `last` (not included) as training computed with them, in its compute dtype.
 
-        Rows and columns must be such that both ends fall between two blocks, or be the weight's own.
+        Both ends must fall between two blocks, or be the weight's own.
         """
         import torch
 
         width = self.shape[1]
         begin, end = first * width, last * width
-        return torch.ops.bitsandbytes.dequantize_4bit.default(
+        values = torch.ops.bitsandbytes.dequantize_4bit.default(
             self.packed[begin // 2 : -(-end // 2)],
             self.scales[begin // BLOCK : -(-end // BLOCK)],
             BLOCK,
             self.quantization.quant_type,
-            (last - first, width),
+            (1, end - begin),  # one long row: where a row ends inside a block, the CPU's kernel takes a wrong scale
             getattr(torch, self.quantization.compute_dtype),
         )
+        return values.view(last - first, width)
 
 
 def _near(mean: Any) -> Iterator[Any]:

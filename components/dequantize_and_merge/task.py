@@ -11,7 +11,7 @@ from components.core.errors import InputError
 from components.core.quantization import Quantization
 from components.core.steps import log
 from components.dequantize_and_merge import adapter as adapters
-from components.dequantize_and_merge import checkpoint, names, plan, streaming
+from components.dequantize_and_merge import checkpoint, names, plan, quantizing, streaming
 
 Config = MergeConfig
 MODEL = "model"
@@ -66,6 +66,7 @@ def run(
         base = checkpoint.read_base(base_uri)
         known = names.understand(folder, base)
         shapes = {parameter: base[tensor].shape for parameter, tensor in known.tensors.items()}
+        _check_widths(trained.info, digests, shapes)
         shapes |= {target: shapes[source] for target, source in known.tied.items() if source in shapes}
         planned = plan.make(
             base, known, adapters.read(Path(adapter), known, shapes), digests, int(config.max_shard_gb * 1e9)
@@ -97,6 +98,21 @@ def _digests(info: dict[str, Any], merge_base: str) -> dict[str, str]:
     if "quantised" not in info or "quantization" not in info:
         raise InputError("the adapter's manifest does not say how training held its base; train it again")
     return dict(info["quantised"]) if merge_base == "dequantized" else {}
+
+
+def _check_widths(info: dict[str, Any], digests: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuses what training on a CPU computed with other weights than its 4-bit codes mean.
+
+    Where a row ends inside a block of 64 values, bitsandbytes 0.50's kernel for CPUs takes a wrong scale.
+    """
+    if info.get("device") == "cpu":
+        for parameter in digests:
+            width = shapes.get(parameter, (0, 0))[1]
+            if width % quantizing.BLOCK:
+                raise InputError(
+                    f"{parameter} has rows of {width}, no multiple of {quantizing.BLOCK}, which bitsandbytes computes"
+                    " wrongly on a CPU: train on a GPU, or set merge_base to original"
+                )
 
 
 def _note(info: dict[str, Any]) -> str:
