@@ -219,12 +219,15 @@ def fidelity(adapter: Path, revision: str, scratch: Path) -> dict[str, float]:
         return torch.cat([model.eval()(ids).logits[0] for ids in batches]).double()
 
     trained = logits(PeftModel.from_pretrained(in_float32(models.load_quantized(MODEL)), str(adapter)))
+    # An exact merge: all in float32, and each weight rounded once.
     exact = PeftModel.from_pretrained(in_float32(models.load_quantized(MODEL)), str(adapter)).merge_and_unload()
+    for parameter in exact.parameters():
+        parameter.data = parameter.data.bfloat16().float()
     in_4bit = PeftModel.from_pretrained(models.load_quantized(MODEL), str(adapter)).merge_and_unload()
     merged = Path(ours(str(MODEL), str(adapter), "dequantized", revision))
     subjects = {
         "merge_fidelity": models.load_16bit(merged, "float32"),
-        "merge_fidelity_exact": exact.bfloat16().float(),
+        "merge_fidelity_exact": exact,
         "merge_fidelity_peft_4bit": in_float32(in_4bit),
         "merge_fidelity_original": models.load_16bit(
             Path(ours(str(MODEL), str(adapter), "original", revision)), "float32"
