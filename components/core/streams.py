@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from components.core import storage
-from components.core.errors import InputError
+from components.core.errors import InputError, TransientError
 
 PART = 16 << 20
 """Bytes of a part of a multipart upload: S3 takes 10,000 parts, so files of up to 156 GiB."""
@@ -35,7 +35,8 @@ class Reader:
         """The `size` bytes from `offset` on.
 
         Raises:
-            InputError: they are not there, or cannot be read.
+            InputError: they are not there.
+            TransientError: they cannot be read.
         """
         buffer = bytearray(size)
         view = memoryview(buffer)
@@ -46,7 +47,7 @@ class Reader:
             try:
                 with storage.s3_errors(self.uri):
                     done += self._fill(view[done:], offset + done)
-            except InputError:
+            except TransientError:
                 # A connection that broke off in the middle; the client itself tries again only until an answer begins.
                 if not left or self._file is not None:
                     raise
@@ -86,7 +87,7 @@ def _disk_errors(uri: str, verb: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{uri}: cannot be {verb}: {error.strerror}") from None
+        raise TransientError(f"{uri}: cannot be {verb}: {error.strerror}") from None
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4) -> Generator[tuple[Item, Result]]:
@@ -138,7 +139,7 @@ class Writer:
         """Takes the next bytes, anything with a contiguous buffer; it must not change afterwards.
 
         Raises:
-            InputError: an earlier piece could not be written.
+            TransientError: an earlier piece could not be written.
         """
         view = memoryview(data).cast("B")
         self.size += len(view)
@@ -157,7 +158,7 @@ class Writer:
             `size` in bytes and `sha256`, as manifests have them.
 
         Raises:
-            InputError: it could not be written.
+            TransientError: it could not be written.
         """
         while self._behind:
             self._behind.popleft().result()

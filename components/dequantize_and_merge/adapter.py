@@ -18,7 +18,7 @@ PREFIX = "base_model.model."
 UNDERSTOOD = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+    "target_modules", "exclude_modules", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "modules_to_save",
     "trainable_token_indices", "ensure_weight_tying", "init_lora_weights", "runtime_config",
 }  # fmt: skip
 """Options of peft that are followed here or change nothing in a merge; any other must be at its default."""

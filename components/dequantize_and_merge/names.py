@@ -23,6 +23,8 @@ class Names:
     """The tensors that transformers fuses, splits or turns into a parameter, by the parameter's name."""
     tied: dict[str, str]
     """The parameter that another one is the same as, by the other one's name; as the config says it."""
+    transposed: frozenset[str]
+    """Weights that a checkpoint holds as (in, out): those of Conv1D layers, as in GPT-2."""
     full_precision: frozenset[str]
     """The tensors that transformers loads in float32, whatever is asked for."""
     head: str
@@ -49,6 +51,7 @@ def understand(folder: Path, tensors: Iterable[str]) -> Names:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.pytorch_utils import Conv1D
 
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -77,6 +80,7 @@ def understand(folder: Path, tensors: Iterable[str]) -> Names:
         tensors=plain,
         converted=converted,
         tied=dict(model.all_tied_weights_keys),
+        transposed=frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)),
         full_precision=frozenset(full_precision),
         head=head,
         embeddings=_name_of(model, model.get_input_embeddings()),

@@ -23,6 +23,8 @@ class Output:
     dtype: str
     source: Stored
     update: Update | None = None
+    transposed: bool = False
+    """The file holds it as (in, out); 4-bit code and updates are of (out, in)."""
     digest: str = ""
     """What training recorded of the tensor in 4 bit; empty: it was not quantised, or is taken as it is."""
 
@@ -33,6 +35,8 @@ class Output:
 
     def blocks(self) -> list[tuple[int, int]]:
         """First and last row (not included) of each piece to read."""
+        if self.transposed:
+            return [(0, self.source.rows)]
         step = max(1, READ // max(1, self.source.row_bytes))
         if self.digest:
             # Both ends of a piece lie between two blocks of the 4-bit code.
@@ -88,11 +92,11 @@ def make(base: dict[str, Stored], names: Names, adapter: Adapter, digests: dict[
         parameter = parameters.get(name, "")
         if tied and parameter == names.head:
             continue  # the same as the embeddings
-        known = bool(parameter) or any(name in made_of for made_of in names.converted.values())
-        outputs.append(_output(name, stored, edits.get(parameter, Edit()), digests.get(parameter, ""), known, names))
+        edit = edits.get(parameter, Edit())
+        outputs.append(_output(name, parameter, stored, edit, digests.get(parameter, ""), names))
     if source and not tied and names.head not in names.tensors:
         stored = base[names.tensors[source]]
-        outputs.append(_output(names.head_tensor, stored, edits.get(names.head, Edit()), "", True, names))
+        outputs.append(_output(names.head_tensor, names.head, stored, edits.get(names.head, Edit()), "", names))
     by_name = {output.name: output for output in outputs}
     vocabulary = by_name[names.tensors[names.embeddings]].source.shape[0]
     if not tied and by_name[names.head_tensor].source.shape[0] != vocabulary:
@@ -102,16 +106,20 @@ def make(base: dict[str, Stored], names: Names, adapter: Adapter, digests: dict[
     return Plan(_shards(outputs, shard_bytes), tied, vocabulary)
 
 
-def _output(name: str, stored: Stored, edit: Edit, digest: str, known: bool, names: Names) -> Output:
+def _output(name: str, parameter: str, stored: Stored, edit: Edit, digest: str, names: Names) -> Output:
+    """One tensor; what transformers makes nothing of goes over as it is."""
     source = edit.replacement or stored
     ends = {names.head_tensor, names.tensors.get(names.embeddings)}
     first = 1 if name in ends else 0  # embeddings and head may have grown
     if source.shape[first:] != stored.shape[first:] or len(source.shape) != len(stored.shape):
         raise InputError(f"{source.name} has shape {list(source.shape)}, and the base's {name} {list(stored.shape)}")
+    known = bool(parameter) or any(name in made_of for made_of in names.converted.values())
     if not known or not stored.is_float:
         return Output(name, source.dtype, source)
     dtype = "F32" if name in names.full_precision and stored.dtype == "F32" else "BF16"
-    return Output(name, dtype, source, edit.update, "" if edit.replacement else digest)
+    digest = "" if edit.replacement else digest
+    transposed = bool(edit.update or digest) and parameter in names.transposed
+    return Output(name, dtype, source, edit.update, transposed, digest)
 
 
 def _settle_ties(names: Names, source: str, edits: dict[str, Edit], base: dict[str, Stored], keep: bool) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from components.core import streams
-from components.core.errors import InputError
+from components.core.errors import InputError, TransientError
 from components.core.quantization import Quantization
 from components.core.steps import Progress
 from components.core.streamed_attempts import StreamedAttempt
@@ -75,13 +75,13 @@ def _merged(output: Output, pieces: Blocks, quantization: Quantization, note: st
     rows = _seen_in_training(output, pieces, quantization, note) if output.digest else _as_stored(pieces)
     for first, values in rows:
         found = apply(values, first) if apply else values
-        yield _bytes(found, output.dtype)
+        yield _bytes(found.T if output.transposed else found, output.dtype)
 
 
 def _as_stored(pieces: Blocks) -> Iterator[tuple[int, Any]]:
     for (output, first, last), data in pieces:
-        values = checkpoint.as_tensor(data, output.source.dtype)
-        yield first, values.view(last - first, *output.source.shape[1:])
+        values = checkpoint.as_tensor(data, output.source.dtype).view(last - first, *output.source.shape[1:])
+        yield first, values.T if output.transposed else values
 
 
 def _seen_in_training(
@@ -95,11 +95,12 @@ def _seen_in_training(
     import torch
 
     loaded_in = getattr(torch, quantization.compute_dtype)
-    values = (checkpoint.as_tensor(data, output.source.dtype).to(loaded_in) for _, data in pieces)
-    weight = QuantizedWeight(values, output.source.shape, quantization)
+    values = (rows.to(loaded_in).flatten() for _, rows in _as_stored(pieces))
+    shape = output.source.shape[::-1] if output.transposed else output.source.shape
+    weight = QuantizedWeight(values, shape, quantization)
     if not weight.settle(output.digest):
         raise InputError(f"{output.name} of the base, brought to 4 bit, is not what training had: {note}")
-    for first, last in output.blocks():
+    for first, last in [(0, shape[0])] if output.transposed else output.blocks():
         yield first, weight.rows(first, last)
 
 
@@ -114,10 +115,10 @@ def check_room(plan: Plan, uri: str) -> None:
     """Checks that a local disk has room for the merged model.
 
     Raises:
-        InputError: it has not.
+        TransientError: it has not.
     """
     free = streams.free_bytes(uri)
     if free is not None and free < plan.size:
-        raise InputError(
+        raise TransientError(
             f"{uri}: the merged model needs {plan.size / 1e9:,.2f} GB, and the disk has {free / 1e9:,.2f} GB left"
         )

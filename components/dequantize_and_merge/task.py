@@ -66,6 +66,7 @@ def run(
         base = checkpoint.read_base(base_uri)
         known = names.understand(folder, base)
         shapes = {parameter: base[tensor].shape for parameter, tensor in known.tensors.items()}
+        shapes |= {parameter: shapes[parameter][::-1] for parameter in known.transposed if parameter in shapes}
         _check_widths(trained.info, digests, shapes)
         shapes |= {target: shapes[source] for target, source in known.tied.items() if source in shapes}
         planned = plan.make(

@@ -114,6 +114,68 @@ def test_tied_weights_that_stay_are_one_tensor(
     assert config_of(merged)["tie_word_embeddings"] is True
 
 
+@pytest.mark.parametrize("merge_base", ["original", "dequantized"])
+def test_layers_that_lie_transposed_in_the_file_are_merged_too(
+    merge_base: str, tmp_path: Path, tiny_model: Path, merge: Merge
+) -> None:
+    """GPT-2's Conv1D: held as (in, out), brought to 4 bit as (out, in)."""
+    import bitsandbytes.functional as bnb
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from components.core import attempts, models, quantization
+
+    base = save_base(tmp_path / "base", tiny_model)  # for its tokenizer
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4)
+    GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(base)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["c_attn", "c_proj"])
+    seen = load(base, dtype="float32")
+    if merge_base == "dequantized":
+        quantised = models.load_quantized(base)
+        info = attempts.read(str(adapter)).info | {"quantised": quantization.digests(quantised)}
+        attempts.finish(str(adapter), info, {})
+        for name in info["quantised"]:
+            weight = quantised.get_parameter(name)
+            values = bnb.dequantize_4bit(weight.data, weight.quant_state).T.float()
+            seen.get_parameter(name).data = values.contiguous()
+    from peft import PeftModel
+
+    theirs = PeftModel.from_pretrained(seen, str(adapter)).merge_and_unload().bfloat16().state_dict()
+    theirs.pop("lm_head.weight")
+    ours = load(merge(base, adapter, merge_base=merge_base)).state_dict()
+    ours.pop("lm_head.weight")
+    assert_equal(ours, theirs)
+
+
+def test_experts_that_transformers_fuses_go_over_under_their_names_in_the_checkpoint(
+    tmp_path: Path, tiny_model: Path, merge: Merge
+) -> None:
+    """transformers 5 renames a Mixtral's router and fuses its experts when it loads them."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    base = save_base(tmp_path / "base", tiny_model)  # for its tokenizer
+    torch.manual_seed(1)
+    config = MixtralConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(base)
+    assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in tensors(base)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["gate"])
+    merged = merge(base, adapter)
+    assert set(tensors(merged)) == set(tensors(base))
+    router = "model.layers.1.block_sparse_moe.gate.weight"
+    assert not tensors(merged)[router].equal(tensors(base)[router])
+    assert_equal(load(merged).state_dict(), by_peft(base, adapter))
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_a_grown_vocabulary_comes_along(tied: bool, tmp_path: Path, tiny_model: Path, merge: Merge) -> None:
     import torch
