@@ -58,41 +58,46 @@ def read(folder: Path, names: Names, shapes: dict[str, tuple[int, ...]]) -> Adap
         InputError: an option or a key that is not known, a tensor that fits no parameter, values that are no numbers.
     """
     config = _read_config(folder)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"adapter {folder}: no {WEIGHTS} there")
-    stored = checkpoint.read_header(str(path), path.stat().st_size)
-    modules: dict[str, dict[str, Stored]] = {}
+    modules, replacements = _read_tensors(folder)
     edits: dict[str, Edit] = {}
-    for key, tensor in stored.items():
-        _check_numbers(folder, key, tensor)
-        name = key.removeprefix(PREFIX)
-        if match := PART.fullmatch(name):
-            modules.setdefault(match["module"], {})[match["part"]] = tensor
-            continue
-        parameter = re.sub(r"(\.token_adapter)?\.base_layer\.", ".", name)
-        if name == key or parameter not in names.parameters:
-            raise InputError(f"adapter {folder}: {key} fits nothing in the base model, so it cannot be merged")
-        _editable(folder, key, parameter, names)
-        edits.setdefault(parameter, Edit()).replacement = tensor
+    for parameter, tensor in replacements.items():
+        _check_known(folder, tensor.name, parameter, names)
+        edits[parameter] = Edit(tensor)
     for module, parts in modules.items():
+        key = next(iter(parts.values())).name
         for suffix, update in _updates(folder, config, module, parts).items():
             parameter = f"{module}.{suffix}"
-            key = next(iter(parts.values())).name
-            if parameter not in names.parameters:
-                raise InputError(f"adapter {folder}: {key} fits no layer of the base model, so it cannot be merged")
-            _editable(folder, key, parameter, names)
+            _check_known(folder, key, parameter, names)
             edit = edits.setdefault(parameter, Edit())
             edit.update = update
             _check_shape(folder, key, update, edit.replacement.shape if edit.replacement else shapes[parameter])
     if not edits:
         raise InputError(f"adapter {folder}: it holds no tensor")
-    ends = {names.head, names.embeddings}
-    if config.get("ensure_weight_tying") and any(
-        isinstance(edit.update, LowRank | LowRankOfEmbeddings) for name, edit in edits.items() if name in ends
-    ):
+    tying = bool(config.get("ensure_weight_tying"))
+    ends = [edits[name].update for name in (names.head, names.embeddings) if name in edits]
+    if tying and any(isinstance(update, LowRank | LowRankOfEmbeddings) for update in ends):
         raise InputError(f"adapter {folder}: ensure_weight_tying with LoRA on the embeddings cannot be merged")
-    return Adapter(edits, bool(config.get("ensure_weight_tying")))
+    return Adapter(edits, tying)
+
+
+def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Stored]], dict[str, Stored]]:
+    """The parts of each adapted module, by module and part; and tensors that replace the base's, by parameter."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"adapter {folder}: no {WEIGHTS} there")
+    modules: dict[str, dict[str, Stored]] = {}
+    replacements = {}
+    for key, tensor in checkpoint.read_header(str(path), path.stat().st_size).items():
+        _check_numbers(folder, key, tensor)
+        name = key.removeprefix(PREFIX)
+        if name == key:
+            raise InputError(f"adapter {folder}: {key} does not begin with {PREFIX}, as keys of peft's adapters do")
+        if match := PART.fullmatch(name):
+            modules.setdefault(match["module"], {})[match["part"]] = tensor
+        else:
+            # Biases and grown embeddings of adapted layers are saved under the name that peft gives these layers.
+            replacements[re.sub(r"(\.token_adapter)?\.base_layer\.", ".", name)] = tensor
+    return modules, replacements
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -128,13 +133,13 @@ def _check_numbers(folder: Path, key: str, tensor: Stored) -> None:
             raise InputError(f"adapter {folder}: {key} holds values that are no numbers; train it again")
 
 
-def _editable(folder: Path, key: str, parameter: str, names: Names) -> None:
-    if parameter not in names.tensors and parameter != names.head:
-        made_of = names.converted.get(parameter, [])
-        reason = (
-            f"which transformers makes of {len(made_of)} tensors" if made_of else "which the base has no tensor for"
-        )
-        raise InputError(f"adapter {folder}: {key} changes {parameter}, {reason}, so it cannot be merged")
+def _check_known(folder: Path, key: str, parameter: str, names: Names) -> None:
+    """Checks that a parameter is there, and lies in the checkpoint as a tensor of its own."""
+    if parameter in names.tensors or (parameter == names.head and parameter in names.tied):
+        return
+    made_of = names.converted.get(parameter, [])
+    reason = f"which transformers makes of {len(made_of)} tensors" if made_of else "which the base does not have"
+    raise InputError(f"adapter {folder}: {key} changes {parameter}, {reason}; it cannot be merged")
 
 
 def _updates(folder: Path, config: dict[str, Any], module: str, parts: dict[str, Stored]) -> dict[str, Update]:

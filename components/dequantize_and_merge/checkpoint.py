@@ -88,13 +88,15 @@ def read_header(uri: str, size: int) -> dict[str, Stored]:
             Stored(file, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         ]
-        ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items()}
-        whole = all(tensor.offset + tensor.rows * tensor.row_bytes == ends[tensor.name] for tensor in found)
+        end, whole = 8 + length, True
+        for tensor in found:  # each begins where the one before ends, and is as long as its shape
+            whole = whole and tensor.offset == end
+            end += tensor.rows * tensor.row_bytes
+            whole = whole and header[tensor.name]["data_offsets"][1] == end - 8 - length
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{uri} is no safetensors file: its header cannot be read ({error})") from None
     if not whole:
         raise InputError(f"{uri} is damaged: its header contradicts itself; copy it again")
-    end = max(ends.values(), default=8 + length)
     if end != size:
         raise InputError(f"{uri} is torn: {end:,} bytes are promised by its header, {size:,} are there; copy it again")
     return {tensor.name: tensor for tensor in found}

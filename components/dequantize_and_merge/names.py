@@ -69,6 +69,8 @@ def understand(folder: Path, tensors: Iterable[str]) -> Names:
     full_precision = set()
     for tensor in tensors:
         name, pattern = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
+        if name not in state:
+            continue  # transformers makes nothing of it
         if pattern is None:
             plain[name] = tensor
         else:

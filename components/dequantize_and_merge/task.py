@@ -61,9 +61,9 @@ def run(
         )
     digests = _digests(trained.info, merge_base)
     with tempfile.TemporaryDirectory() as scratch:
+        base = checkpoint.read_base(base_uri)
         folder = base_model.small_files(base_uri, base_revision, Path(scratch))
         base_config = _base_config(folder)
-        base = checkpoint.read_base(base_uri)
         known = names.understand(folder, base)
         shapes = {parameter: base[tensor].shape for parameter, tensor in known.tensors.items()}
         shapes |= {parameter: shapes[parameter][::-1] for parameter in known.transposed if parameter in shapes}
