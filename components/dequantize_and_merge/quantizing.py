@@ -7,9 +7,11 @@ boundaries below it, which is what the search finds. Scales, double quantisation
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from components.core import streams
 from components.core.quantization import Quantization
 
 BLOCK = 64
@@ -37,7 +39,11 @@ class QuantizedWeight:
         """
         import torch
 
-        quantised = [_quantize(piece, quantization.quant_type) for piece in pieces]
+        def quantize(values: Any) -> tuple[Any, Any]:
+            return _quantize_piece(values, quantization.quant_type)
+
+        small = (part for piece in pieces for part in piece.split(PIECE))
+        quantised = [found for _, found in streams.ahead(quantize, small, os.cpu_count() or 1)]
         self.shape, self.quantization = shape, quantization
         self.packed = torch.cat([packed for packed, _ in quantised])
         self.scales = torch.cat([scales for _, scales in quantised])
@@ -125,20 +131,14 @@ def _boundaries(quant_type: str) -> tuple[list[float], Any]:
     return ((ordered[:-1] + ordered[1:]) / 2).tolist(), order.to(torch.uint8)
 
 
-def _quantize(values: Any, quant_type: str) -> tuple[Any, Any]:
+def _quantize_piece(values: Any, quant_type: str) -> tuple[Any, Any]:
     """Codes and scales of a flat tensor.
+
+    As in bitsandbytes 0.50's `backends/default/ops.py`: the same operations on every value, in the same order.
 
     Returns:
         uint8 of shape (values / 2,), two codes a byte, and float32 of shape (values / 64,), both rounded up.
     """
-    import torch
-
-    packed, scales = zip(*(_quantize_piece(piece, quant_type) for piece in values.split(PIECE)), strict=True)
-    return torch.cat(packed), torch.cat(scales)
-
-
-def _quantize_piece(values: Any, quant_type: str) -> tuple[Any, Any]:
-    """As bitsandbytes 0.50 does in `backends/default/ops.py`: the same operations on every value, in the same order."""
     import torch
 
     values = values.float()

@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from components.core import streams
@@ -38,7 +39,7 @@ def write(plan: Plan, quantization: Quantization, attempt: StreamedAttempt, fold
     ]
     progress = Progress("merging, tensors", sum(len(shard.outputs) for shard in plan.shards))
     done = itertools.count(1)
-    with contextlib.closing(streams.ahead(_read, blocks)) as pieces:
+    with _one_thread_an_operation(), contextlib.closing(streams.ahead(_read, blocks)) as pieces:
         for shard in plan.shards:
             with attempt.open(f"{folder}/{shard.name}") as writer:
                 writer.write(_header(shard))
@@ -49,6 +50,19 @@ def write(plan: Plan, quantization: Quantization, attempt: StreamedAttempt, fold
                     progress.at(next(done))
     if len(plan.shards) > 1:
         attempt.write(f"{folder}/{checkpoint.INDEX}", json.dumps(_index(plan), indent=2).encode())
+
+
+@contextlib.contextmanager
+def _one_thread_an_operation() -> Iterator[None]:
+    """Several pieces in work at a time, one thread each: threads that share an operation wait for the slowest."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _read(block: Block) -> bytearray:
@@ -72,22 +86,28 @@ def _merged(output: Output, pieces: Blocks, quantization: Quantization, note: st
             yield data
         return
     apply = output.update.load() if output.update else None
-    rows = _seen_in_training(output, pieces, quantization, note) if output.digest else _as_stored(pieces)
-    for first, values in rows:
+    items, load = _in_4bit(output, pieces, quantization, note) if output.digest else (pieces, _as_stored)
+
+    def merge(item: Any) -> Any:
+        first, values = load(item)
         found = apply(values, first) if apply else values
-        yield _bytes(found.T if output.transposed else found, output.dtype)
+        return _bytes(found.T if output.transposed else found, output.dtype)
+
+    for _, data in streams.ahead(merge, items, os.cpu_count() or 1):
+        yield data
 
 
-def _as_stored(pieces: Blocks) -> Iterator[tuple[int, Any]]:
-    for (output, first, last), data in pieces:
-        values = checkpoint.as_tensor(data, output.source.dtype).view(last - first, *output.source.shape[1:])
-        yield first, values.T if output.transposed else values
+def _as_stored(piece: tuple[Block, bytearray]) -> tuple[int, Any]:
+    """A piece's first row, and its values in the dtype of the file; a transposed tensor as (out, in)."""
+    (output, first, last), data = piece
+    values = checkpoint.as_tensor(data, output.source.dtype).view(last - first, *output.source.shape[1:])
+    return first, values.T if output.transposed else values
 
 
-def _seen_in_training(
+def _in_4bit(
     output: Output, pieces: Blocks, quantization: Quantization, note: str
-) -> Iterator[tuple[int, Any]]:
-    """The rows of a weight as training computed with them.
+) -> tuple[list[tuple[int, int]], Callable[[tuple[int, int]], tuple[int, Any]]]:
+    """The pieces of a weight as training computed with them: first and last rows, and what gives the values between.
 
     Raises:
         InputError: training held another weight.
@@ -95,13 +115,13 @@ def _seen_in_training(
     import torch
 
     loaded_in = getattr(torch, quantization.compute_dtype)
-    values = (rows.to(loaded_in).flatten() for _, rows in _as_stored(pieces))
+    values = (_as_stored(piece)[1].to(loaded_in).flatten() for piece in pieces)
     shape = output.source.shape[::-1] if output.transposed else output.source.shape
     weight = QuantizedWeight(values, shape, quantization)
     if not weight.settle(output.digest):
         raise InputError(f"{output.name} of the base, brought to 4 bit, is not what training had: {note}")
-    for first, last in [(0, shape[0])] if output.transposed else output.blocks():
-        yield first, weight.rows(first, last)
+    blocks = [(0, shape[0])] if output.transposed else output.blocks()
+    return blocks, lambda block: (block[0], weight.rows(*block))
 
 
 def _bytes(values: Any, dtype: str) -> Any:
