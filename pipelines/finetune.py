@@ -107,7 +107,7 @@ def finetune(
                 merge_key=plan["merge_key"],
                 options=plan["merge_options"],
             ),
-            memory="32Gi",
+            memory="4Gi",
         ).outputs
         judged = on_gpu(
             evaluate_model(

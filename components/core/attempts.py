@@ -33,8 +33,13 @@ class Finished:
     files: dict[str, dict[str, Any]]
 
 
-def find(key_uri: str) -> Finished | None:
-    """The finished work under a key (the earliest attempt where there are several), or None."""
+def find(key_uri: str, **wanted: Any) -> Finished | None:
+    """The finished work under a key (the earliest attempt where there are several), or None.
+
+    Args:
+        key_uri: where the key's attempts lie.
+        **wanted: what the work's info must say; other work is passed over.
+    """
     if storage.is_s3(key_uri):
         names = [entry.path for entry in storage.listing(key_uri)]
     else:
@@ -43,7 +48,9 @@ def find(key_uri: str) -> Finished | None:
     for name in sorted(names):
         attempt, _, rest = name.partition("/")
         if rest == MANIFEST:
-            return read(storage.join(key_uri, attempt))
+            found = read(storage.join(key_uri, attempt))
+            if wanted.items() <= found.info.items():
+                return found
     return None
 
 
@@ -63,12 +70,30 @@ def missing(finished: Finished) -> list[str]:
     return [name for name, file in finished.files.items() if present.get(name) != file["size"]]
 
 
+def new_uri(key_uri: str) -> str:
+    """A folder for a new attempt; later ones sort behind."""
+    return storage.join(key_uri, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}")
+
+
+def finish(uri: str, info: dict[str, Any], files: dict[str, dict[str, Any]]) -> Finished:
+    """Writes the manifest of an attempt whose files are all there: from now on the work is finished.
+
+    Args:
+        uri: the attempt's folder.
+        info: what a reader wants to know of the work, JSON.
+        files: `size` in bytes and `sha256` of every file, by its path in the folder.
+    """
+    manifest = {"format": 1, "info": info, "files": files}
+    storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1).encode())
+    return Finished(uri, info, files)
+
+
 class Attempt:
     """One attempt at the work of a key: fill `folder`, then `commit`."""
 
     def __init__(self, key_uri: str) -> None:
         """Takes a folder: the final one where the store is local, a temporary one where it is S3."""
-        self.uri = storage.join(key_uri, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}")
+        self.uri = new_uri(key_uri)
         self.folder = Path(tempfile.mkdtemp()) if storage.is_s3(key_uri) else storage.local_path(self.uri)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,9 +110,7 @@ class Attempt:
         }
         if storage.is_s3(self.uri):
             storage.upload(self.folder, self.uri)
-        manifest = {"format": 1, "info": info, "files": files}
-        storage.write_bytes(storage.join(self.uri, MANIFEST), json.dumps(manifest, indent=1).encode())
-        return Finished(self.uri, info, files)
+        return finish(self.uri, info, files)
 
 
 @contextlib.contextmanager

@@ -224,6 +224,10 @@ class EvaluateConfig(StepConfig):
 class MergeConfig(StepConfig):
     """dequantize_and_merge."""
 
+    merge_base: Literal["auto", "dequantized", "original"] = Field(
+        "auto",
+        description="weights to merge into: as training saw them, the 16-bit originals, or what evaluation recommends",
+    )
     max_shard_gb: float = Field(4.0, gt=0, lt=5, description="largest file of the merged model, in GB")
 
 

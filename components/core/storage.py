@@ -80,6 +80,23 @@ def _refused(uri: str, error: Exception) -> TransientError:
     )
 
 
+@contextlib.contextmanager
+def s3_errors(uri: str) -> Iterator[None]:
+    """Turns what the S3 client and its connections raise into one line that names `uri`.
+
+    Raises:
+        InputError: in place of those.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
+        raise _refused(uri, error) from None
+
+
 def read_bytes(uri: str, size: int | None = None) -> bytes:
     """The content of one file, or its first `size` bytes.
 
@@ -87,13 +104,9 @@ def read_bytes(uri: str, size: int | None = None) -> bytes:
         InputError: there is no such file, or it cannot be read.
     """
     if is_s3(uri):
-        from botocore.exceptions import BotoCoreError, ClientError
-
         bucket, key = _split(uri)
-        try:
+        with s3_errors(uri):
             return _s3().get_object(Bucket=bucket, Key=key)["Body"].read(size)
-        except (ClientError, BotoCoreError) as error:
-            raise _refused(uri, error) from None
     try:
         with local_path(uri).open("rb") as file:
             return file.read(size)
@@ -108,13 +121,9 @@ def delete(uri: str) -> None:
         InputError: it may not be deleted.
     """
     if is_s3(uri):
-        from botocore.exceptions import BotoCoreError, ClientError
-
         bucket, key = _split(uri)
-        try:
+        with s3_errors(uri):
             _s3().delete_object(Bucket=bucket, Key=key)
-        except (ClientError, BotoCoreError) as error:
-            raise _refused(uri, error) from None
         return
     try:
         local_path(uri).unlink(missing_ok=True)
@@ -164,13 +173,9 @@ def write_bytes(uri: str, data: bytes) -> None:
         InputError: the place cannot be written.
     """
     if is_s3(uri):
-        from botocore.exceptions import BotoCoreError, ClientError
-
         bucket, key = _split(uri)
-        try:
+        with s3_errors(uri):
             _s3().put_object(Bucket=bucket, Key=key, Body=data)
-        except (ClientError, BotoCoreError) as error:
-            raise _refused(uri, error) from None
         return
     path = local_path(uri)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -280,3 +285,13 @@ def sha256_file(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def s3_client() -> S3Client:
+    """The one S3 client of this process; it may be used by several threads."""
+    return _s3()
+
+
+def s3_location(uri: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI."""
+    return _split(uri)

@@ -13,15 +13,17 @@ def dequantize_and_merge(
     base_uri: str,
     base_revision: str,
     merge_key: str,
+    recommended_base: str = "",
     options: str = "{}",
 ) -> NamedTuple("Merged", merged_uri=str):
-    """Merge the adapter into the dequantised base, as an ordinary 16-bit model.
+    """Merge the adapter into the base, tensor by tensor, as an ordinary 16-bit model.
 
     Args:
         adapter: Folder of the trained adapter.
         base_uri: Folder of the base model.
         base_revision: Commit, or digest of the base model's files.
         merge_key: Names the merged model; a finished one of this key is returned at once.
+        recommended_base: The base that evaluation found better, dequantized or original; read where merge_base is auto.
         options: Further options, a JSON object.
 
     Returns:
@@ -37,4 +39,5 @@ def dequantize_and_merge(
             base_revision=base_revision,
             adapter=adapter.path,
             merge_key=merge_key,
+            recommended_base=recommended_base,
         )

@@ -1,17 +1,22 @@
-"""Merges the adapter into the base it was trained on: the dequantised one, not the 16-bit original."""
+"""Merges the adapter into the base it was trained on, tensor by tensor: any size of model in a small pod."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import attempts, models, storage
+from components.core import attempts, base_model, storage, streamed_attempts
 from components.core.config import MergeConfig
 from components.core.errors import InputError
-from components.core.steps import Progress, log
+from components.core.quantization import Quantization
+from components.core.steps import log
+from components.dequantize_and_merge import adapter as adapters
+from components.dequantize_and_merge import checkpoint, names, plan, quantizing, streaming
 
 Config = MergeConfig
 MODEL = "model"
 """The model lies in this folder below `merged_uri`, so that MLflow's files fit beside it."""
+NOT_TOKENIZER = {"config.json", "generation_config.json", "adapter_config.json", checkpoint.INDEX, attempts.MANIFEST}
 
 
 class Result(NamedTuple):
@@ -20,7 +25,15 @@ class Result(NamedTuple):
     merged_uri: str
 
 
-def run(config: MergeConfig, *, base_uri: str, base_revision: str, adapter: str, merge_key: str) -> Result:
+def run(
+    config: MergeConfig,
+    *,
+    base_uri: str,
+    base_revision: str,
+    adapter: str,
+    merge_key: str,
+    recommended_base: str = "",
+) -> Result:
     """Writes an ordinary 16-bit model, or returns the one that this merge_key already has.
 
     Args:
@@ -29,12 +42,15 @@ def run(config: MergeConfig, *, base_uri: str, base_revision: str, adapter: str,
         base_revision: commit, or digest of the base's files.
         adapter: folder of the trained adapter.
         merge_key: names the merged model; it is kept in the store under this key.
+        recommended_base: the base that evaluation found better, for `merge_base` auto; empty: dequantized.
 
     Raises:
-        InputError: the adapter was trained on another base, fits no layer of it, or holds values that are no numbers.
+        InputError: the adapter was trained on another base, does not fit it, or holds values that are no numbers; the
+            base is not whole; there is no room.
     """
+    merge_base = _merge_base(config, recommended_base)
     key_uri = storage.join(storage.root(), "merged", merge_key)
-    finished = attempts.find(key_uri)
+    finished = attempts.find(key_uri, merge_base=merge_base)
     if finished is not None:
         log(f"merged already: {finished.uri}")
         return Result(finished.uri)
@@ -43,70 +59,88 @@ def run(config: MergeConfig, *, base_uri: str, base_revision: str, adapter: str,
         raise InputError(
             f"the adapter was trained on revision {trained.info['base_revision']} of its base, not on {base_revision}"
         )
-    with tempfile.TemporaryDirectory() as folder, attempts.attempt(key_uri) as attempt:
-        base = storage.download(base_uri, Path(folder))
-        _merge(config, base, Path(adapter), attempt.folder / MODEL)
-        finished = attempt.commit({"merge_key": merge_key, "training_key": trained.info["training_key"]})
+    digests = _digests(trained.info, merge_base)
+    with tempfile.TemporaryDirectory() as scratch:
+        base = checkpoint.read_base(base_uri)
+        folder = base_model.small_files(base_uri, base_revision, Path(scratch))
+        base_config = _base_config(folder)
+        known = names.understand(folder, base)
+        shapes = {parameter: base[tensor].shape for parameter, tensor in known.tensors.items()}
+        shapes |= {parameter: shapes[parameter][::-1] for parameter in known.transposed if parameter in shapes}
+        _check_widths(trained.info, digests, shapes)
+        shapes |= {target: shapes[source] for target, source in known.tied.items() if source in shapes}
+        planned = plan.make(
+            base, known, adapters.read(Path(adapter), known, shapes), digests, int(config.max_shard_gb * 1e9)
+        )
+        streaming.check_room(planned, key_uri)
+        log(f"merging into the {merge_base} base: {planned.size / 1e9:,.2f} GB in {len(planned.shards)} files")
+        with streamed_attempts.attempt(key_uri) as attempt:
+            streaming.write(planned, Quantization(**trained.info["quantization"]), attempt, MODEL, _note(trained.info))
+            attempt.write(
+                f"{MODEL}/config.json", json.dumps(plan.merged_config(base_config, planned), indent=2).encode()
+            )
+            for file in _small_files(folder, Path(adapter)):
+                attempt.write(f"{MODEL}/{file.name}", file.read_bytes())
+            finished = attempt.commit(
+                {"merge_key": merge_key, "training_key": trained.info["training_key"], "merge_base": merge_base}
+            )
     log(f"merged model lies at {finished.uri}")
     return Result(finished.uri)
 
 
-def _merge(config: MergeConfig, base: Path, adapter: Path, output: Path) -> None:
-    import torch
-    from peft import PeftModel
-    from peft.tuners.lora import Linear as LoraLinear
-    from safetensors.torch import load_file
-
-    models.check_folder(base)
-    model = models.load_16bit(base)
-    merged = PeftModel.from_pretrained(model, str(adapter))
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
-    plain = _quantised_layers(model)
-    for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
-        if not tensor.isfinite().all():
-            raise InputError(f"adapter {adapter}: {name} holds values that are no numbers; train it again")
-    if not layers:
-        raise InputError(f"adapter {adapter} fits no layer of {base}")
-    progress = Progress("merging", len(plain))
-    with torch.no_grad():
-        for done, (name, weight) in enumerate(plain.items(), 1):
-            merged_weight = seen_in_training(weight).float()
-            if name in layers:
-                merged_weight += layers[name].get_delta_weight("default").float()
-            weight.copy_(merged_weight)  # rounds once, to bfloat16
-            progress.at(done)
-    # The deltas are in the weights now: unload leaves the plain layers behind without adding them again.
-    whole = merged.unload()
-    whole.config.torch_dtype = getattr(torch, models.COMPUTE_DTYPE)
-    whole.save_pretrained(str(output), max_shard_size=int(config.max_shard_gb * 1e9))
-    models.load_tokenizer(base).save_pretrained(str(output))
+def _merge_base(config: MergeConfig, recommended: str) -> str:
+    if recommended not in ("", "dequantized", "original"):
+        raise InputError(f"recommended_base is {recommended!r}; it must be dequantized, original or empty")
+    return (recommended or "dequantized") if config.merge_base == "auto" else config.merge_base
 
 
-def _quantised_layers(model: Any) -> dict[str, Any]:
-    """The weights that training held in NF4, by the layer's name: all linear layers but the head."""
-    import torch
-
-    head = model.get_output_embeddings()
-    found = {}
-    for name, module in model.named_modules():
-        if name.endswith(".base_layer") or ".lora_" in name:
-            continue
-        layer = getattr(module, "base_layer", module)
-        if isinstance(layer, torch.nn.Linear) and layer is not head:
-            found[name] = layer.weight
-    return found
+def _digests(info: dict[str, Any], merge_base: str) -> dict[str, str]:
+    """What training recorded of the weights that it held in 4 bit, by parameter; none where they are not wanted."""
+    if "quantised" not in info or "quantization" not in info:
+        raise InputError("the adapter's manifest does not say how training held its base; train it again")
+    return dict(info["quantised"]) if merge_base == "dequantized" else {}
 
 
-def seen_in_training(weight: Any) -> Any:
-    """A weight as training computed with it: to NF4 with double quantisation and back.
+def _check_widths(info: dict[str, Any], digests: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuses what training on a CPU computed with other weights than its 4-bit codes mean.
 
-    Args:
-        weight: 16-bit matrix of shape (out, in).
-
-    Returns:
-        A matrix of the same shape and dtype; see Dettmers et al. 2023, equation 6.
+    Where a row ends inside a block of 64 values, bitsandbytes 0.50's kernel for CPUs takes a wrong scale.
     """
-    import bitsandbytes.functional as quantisation
+    if info.get("device") == "cpu":
+        for parameter in digests:
+            width = shapes.get(parameter, (0, 0))[1]
+            if width % quantizing.BLOCK:
+                raise InputError(
+                    f"{parameter} has rows of {width}, no multiple of {quantizing.BLOCK}, which bitsandbytes computes"
+                    " wrongly on a CPU: train on a GPU, or set merge_base to original"
+                )
 
-    packed, state = quantisation.quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
-    return quantisation.dequantize_4bit(packed, state)
+
+def _note(info: dict[str, Any]) -> str:
+    if info.get("device") == "cuda":
+        return "another base, or a GPU that rounds otherwise than this processor; set merge_base to original"
+    return "another base"
+
+
+def _base_config(folder: Path) -> dict[str, Any]:
+    """The base's config.json.
+
+    Raises:
+        InputError: there is none, or its weights are quantised already.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"base model {folder}: config.json cannot be read: {error}") from None
+    if config.get("quantization_config"):
+        raise InputError(f"base model {folder}: its weights are quantised already; give the 16-bit model")
+    return config
+
+
+def _small_files(base: Path, adapter: Path) -> list[Path]:
+    """Generation config of the base, and the tokenizer that training used: the adapter's, or else the base's."""
+    tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
+    found = {path for pattern in base_model.SMALL_FILES for path in tokenizer.glob(pattern)}
+    files = [path for path in sorted(found) if path.is_file() and path.name not in NOT_TOKENIZER]
+    generation = base / "generation_config.json"
+    return [*files, generation] if generation.is_file() else files

@@ -1,10 +1,11 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
-from components.core import attempts, models
+from components.core import attempts, models, streams
 from components.core.config import MergeConfig
 from components.core.errors import InputError
 from components.dequantize_and_merge import task
@@ -38,14 +39,16 @@ def test_it_computes_what_the_adapter_on_nf4_computes(merged_uri: str, adapter: 
     assert distance < other / 4
 
 
-def test_every_layer_that_training_quantised_is_dequantised_once(merged_uri: str, tiny_model: Path) -> None:
+def test_every_layer_that_training_quantised_is_dequantised_once(
+    merged_uri: str, adapter: Path, tiny_model: Path
+) -> None:
     import torch
 
     base, merged = models.load_16bit(tiny_model), models.load_16bit(Path(merged_uri) / "model")
     assert torch.equal(base.get_input_embeddings().weight, merged.get_input_embeddings().weight)
     quantised = models.load_quantized(tiny_model)
     names = {name for name, module in quantised.named_modules() if type(module).__name__ == "Linear4bit"}
-    assert names == set(models.linear_layers(tiny_model))
+    assert {f"{name}.weight" for name in names} == set(attempts.read(str(adapter)).info["quantised"])
 
 
 def test_a_finished_merge_is_returned_at_once(tiny_run: TinyRun, merged_uri: str, adapter: Path) -> None:
@@ -74,6 +77,97 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, tiny_model: Path, 
             MergeConfig(), base_uri=str(tiny_model), base_revision="other", adapter=str(adapter), merge_key="other-base"
         )
     assert attempts.find(str(store / "store" / "merged" / "other-base")) is None
+
+
+def test_the_base_is_that_which_evaluation_recommends(
+    tiny_run: TinyRun, merged_uri: str, adapter: Path, tiny_model: Path
+) -> None:
+    """Under one key, a model merged into the other base is not taken for the one that is wanted."""
+
+    def merge(recommended: str, merge_base: str = "auto") -> str:
+        return task.run(
+            MergeConfig.parse({"merge_base": merge_base}),
+            base_uri=str(tiny_model),
+            base_revision=tiny_run.plan.base_revision,
+            adapter=str(adapter),
+            merge_key=tiny_run.plan.merge_key,
+            recommended_base=recommended,
+        ).merged_uri
+
+    assert merge("") == merge("dequantized") == merge("original", "dequantized") == merged_uri
+    original = merge("original")
+    assert original != merged_uri and original == merge("original") == merge("", "original")
+    assert attempts.read(merged_uri).info["merge_base"] == "dequantized"
+    assert attempts.read(original).info["merge_base"] == "original"
+    with pytest.raises(InputError, match="recommended_base is 'best'; it must be dequantized, original or empty"):
+        merge("best")
+
+
+def test_a_weight_that_is_not_what_training_had_is_named(
+    tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path, tmp_path: Path
+) -> None:
+    import safetensors.torch
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    weights = safetensors.torch.load_file(base / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 3] += 0.5
+    safetensors.torch.save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight of the base, brought to 4 bit, is not what"):
+        task.run(
+            MergeConfig(),
+            base_uri=str(base),
+            base_revision=tiny_run.plan.base_revision,
+            adapter=str(adapter),
+            merge_key="altered",
+        )
+    assert not list((store / "store" / "merged" / "altered").iterdir())
+
+
+def test_a_model_that_fits_no_disk_is_refused_before_anything_is_written(
+    tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "free_bytes", lambda uri: 1000)
+    with pytest.raises(InputError, match=r"the merged model needs 0\.00 GB, and the disk has 0\.00 GB left"):
+        task.run(
+            MergeConfig(),
+            base_uri=str(tiny_model),
+            base_revision=tiny_run.plan.base_revision,
+            adapter=str(adapter),
+            merge_key="no-room",
+        )
+    assert not (store / "store" / "merged" / "no-room").exists()
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"quantised": None}, "does not say how training held its base; train it again"),
+        ({"quantised": {"model.layers.9.mlp.up_proj.weight": "0"}}, r"training quantised model\.layers\.9"),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    info: dict[str, object], message: str, tiny_run: TinyRun, adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "adapter")
+    known = attempts.read(str(adapter)).info | info
+    attempts.finish(str(tmp_path / "adapter"), {key: value for key, value in known.items() if value is not None}, {})
+    with pytest.raises(InputError, match=message):
+        task.run(
+            MergeConfig(),
+            base_uri=str(tiny_model),
+            base_revision=tiny_run.plan.base_revision,
+            adapter=str(tmp_path / "adapter"),
+            merge_key="manifest",
+        )
+
+
+def test_rows_that_bitsandbytes_computes_wrongly_on_a_cpu_are_refused() -> None:
+    shapes = {"a.weight": (64, 128), "b.weight": (64, 96)}
+    with pytest.raises(InputError, match=r"b\.weight has rows of 96, no multiple of 64"):
+        task._check_widths({"device": "cpu"}, dict.fromkeys(shapes, ""), shapes)
+    task._check_widths({"device": "cuda"}, dict.fromkeys(shapes, ""), shapes)
 
 
 def test_an_adapter_with_nan_is_refused(
