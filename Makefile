@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test check golden bench component clean
+.PHONY: help install demo test test-integration check golden bench component clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## set up .venv with everything pinned; all other targets do it themselves
 
@@ -25,6 +25,9 @@ demo: install ## fine-tune a real small model on support tickets, end to end, on
 
 test: install ## all quick tests: every task on a tiny model, the contracts, the whole pipeline
 	@$(BIN)/pytest
+
+test-integration: install ## against real servers: S3 (Ceph's gateway, AWS_ENDPOINT_URL_S3 or moto), MLflow with logins
+	@$(BIN)/pytest tests/integration -s
 
 check: install ## the house rules: lint, types, imports, generated files, file length
 	@$(BIN)/ruff check .

@@ -1,8 +1,7 @@
 """MLflow, as plan_run and register_model reach it."""
 
 import os
-import urllib.error
-import urllib.request
+import re
 import uuid
 from typing import Any
 
@@ -40,8 +39,7 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
         tracking = mlflow.MlflowClient(uri, uri)
         tracking.search_registered_models(max_results=1)
     except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
-        reason = str(error).strip().splitlines()[0].replace(uri, hide_password(uri))[:200]
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason}") from None
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {_reason(error)}") from None
     if uri.startswith("http") and not storage.is_s3(storage.root()):
         raise InputError(
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
@@ -50,14 +48,23 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
 
 
 def _check_version(uri: str, timeout: int) -> None:
-    """Asks the server's /version, which needs no login."""
-    scheme, _, rest = uri.partition("://")
-    address = f"{scheme}://{rest.rsplit('@', 1)[-1].rstrip('/')}/version"
+    """Asks the server's /version, logged in as every other request: a server with logins answers nothing else."""
+    import mlflow
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     try:
-        with urllib.request.urlopen(address, timeout=timeout) as answer:
-            found = answer.read(100).decode(errors="replace").strip()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {error}") from None
+        answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=timeout, raise_on_status=False)
+    except (mlflow.MlflowException, OSError, ValueError) as error:
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {_reason(error)}") from None
+    if answer.status_code in (401, 403):
+        raise InputError(
+            f"MLflow at {hide_password(uri)} refuses this login: check MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD"
+        )
+    if answer.status_code >= 500:
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: HTTP status {answer.status_code}")
+    found = answer.text[:100].strip()
     try:
         numbers = tuple(int(part) for part in found.split(".")[:2])
     except ValueError:
@@ -108,4 +115,6 @@ def check_registering(tracking: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """An error's first line without the passwords that addresses in it may carry."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"://[^@/\s]*@", "://", line)[:200]

@@ -1,0 +1,92 @@
+"""One S3 and one MLflow server a session; each test gets a prefix and names of its own."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from components.core import storage
+from tests.integration import servers
+
+BUCKET = "qlora-test"
+
+
+@pytest.fixture(scope="session")
+def s3_store() -> Iterator[str]:
+    """An `s3://bucket/prefix` on a real S3, with AWS_* naming it in the environment.
+
+    Ceph's gateway where it is installed, else the server of AWS_ENDPOINT_URL_S3, else moto's.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if servers.has_ceph():
+            server = servers.ceph()
+        elif os.environ.get("AWS_ENDPOINT_URL_S3"):
+            yield from _prefix()
+            return
+        else:
+            pytest.importorskip("moto", reason="no radosgw, no AWS_ENDPOINT_URL_S3, and no moto: no S3 to test with")
+            server = servers.moto()
+        with server as endpoint:
+            patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+            patch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
+            patch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_CA_BUNDLE"):
+                patch.delenv(name, raising=False)
+            yield from _prefix()
+
+
+def _prefix() -> Iterator[str]:
+    storage._s3.cache_clear()
+    names = {bucket["Name"] for bucket in storage._s3().list_buckets()["Buckets"]}
+    if BUCKET not in names:
+        storage._s3().create_bucket(Bucket=BUCKET)
+    yield f"s3://{BUCKET}/{os.getpid()}"
+    storage._s3.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(s3_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server with logins and its artifacts on S3; the environment logs in as its admin."""
+    pytest.importorskip("flask_wtf", reason="MLflow's logins need Flask-WTF")
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch, servers.mlflow(folder, f"{s3_store}/mlflow") as address:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        patch.setenv("MLFLOW_TRACKING_USERNAME", servers.ADMIN)
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", servers.ADMIN_PASSWORD)
+        yield address
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[str], servers.Proxy]]:
+    """Makes a proxy before a server, which cuts and refuses connections when told to."""
+    made: list[servers.Proxy] = []
+
+    def make(target: str) -> servers.Proxy:
+        made.append(servers.Proxy(target))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def own_store(s3_store: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store of the test's own on the session's S3, named by QLORA_STORE."""
+    uri = f"{s3_store}/{request.node.name.split('[')[0]}"
+    monkeypatch.setenv(storage.STORE_VARIABLE, uri)
+    return uri
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _report_the_server(record_testsuite_property: Callable[[str, object], None]) -> None:
+    record_testsuite_property("s3", "ceph" if servers.has_ceph() else "other")
+
+
+def copy_folder(source: Path, target: Path) -> Path:
+    """A copy of a folder, made anew."""
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(source, target))
