@@ -8,10 +8,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, PreTrainedConfig
 
-from components.core import models
+from components.core import attention, models
 from components.core.config import TrainConfig
 from components.plan_run import activations, architecture, memory
-from components.train_qlora import attention
 
 CONFIGS = Path(__file__).parent / "configs"
 SIZES: dict[str, Any] = {
