@@ -5,6 +5,7 @@ PyTorch answers with a flash kernel on CPU and GPU alike.
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,11 +75,15 @@ def _window(query: Any, sliding_window: int | None) -> Any:
     return (back >= 0) & (back < sliding_window)
 
 
-def use(model: Any) -> None:
+def use(model: Any, kernel: str = "sdpa") -> None:
     """Makes a model attend within the conversations of packed rows.
 
+    Args:
+        model: a causal language model.
+        kernel: `sdpa`, PyTorch's own, or `flash_attention_2`, which knows packed rows by their position ids.
+
     Raises:
-        InputError: the architecture has layers that would mix conversations.
+        InputError: the architecture has layers that would mix conversations, or flash-attn is not installed.
     """
     from transformers import AttentionInterface
 
@@ -86,8 +91,13 @@ def use(model: Any) -> None:
         config = model.config.get_text_config()
         raise InputError(
             f"{config.model_type} cannot be trained on packed conversations: its layers are"
-            f" {', '.join(sorted(_kinds(config)))}"
+            f" {', '.join(sorted(_kinds(config)))}; set train_qlora.packing false"
         )
+    if kernel == "flash_attention_2":
+        if importlib.util.find_spec("flash_attn") is None:
+            raise InputError("attention flash_attention_2: the package flash-attn is not installed; take sdpa")
+        model.set_attn_implementation(kernel)
+        return
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
 

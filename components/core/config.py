@@ -129,23 +129,52 @@ class TrainConfig(StepConfig):
     lora_r: Int = Field(16, ge=1, le=1024, description="rank of the adapter")
     lora_alpha: Int = Field(0, ge=0, description="scale of the adapter; 0: twice the rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    use_rslora: bool = Field(False, description="divide alpha by the root of the rank, not by the rank")
+    use_dora: bool = Field(False, description="train each weight's magnitude too: slower, sometimes better")
     target_modules: str = Field(
         "all-linear", min_length=1, description="linear layers to adapt: names separated by commas, or all-linear"
     )
+    modules_to_save: str = Field(
+        "", description="modules to train whole beside the adapter, such as embed_tokens: names separated by commas"
+    )
+    optimizer: Literal["paged_adamw_32bit", "paged_adamw_8bit"] = Field(
+        "paged_adamw_32bit", description="AdamW with moments of so many bits; paged where there is a GPU"
+    )
     learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
+    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        "cosine", description="how the learning rate falls after its rise"
+    )
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps over which the learning rate rises")
     epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as epochs make")
+    packing: bool = Field(True, description="several conversations a row; false: one")
     batch_tokens: Int = Field(
         2048, ge=16, description="tokens a forward pass: conversations are packed to this length, none is cut"
     )
     gradient_accumulation_steps: Int = Field(1, ge=1, description="forward passes an optimiser step")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps over which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
+    processes: Int = Field(1, ge=1, le=64, description="GPUs in the pod: one training process each")
+    attention: Literal["sdpa", "flash_attention_2"] = Field(
+        "sdpa", description="PyTorch's own kernels, or the flash-attn package on a GPU", json_schema_extra=NOT_IN_KEY
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, more time", json_schema_extra=NOT_IN_KEY
     )
-    seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
+    checkpoint_steps: Int = Field(
+        100, ge=1, description="a checkpoint is written every so many steps", json_schema_extra=NOT_IN_KEY
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="and when the last one is so old", json_schema_extra=NOT_IN_KEY
+    )
+    keep_checkpoints: Int = Field(2, ge=1, description="whole checkpoints that are kept", json_schema_extra=NOT_IN_KEY)
+    setup_limit_minutes: float = Field(
+        60.0, gt=0, description="training that has not begun by then is stopped", json_schema_extra=NOT_IN_KEY
+    )
+    step_limit_minutes: float = Field(
+        30.0, gt=0, description="a step, or a checkpoint, that takes longer stops it", json_schema_extra=NOT_IN_KEY
+    )
 
 
 class EvaluateConfig(StepConfig):

@@ -72,12 +72,14 @@ class Writer:
 
     Args:
         paths: by side, the Parquet file to write.
+        tokenizer: digest of the tokenizer that made the ids.
     """
 
-    def __init__(self, paths: dict[str, str]) -> None:
+    def __init__(self, paths: dict[str, str], tokenizer: str = "") -> None:
         """See the class."""
         import pyarrow.parquet
 
+        self._tokenizer = tokenizer
         self._paths = {side: Path(path) for side, path in paths.items()}
         self._aside = {side: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for side, path in self._paths.items()}
         self._digests = {side: Digest() for side in paths}
@@ -127,7 +129,9 @@ class Writer:
         for side, file in self._files.items():
             self._flush(side)
             self._written()
-            file.add_key_value_metadata({"side": side, "digests": json.dumps(digests, sort_keys=True)})
+            file.add_key_value_metadata(
+                {"side": side, "digests": json.dumps(digests, sort_keys=True), "tokenizer": self._tokenizer}
+            )
             file.close()
         for side, path in self._paths.items():
             self._aside[side].replace(path)
@@ -168,6 +172,14 @@ def read(path: str, dataset_digest: str) -> list[Sample]:
     if keys.digest(digests) != dataset_digest or digests.get(side) != found.hexdigest():
         raise altered
     return samples
+
+
+def tokenizer_digest(path: str) -> str:
+    """Digest of the tokenizer that made a file's ids, as `models.tokenizer_digest` gives it; '' where it says none."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+    return bytes(metadata.get(b"tokenizer", b"")).decode()
 
 
 def _samples(batch: Any) -> Iterator[Sample]:

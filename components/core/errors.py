@@ -1,8 +1,12 @@
-"""The one exception that people are meant to read."""
+"""The exceptions that people are meant to read."""
 
 
 class InputError(Exception):
     """Something the user can mend: one line that says what is wrong, where, and what to do.
 
-    Steps and commands print it without a traceback and exit 1.
+    Steps and commands print it without a traceback and exit 1. The same input fails again.
     """
+
+
+class TransientError(InputError):
+    """One that may pass by itself: a store that does not answer, a disk that is full."""

@@ -2,7 +2,7 @@
 
     data_digest   what lies at the data's address (paths, sizes, hashes)
     data_key      data_digest + preparation options + tokenizer
-    training_key  base_revision + data_key + training options + number of processes
+    training_key  base_revision + data_key + training options, number of processes included
     merge_key     training_key + merge options
 
 `plan_run` and a trigger compute them alike. The same key means the same result, so finished work is found by it.
@@ -32,9 +32,9 @@ def data_key(data_digest: str, config: PrepareConfig, tokenizer_digest: str) -> 
     return _key("data", config, data_digest=data_digest, tokenizer=tokenizer_digest)
 
 
-def training_key(base_revision: str, data: str, config: TrainConfig, processes: int) -> str:
-    """Names the adapter that train_qlora will make; `processes` is the number of training processes."""
-    return _key("training", config, base_revision=base_revision, data=data, processes=processes)
+def training_key(base_revision: str, data: str, config: TrainConfig) -> str:
+    """Names the adapter that train_qlora will make."""
+    return _key("training", config, base_revision=base_revision, data=data)
 
 
 def merge_key(training: str, config: MergeConfig) -> str:

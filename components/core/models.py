@@ -1,6 +1,8 @@
 """Loading tokenizers and models the one way all steps load them."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,18 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def device() -> str:
-    """`cuda` where there is a GPU, else `cpu`."""
+    """This process' own GPU, `cuda:0` where it is the only process, or `cpu` where there is none."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of what a tokenizer does: its vocabulary and rules, and its chat template."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+    for of_the_last_call in ("truncation", "padding"):
+        rules.pop(of_the_last_call, None)
+    return hashlib.sha256(json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()).hexdigest()
 
 
 def load_quantized(folder: Path, quantization: Quantization | None = None) -> Any:
@@ -77,27 +87,6 @@ def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
     )
-
-
-def linear_layers(folder: Path) -> list[str]:
-    """Names of the linear layers an adapter can go on, the head left out; from config.json alone, no weights are read.
-
-    Raises:
-        InputError: transformers does not know this architecture.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
-    head = model.get_output_embeddings()
-    return [
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
-    ]
 
 
 def check_targets(target_modules: str, layers: list[str]) -> list[str] | str:

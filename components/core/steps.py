@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from components.core.errors import InputError
 
-_current = "qlora"
+_VARIABLE = "QLORA_STEP"
+"""Names the step at work for the processes it starts."""
+_current = os.environ.get(_VARIABLE, "qlora")
 
 
 def log(message: str) -> None:
@@ -25,11 +27,12 @@ class Progress:
         what: what is being done, such as "scoring base".
         total: how many units there are.
         every: seconds between two lines.
+        done: how many units were finished before.
     """
 
-    def __init__(self, what: str, total: int, every: float = 5.0) -> None:
+    def __init__(self, what: str, total: int, every: float = 5.0, done: int = 0) -> None:
         """See the class."""
-        self.what, self.total, self.every = what, total, every
+        self.what, self.total, self.every, self.before = what, total, every, done
         self.started = self.said = time.monotonic()
 
     def at(self, done: int, note: str = "") -> None:
@@ -38,7 +41,7 @@ class Progress:
         if done < self.total and now - self.said < self.every:
             return
         self.said = now
-        left = (now - self.started) / max(done, 1) * (self.total - done)
+        left = (now - self.started) / max(done - self.before, 1) * (self.total - done)
         ending = f", {duration(left)} left" if done < self.total else f" in {duration(now - self.started)}"
         log(f"{self.what}: {done}/{self.total}{', ' + note if note else ''}{ending}")
 
@@ -72,7 +75,7 @@ def quiet_libraries() -> None:
 def step(name: str) -> Iterator[None]:
     """Runs a step's work under its name; an `InputError` becomes one line and exit code 1."""
     global _current
-    _current = name
+    _current = os.environ[_VARIABLE] = name
     quiet_libraries()
     started = time.monotonic()
     try:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import InputError
+from components.core.errors import InputError, TransientError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -74,8 +74,8 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _refused(uri: str, error: Exception) -> InputError:
-    return InputError(
+def _refused(uri: str, error: Exception) -> TransientError:
+    return TransientError(
         f"{uri}: {str(error).strip().splitlines()[0]}; check the address, the endpoint and the credentials"
     )
 

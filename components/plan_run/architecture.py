@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from components.core import models
+from components.core import lora
 from components.core.config import TrainConfig
 from components.core.errors import InputError
 from components.core.quantization import Quantization
@@ -155,17 +155,9 @@ def with_adapter(model: Any, train: TrainConfig) -> Any:
         InputError: a target matches no layer.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    head = model.get_output_embeddings()
-    layers = [name for name, module in linear_layers(model) if module is not head]
-    adapter = LoraConfig(
-        r=train.lora_r,
-        lora_dropout=train.lora_dropout,
-        target_modules=models.check_targets(train.target_modules, layers),
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, adapter, low_cpu_mem_usage=True)
+    adapted = get_peft_model(model, lora.config(train, model), low_cpu_mem_usage=True)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)

@@ -63,7 +63,7 @@ def run(config: RunConfig, *, report: str) -> Result:
     digest = data_listing.data_digest(found.listing)
     data_key = keys.data_key(digest, config.for_step("prepare_dataset"), tokenizer_digest)
     training = config.for_step("train_qlora")
-    training_key = keys.training_key(found.revision, data_key, training, processes=1)
+    training_key = keys.training_key(found.revision, data_key, training)
     result = Result(
         base_revision=found.revision,
         tokenizer_uri=tokenizer_uri,

@@ -102,7 +102,7 @@ def run(
         found = fates(index, contamination, config.eval_share if "eval" not in files else None)
         _check_left(found, read.rows)
         kept = Kept(tokenizer, config.max_length)
-        with dataset.Writer({"train": train_set, "eval": eval_set}) as writer:
+        with dataset.Writer({"train": train_set, "eval": eval_set}, models.tokenizer_digest(tokenizer)) as writer:
             for side, batch, rows in select(folder / "staged", found):
                 writer.write(side, batch)
                 kept.add(side, rows)

@@ -1,14 +1,10 @@
 """TRL's trainer on packed rows, with the head computed at supervised positions only."""
 
-import math
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from components.core import chat
-from components.core.errors import InputError
-from components.core.steps import Progress
 
 
 class PackedTrainer(SFTTrainer):
@@ -17,6 +13,9 @@ class PackedTrainer(SFTTrainer):
     TRL's own head scores every position, prompts included, and computes everything twice. Here the head runs once, at
     the positions that predict a supervised token.
     """
+
+    supervised_tokens = 0
+    """Supervised tokens that this process has trained on since it started."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -39,6 +38,7 @@ class PackedTrainer(SFTTrainer):
         supervised = targets != chat.IGNORED
         outputs = model(**inputs, logits_to_keep=supervised, use_cache=False)
         logits = outputs.logits.reshape(-1, outputs.logits.shape[-1]).float()
+        self.supervised_tokens += len(logits)
         total = torch.nn.functional.cross_entropy(logits, targets[supervised], reduction="sum")
         count = supervised.sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / count
@@ -46,32 +46,3 @@ class PackedTrainer(SFTTrainer):
             # Tokens are counted over all processes, gradients are averaged over them.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
-
-
-class ShowProgress(TrainerCallback):
-    """Logs a line now and then, and stops at a loss that is no number."""
-
-    def __init__(self, steps: int) -> None:
-        """Args: steps: optimiser steps to make."""
-        self.progress = Progress("training", steps)
-        self.loss = ""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Keeps the loss for the next line."""
-        if logs and "loss" in logs:
-            if not math.isfinite(float(logs["loss"])):
-                raise InputError(
-                    f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate"
-                    f" (now {args.learning_rate:g}) or look at the data"
-                )
-            self.loss = f"loss {float(logs['loss']):.4f}"
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Says how far it is."""
-        self.progress.at(state.global_step, self.loss)
-
-
-def without_printing(trainer: Any) -> Any:
-    """The trainer without its own print-outs."""
-    trainer.remove_callback(PrinterCallback)
-    return trainer

@@ -1,0 +1,81 @@
+"""What happens beside the training: it is watched, told of, and saved."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from components.core.config import TrainConfig
+from components.core.errors import InputError
+from components.core.steps import Progress
+from components.train_qlora import launch, memory, watchdog
+from components.train_qlora.checkpoints import Checkpoints
+from components.train_qlora.mlflow_run import MlflowRun
+
+
+class Tell(TrainerCallback):
+    """Says how far it is, to the log and to MLflow, and stops at a loss that is no number."""
+
+    def __init__(self, trainer: Any, steps: int, done: int, run: MlflowRun) -> None:
+        """Args: trainer: a PackedTrainer; steps: optimiser steps in all; done: those made; run: in MLflow."""
+        self.trainer, self.run = trainer, run
+        self.done = done
+        self.progress = Progress("training", steps, done=done)
+        self.started = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Tells of one step; called before a checkpoint of it could be written."""
+        if not logs or "loss" not in logs:
+            return
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        # float16 starts with a scale that overflows, and skips those steps itself.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or args.fp16):
+            raise InputError(
+                f"the {'gradient' if math.isfinite(loss) else 'loss'} is no number at step {state.global_step}: lower"
+                f" learning_rate (now {args.learning_rate:g}) or look at the data; the last checkpoint is kept"
+            )
+        processes = self.trainer.accelerator.num_processes
+        rate = self.trainer.supervised_tokens * processes / (time.monotonic() - self.started)
+        used = memory.peak_mib()
+        if launch.rank() == 0:
+            self.progress.at(state.global_step, f"loss {loss:.4f}, {rate:,.0f} supervised tokens/s, {used:,} MiB")
+            self.run.log(
+                state.global_step,
+                {
+                    "loss": loss,
+                    "learning_rate": float(logs["learning_rate"]),
+                    "grad_norm": norm,
+                    "supervised_tokens_per_s": rate,
+                    "memory_mib": float(used),
+                },
+            )
+
+
+class Save(TrainerCallback):
+    """Writes a checkpoint every so many steps, or minutes, whichever comes first; ends a process that hangs."""
+
+    def __init__(self, trainer: Any, config: TrainConfig, checkpoints: Checkpoints) -> None:
+        """Args: trainer: its output folder is a scratch one; config: how often; checkpoints: where to."""
+        self.trainer, self.config, self.checkpoints = trainer, config, checkpoints
+        self.saved = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The step has its time limit from now on."""
+        watchdog.allow(self.config.step_limit_minutes)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decides whether this step is saved; the last one is not: the adapter follows."""
+        late = launch.agreed(time.monotonic() - self.saved > self.config.checkpoint_minutes * 60)
+        due = late or state.global_step % self.config.checkpoint_steps == 0
+        control.should_save = due and state.global_step < state.max_steps
+        watchdog.allow(self.config.step_limit_minutes)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Takes what the trainer wrote to the store, once every process has written its part."""
+        self.trainer.accelerator.wait_for_everyone()
+        if launch.rank() == 0:
+            written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.checkpoints.save(written, state.global_step)
+        self.saved = time.monotonic()

@@ -1,0 +1,222 @@
+"""One training process: loads the base in 4 bit, trains the adapter on packed rows, writes checkpoints as it goes."""
+
+import dataclasses
+import errno
+import importlib.util
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from components.core import attention, dataset, lora, models, packing, quantization
+from components.core.config import TrainConfig
+from components.core.errors import InputError, TransientError
+from components.core.quantization import Quantization
+from components.core.steps import log
+from components.train_qlora import launch, memory, watchdog
+from components.train_qlora.checkpoints import Checkpoints
+from components.train_qlora.mlflow_run import MlflowRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a training process needs to know: options, the prepared set, the base's folder, and where results go."""
+
+    config: TrainConfig
+    train_set: str
+    dataset_digest: str
+    base: str
+    output: str
+    training_key: str
+    checkpoints: Checkpoints
+    planned_mib: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Each step's loss in nats a supervised token, digests of the quantised weights, and the peak of memory in MiB."""
+
+    losses: list[float]
+    digests: dict[str, str]
+    peak_mib: int
+
+
+def train(job: Job) -> Trained:
+    """Trains to the last step and writes the adapter.
+
+    Raises:
+        InputError: data of another tokenizer, a name that matches no layer, a loss that is no number, no memory left.
+        TransientError: the disk is full.
+    """
+    watchdog.allow(job.config.setup_limit_minutes)
+    try:
+        return _train(job)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise TransientError(
+                f"the disk is full at {error.filename or tempfile.gettempdir()}: a checkpoint needs room for the"
+                " adapter three times; give the pod more ephemeral storage"
+            ) from None
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if memory.is_exhausted(error):
+            raise memory.exhausted(job.config, job.planned_mib) from None
+        raise
+    finally:
+        watchdog.done()
+
+
+def _train(job: Job) -> Trained:
+    config = job.config
+    _limit_caches()
+    from transformers import set_seed
+
+    base = Path(job.base)
+    tokenizer = models.load_tokenizer(base)
+    samples = dataset.read(job.train_set, job.dataset_digest)
+    _check_tokenizer(job.train_set, tokenizer, base)
+    encoded = [sample.encoded for sample in samples]
+    rows = packing.rows(encoded, config.batch_tokens if config.packing else 1)
+    set_seed(config.seed)
+    log(f"loading {base.name} in {config.quant_type.upper()}")
+    model = models.load_quantized(base, Quantization.of(config))
+    digests = quantization.digests(model)
+    if config.packing:
+        attention.use(model, config.attention)
+    steps = _steps(config, len(rows))
+    run = MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0)
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as copies:
+        resumed = job.checkpoints.newest(Path(copies))
+        trainer = _trainer(config, model, tokenizer, rows, steps, scratch)
+        done = resumed[0] if resumed else 0
+        _watch(trainer, job, steps, done, run)
+        _say(config, trainer.model, len(encoded), sum(len(item.input_ids) for item in encoded), len(rows), steps, done)
+        try:
+            trainer.train(resume_from_checkpoint=str(resumed[1]) if resumed else None)
+        except BaseException:
+            run.end(finished=False)
+            raise
+        if trainer.state.global_step < steps:
+            raise InputError(f"training ended at step {trainer.state.global_step} of {steps}")
+    watchdog.allow(config.step_limit_minutes)
+    if launch.rank() == 0:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(job.output, safe_serialization=True)
+        tokenizer.save_pretrained(job.output)
+    run.end(finished=True)
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return Trained(losses, digests, memory.peak_mib())
+
+
+def _steps(config: TrainConfig, rows: int) -> int:
+    per_step = config.gradient_accumulation_steps * config.processes
+    return config.max_steps or math.ceil(config.epochs * math.ceil(rows / per_step))
+
+
+def _check_tokenizer(train_set: str, tokenizer: Any, base: Path) -> None:
+    made_by = dataset.tokenizer_digest(train_set)
+    if made_by and made_by != models.tokenizer_digest(tokenizer):
+        raise InputError(
+            f"data set {train_set} was tokenised for another tokenizer than that of {base}: prepare it anew"
+        )
+
+
+def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: int, scratch: str) -> Any:
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    from components.train_qlora.trainer import PackedTrainer
+
+    on_gpu = torch.cuda.is_available()
+    half = config.compute_dtype == "float16"
+    if half and not on_gpu:
+        raise InputError("compute_dtype float16 needs a GPU; a CPU takes bfloat16")
+    liger = on_gpu and importlib.util.find_spec("liger_kernel") is not None
+    trainer = PackedTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=scratch,
+            max_steps=steps,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=config.lr_schedule,
+            warmup_steps=math.ceil(config.warmup_share * steps),
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            gradient_checkpointing=config.gradient_checkpointing,
+            optim=_optimizer(config, on_gpu),
+            bf16=not half,
+            fp16=half,
+            use_cpu=not on_gpu,
+            ddp_backend=None if config.processes == 1 else "nccl" if on_gpu else "gloo",
+            use_liger_kernel=liger,
+            liger_kernel_config={"fused_linear_cross_entropy": False} if liger else None,  # the head is our own
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            max_length=None,
+            seed=config.seed,
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
+            save_strategy="no",  # callbacks.Save says when
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=packing.collate,
+        processing_class=tokenizer,
+        peft_config=lora.config(config, model),
+    )
+    _in_full_precision(trainer.model)
+    return trainer
+
+
+def _optimizer(config: TrainConfig, on_gpu: bool) -> str:
+    """The name that transformers has for it."""
+    if on_gpu:
+        return config.optimizer
+    log(f"no GPU: {config.optimizer.removeprefix('paged_')} stays in the host's memory, nothing is paged")
+    return "adamw_torch" if config.optimizer == "paged_adamw_32bit" else "adamw_bnb_8bit"
+
+
+def _watch(trainer: Any, job: Job, steps: int, done: int, run: MlflowRun) -> None:
+    from transformers import PrinterCallback
+
+    from components.train_qlora.callbacks import Save, Tell
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Tell(trainer, steps, done, run))
+    trainer.add_callback(Save(trainer, job.config, job.checkpoints))
+
+
+def _say(config: TrainConfig, model: Any, conversations: int, tokens: int, rows: int, steps: int, done: int) -> None:
+    if launch.rank():
+        return
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    full = f", {tokens / rows / config.batch_tokens:.0%} full" if config.packing else ""
+    log(f"{conversations} conversations in {rows} rows{full}")
+    went_on = f", going on after step {done}" if done else ""
+    log(f"training {trainable:,} parameters for {steps} steps{went_on}")
+
+
+def _limit_caches() -> None:
+    """Keeps oneDNN from caching a kernel, with its scratch memory, for each shape it meets on a CPU.
+
+    Packed rows differ in length by a few tokens, so nearly each step brings new shapes: with the default of 1024
+    kernels memory grows by a gigabyte in 40 steps of the demo. It has to be said before the first product.
+    """
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # PyTorch's
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # the library's own
+
+
+def _in_full_precision(model: Any) -> None:
+    """Keeps the adapter in float32; the products still run in 16 bit.
+
+    TRL casts it to bfloat16, whose eight significant bits lose an update smaller than a 256th of a weight.
+    """
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
