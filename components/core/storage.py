@@ -91,7 +91,8 @@ def read_bytes(uri: str, size: int | None = None) -> bytes:
 
         bucket, key = _split(uri)
         try:
-            return _s3().get_object(Bucket=bucket, Key=key)["Body"].read(size)
+            part = {"Range": f"bytes=0-{size - 1}"} if size else {}
+            return _s3().get_object(Bucket=bucket, Key=key, **part)["Body"].read()  # type: ignore[arg-type]
         except (ClientError, BotoCoreError) as error:
             raise _refused(uri, error) from None
     try:

@@ -67,7 +67,7 @@ def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int)
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AttentionInterface
 
-    model = architecture.skeleton(folder)
+    model = architecture.skeleton(folder, train.compute_dtype)
     del _layers(model)[depth:]
     AttentionInterface.register(_ATTENTION, _attend)
     model.set_attn_implementation(_ATTENTION)
@@ -79,7 +79,7 @@ def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int)
     with FakeTensorMode(), disable_input_dtype_casting(adapted, active=device == "cuda"):
         _materialise(adapted)
         ids = torch.zeros(1, tokens, dtype=torch.long)
-        with _live() as live, torch.autocast("cpu", torch.bfloat16):
+        with _live() as live, torch.autocast("cpu", getattr(torch, train.compute_dtype)):
             backbone = adapted.get_base_model().base_model
             output = backbone(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
             held = live.now
