@@ -29,8 +29,8 @@ class Finding:
 class Access:
     """What the checks found out; what could not be found out is empty, and a finding says why.
 
-    `tokens_a_row` and `supervised`, the share of tokens that is, come from the first rows; `weights_size` is the bytes of
-    the base's weight files.
+    `tokens_a_row` and `supervised`, the share of tokens that is, come from the first rows; `weights_size` is
+    that of the base's weight files in bytes.
     """
 
     champion: str = ""

@@ -56,8 +56,8 @@ def adapter_bytes(architecture: Architecture) -> int:
 def optimiser_bytes(architecture: Architecture) -> int:
     """Bytes of AdamW's two moments of every trainable tensor.
 
-    In 32 bits, or in 8 with an fp32 scale a block of 256, where tensors below 4096 elements keep 32 bits: as bitsandbytes
-    stores them.
+    As bitsandbytes stores them: in 32 bits, or in 8 with an fp32 scale a block of 256, where tensors of fewer than 4096
+    elements keep 32 bits.
     """
     sizes = [math.prod(shape) for shape in architecture.adapter]
     if architecture.optimiser_bits == 32:

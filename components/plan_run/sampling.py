@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import io
 import json
 import tempfile
 import zlib
@@ -119,7 +118,7 @@ def _unpacked(raw: bytes, name: str) -> bytes:
     import pyarrow
 
     found = b""
-    with contextlib.suppress(OSError), pyarrow.CompressedInputStream(io.BytesIO(raw), "zstd") as stream:
+    with contextlib.suppress(OSError), pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd") as stream:
         while len(found) < START * 4 and (part := stream.read(1 << 12)):
             found += part
     return found
