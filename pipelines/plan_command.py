@@ -105,7 +105,7 @@ def text(figures: dict[str, Any], with_compare: bool) -> str:
     fields = [field.name for field in dataclasses.fields(time_and_cost.OnGpu)]
     table = [time_and_cost.OnGpu(**{name: gpu[name] for name in fields}) for gpu in figures["gpus"]]
     rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in (line.cells() for line in table)]
-    rows = [("GPU type", "GiB", "time", "cost", ""), *rows]
+    rows = [("GPU type", "GiB", "time on one", "cost", ""), *rows]
     lines += ["", *_columns(rows), "", *_columns([("disk", "GiB"), *_sizes(figures["disk"])]), ""]
     lines += [f"{finding['level']:<8} {finding['subject']}: {finding['text']}" for finding in figures["findings"]]
     smallest = figures["smallest_gpu"]

@@ -72,7 +72,7 @@ def _time(report: Report, found: Access, plan: fit.Plan) -> None:
         report.section("Work", "Rows and tokens are reckoned from the first rows and the size of the files.")
         report.table(["", ""], [(name.replace("_", " "), value) for name, value in dataclasses.asdict(work).items()])
     lines = time_and_cost.table(plan.estimate.total, plan.train.compute_dtype, operations, time_and_cost.EFFICIENCY, {})
-    report.section("GPU types", f"Time at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed.")
+    report.section("GPU types", f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed.")
     report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in lines])
     report.section("Disk")
     disk = time_and_cost.disk(plan.architecture, found.weights_size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from components.core.steps import quiet_libraries
 from pipelines.demo import fetch_model
-from tests.benchmarks import prepare_vs_trl, train_vs_trl
+from tests.benchmarks import plan_vs_measured, prepare_vs_trl, train_vs_trl
 
 MODEL = Path("runs/models/SmolLM2-135M-Instruct")
 
@@ -19,7 +19,7 @@ def main() -> None:
     quiet_libraries()
     fetch_model.fetch(MODEL)
     figures: dict[str, float] = {}
-    for benchmark in (train_vs_trl, prepare_vs_trl):
+    for benchmark in (train_vs_trl, prepare_vs_trl, plan_vs_measured):
         figures |= benchmark.measure()
         print(json.dumps(figures, indent=1), flush=True)
     target = Path("dist/bench.json")

@@ -22,6 +22,8 @@ def test_steps_are_counted_over_packed_rows() -> None:
     assert (work.tokens, work.packed_rows, work.steps) == (97_000, 100, 75)
     assert work.tokens_in_all == 3 * work.tokens
     assert time_and_cost.work(train.model_copy(update={"max_steps": 5}), 970, 100).steps == 5
+    assert time_and_cost.work(train.model_copy(update={"processes": 5}), 970, 100).steps == 15
+    assert time_and_cost.work(train.model_copy(update={"packing": False}), 970, 100).packed_rows == 970
 
 
 def test_operations_are_four_a_frozen_parameter_and_token(llama: architecture.Architecture) -> None:
