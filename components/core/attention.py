@@ -55,7 +55,7 @@ def within(
     dropout: float,
     sliding_window: int | None,
 ) -> Any:
-    """See `attend`; `lengths` are the conversations' own, in tokens. plan_run, whose tensors hold no data, calls it too."""
+    """See `attend`; `lengths` are the conversations' own. plan_run calls this: its tensors hold no data to say them."""
     import torch
 
     repeat = query.shape[1] // key.shape[1]
