@@ -121,10 +121,11 @@ def _base(found: Access, config: RunConfig, folder: Path) -> None:
         with found.about("tokenizer"):
             models.load_tokenizer(files)
             found.note("ok", "tokenizer", "can be read and has a chat template")
+        described = architecture.skeleton(files)
         with found.about("weights"):
             weights = weight_files.read(config.base_model, found.revision)
             found.weights_size = weights.size
-            level, text = weight_files.compare(weights.shapes, architecture.skeleton(files))
+            level, text = weight_files.compare(weights.shapes, described)
             found.note(level, "weights", f"base model {config.base_model}: {text}")
         try:
             found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
