@@ -25,7 +25,7 @@ def estimate(
     Args:
         config: the whole run.
         gpu_count: GPUs for the estimates with DDP and FSDP; training itself runs on one.
-        efficiency: share of a GPU's bfloat16 speed.
+        efficiency: share of a GPU's 16-bit speed.
         prices: of an hour, by GPU type.
         reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.
 
@@ -46,7 +46,7 @@ def estimate(
         }
         work = time_and_cost.work(plan.train, found.rows, found.tokens_a_row) if found.rows else None
         operations = time_and_cost.flops(plan.architecture, plan.train, work, found.tokens_a_row) if work else 0.0
-        smallest = gpus.smallest(plan.estimate.total)
+        smallest = gpus.smallest(plan.estimate.total, plan.train.compute_dtype)
         limit = config.gpu_memory_gib
         change = "" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE))
         fits, verdict = fit.verdict(plan, int(limit * GIB), f"a GPU of {limit:g} GiB") if limit else (True, change)
@@ -65,10 +65,12 @@ def estimate(
         "compare": [dataclasses.asdict(way) | {"total": way.total} for way in compare.ways(plan.architecture)],
         "work": dataclasses.asdict(work) if work else {},
         "gpus": [
-            dataclasses.asdict(line)
-            for line in time_and_cost.table(plan.estimate.total, operations, efficiency, prices)
+            dataclasses.asdict(line) | {"fits": not line.why_not}
+            for line in time_and_cost.table(
+                plan.estimate.total, plan.train.compute_dtype, operations, efficiency, prices
+            )
         ],
-        "disk": time_and_cost.disk(plan.architecture),
+        "disk": time_and_cost.disk(plan.architecture, found.weights_size),
         "findings": [dataclasses.asdict(finding) for finding in found.findings],
     }
 
@@ -100,15 +102,10 @@ def text(figures: dict[str, Any], with_compare: bool) -> str:
         ]
         head = ("weights in", "trained", "weights", "gradients", "optimiser", "total")
         lines += ["", *_columns([head, *ways]), "GiB, without activations"]
-    rows = [
-        (
-            gpu["gpu"],
-            "fits" if gpu["fits"] else "no",
-            f"{gpu['hours']:.2f} h" if gpu["hours"] >= 0 else "",
-            f"{gpu['cost']:.2f}" if gpu["cost"] >= 0 else "",
-        )
-        for gpu in figures["gpus"]
-    ]
+    fields = [field.name for field in dataclasses.fields(time_and_cost.OnGpu)]
+    table = [time_and_cost.OnGpu(**{name: gpu[name] for name in fields}) for gpu in figures["gpus"]]
+    rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in (line.cells() for line in table)]
+    rows = [("GPU type", "GiB", "time on one", "cost", ""), *rows]
     lines += ["", *_columns(rows), "", *_columns([("disk", "GiB"), *_sizes(figures["disk"])]), ""]
     lines += [f"{finding['level']:<8} {finding['subject']}: {finding['text']}" for finding in figures["findings"]]
     smallest = figures["smallest_gpu"]
@@ -159,7 +156,7 @@ class _Price(click.ParamType[Any]):
     "--gpus", "gpu_count", default=1, type=click.IntRange(1, 1024), help="Estimate DDP and FSDP over so many."
 )
 @click.option("--efficiency", default=time_and_cost.EFFICIENCY, type=click.FloatRange(0.01, 1), show_default=True,
-              help="Share of a GPU's bfloat16 speed that training reaches.")  # fmt: skip
+              help="Share of a GPU's 16-bit speed that training reaches.")  # fmt: skip
 @click.option(
     "--price", "prices", multiple=True, type=_Price(), help="Price of an hour of a GPU type; may be repeated."
 )

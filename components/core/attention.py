@@ -42,12 +42,25 @@ def attend(
     Returns:
         Shape (1, tokens, heads, head size), and None for the weights.
     """
+    lengths = cu_seq_lens_q.diff().tolist()
+    return within(query, key, value, lengths, scaling, dropout, sliding_window), None
+
+
+def within(
+    query: Any,
+    key: Any,
+    value: Any,
+    lengths: list[int],
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Any:
+    """See `attend`; `lengths` are the conversations' own. plan_run calls this: its tensors hold no data to say them."""
     import torch
 
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-    lengths = cu_seq_lens_q.diff().tolist()
     parts = [
         torch.nn.functional.scaled_dot_product_attention(
             q,
@@ -60,7 +73,7 @@ def attend(
         )
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _window(query: Any, sliding_window: int | None) -> Any:

@@ -77,7 +77,7 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[HubFile]]:
             base_model, revision=revision or None, files_metadata=True, timeout=10
         )
     except Exception as error:  # the hub's client raises many unrelated kinds
-        raise InputError(f"base model {base_model}: {_why(error, revision)}") from None
+        raise InputError(f"base model {base_model}: {why(error, revision)}") from None
     siblings: list[Any] = info.siblings or []
     _check_names(base_model, [file.rfilename for file in siblings])
     return str(info.sha), [
@@ -91,7 +91,8 @@ def _is_wanted(name: str) -> bool:
     return any(Path(name).match(pattern) for pattern in [*SMALL_FILES, "*.safetensors"])
 
 
-def _why(error: Exception, revision: str) -> str:
+def why(error: Exception, revision: str) -> str:
+    """What the hub's client says, in one line."""
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -116,7 +117,7 @@ def small_files(base_model: str, revision: str, folder: Path) -> Path:
                 base_model, revision=revision, allow_patterns=SMALL_FILES, local_dir=folder
             )
         except Exception as error:  # as above
-            raise InputError(f"base model {base_model}: {_why(error, revision)}") from None
+            raise InputError(f"base model {base_model}: {why(error, revision)}") from None
         return folder
     for entry in storage.listing(base_model) if storage.is_s3(base_model) else []:
         if any(Path(entry.path).match(pattern) for pattern in SMALL_FILES) and "/" not in entry.path:

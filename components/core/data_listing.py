@@ -92,6 +92,12 @@ def load(uri: str) -> dict[str, list[DataFile]]:
     return {side: _files(source["uri"], [Entry(*file) for file in source["files"]]) for side, source in listing.items()}
 
 
+def first_file(source: dict[str, Any]) -> DataFile:
+    """The first file of one side of a listing."""
+    entry = Entry(*source["files"][0])
+    return DataFile(storage.file_uri(source["uri"], entry), source["uri"], entry)
+
+
 def _files(uri: str, entries: list[Entry]) -> list[DataFile]:
     if uri.startswith(hub_data.PREFIX):
         # At a commit nothing changes; the content is checked when it has come.

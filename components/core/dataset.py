@@ -1,5 +1,6 @@
 """The tokenised sets that pass between steps: one Parquet file a side, verified by whoever reads it."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -83,6 +84,8 @@ class Writer:
         self._aside = {side: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for side, path in self._paths.items()}
         self._digests = {side: Digest() for side in paths}
         self._held: dict[str, list[Any]] = {side: [] for side in paths}
+        self._beside = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing: concurrent.futures.Future[None] | None = None
         for path in self._paths.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         # A token id's bytes are alike by place: split by place they are packed as small as in any way, and fastest.
@@ -110,14 +113,22 @@ class Writer:
 
         if self._held[side]:
             table = pa.Table.from_batches(self._held[side])
-            self._files[side].write_table(table, row_group_size=table.num_rows)
             self._held[side] = []
+            self._written()
+            # Packing a row group takes as long as all else here, and needs no interpreter: it goes beside the next one.
+            self._writing = self._beside.submit(self._files[side].write_table, table, table.num_rows)
+
+    def _written(self) -> None:
+        """Waits for the row group that is being written, so that there is one at a time, and errors are seen."""
+        if self._writing:
+            self._writing.result()
 
     def close(self) -> str:
         """Finishes the files and returns the `dataset_digest`."""
         digests = {side: digest.hexdigest() for side, digest in self._digests.items()}
         for side, file in self._files.items():
             self._flush(side)
+            self._written()
             file.add_key_value_metadata(
                 {"side": side, "digests": json.dumps(digests, sort_keys=True), "tokenizer": self._tokenizer}
             )
@@ -128,6 +139,7 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         """Drops what is unfinished."""
+        self._beside.shutdown()
         for side, path in self._aside.items():
             self._files[side].close()
             path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What every step does around its work: quiet libraries, lines that show progress, errors in one line."""
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -66,8 +67,11 @@ def quiet_libraries() -> None:
         "BITSANDBYTES_NOWELCOME": "1",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "TQDM_DISABLE": "1",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",  # it announces each database it makes
     }.items():
         os.environ.setdefault(name, value)
+    # Warns of a faster kernel for a CPU, of which only inference would make use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 

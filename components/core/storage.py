@@ -105,8 +105,9 @@ def read_bytes(uri: str, size: int | None = None) -> bytes:
     """
     if is_s3(uri):
         bucket, key = _split(uri)
+        part = {"Range": f"bytes=0-{size - 1}"} if size else {}
         with s3_errors(uri):
-            return _s3().get_object(Bucket=bucket, Key=key)["Body"].read(size)
+            return _s3().get_object(Bucket=bucket, Key=key, **part)["Body"].read()  # type: ignore[arg-type]
     try:
         with local_path(uri).open("rb") as file:
             return file.read(size)

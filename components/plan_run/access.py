@@ -5,24 +5,15 @@ Each check gives findings; none stops another, so that a person mends all there 
 
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
-import json
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from components.core import attempts, base_model, chat, data_listing, forms, models, storage, tracking
+from components.core import attempts, base_model, data_listing, models, storage, tracking
 from components.core.config import RunConfig
 from components.core.errors import InputError
-from components.plan_run import fit
-
-SAMPLE = 1 << 18
-"""Bytes of a data file that are read to look at its first rows."""
-SAMPLE_ROWS = 200
-"""Rows that are tokenised to reckon with."""
+from components.plan_run import architecture, fit, sampling, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +29,8 @@ class Finding:
 class Access:
     """What the checks found out; what could not be found out is empty, and a finding says why.
 
-    `tokens_a_row` and `supervised`, the share of tokens that is, come from the first rows.
+    `tokens_a_row` and `supervised`, the share of tokens that is, come from the first rows; `weights_size` is
+    that of the base's weight files in bytes.
     """
 
     champion: str = ""
@@ -48,6 +40,7 @@ class Access:
     rows: int = 0
     tokens_a_row: float = 0.0
     supervised: float = 1.0
+    weights_size: int = 0
     plan: fit.Plan | None = None
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
@@ -92,7 +85,7 @@ def check(config: RunConfig, folder: Path) -> Access:
             job.result()
     if found.files and found.listing:
         with found.about("data"):
-            _count(found, config)
+            _look(found, config, found.files)
     order = {"fatal": 0, "warning": 1, "ok": 2}
     found.findings.sort(key=lambda finding: (order[finding.level], finding.subject, finding.text))
     return found
@@ -128,6 +121,12 @@ def _base(found: Access, config: RunConfig, folder: Path) -> None:
         with found.about("tokenizer"):
             models.load_tokenizer(files)
             found.note("ok", "tokenizer", "can be read and has a chat template")
+        described = architecture.skeleton(files)
+        with found.about("weights"):
+            weights = weight_files.read(config.base_model, found.revision)
+            found.weights_size = weights.size
+            level, text = weight_files.compare(weights.shapes, described)
+            found.note(level, "weights", f"base model {config.base_model}: {text}")
         try:
             found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
             _memory(found, found.plan, config.gpu_memory_gib)
@@ -151,103 +150,14 @@ def _data(found: Access, config: RunConfig) -> None:
         found.note("ok", "data", f"{files} files, digest {data_listing.data_digest(found.listing)[:12]}")
 
 
-def _count(found: Access, config: RunConfig) -> None:
-    """Looks at each side's first rows, and reckons rows and tokens from them and the files' sizes."""
+def _look(found: Access, config: RunConfig, files: Path) -> None:
     for side, source in found.listing.items():
-        path, _, _ = source["files"][0]
-        uri = source["uri"] if source["uri"].endswith(path) else storage.join(source["uri"], path)
-        if source["uri"].startswith("hf://") or path.lower().endswith((".parquet", ".zst", ".parquet.gz")):
-            found.note("ok", "data", f"{side}: {path} is looked into by prepare_dataset, not here")
-            continue
-        text, size = _start(uri)
-        rows = first_rows(text, path, uri)
-        encoded = _encoded(rows[:SAMPLE_ROWS], uri, config, found.files)
-        if side == "train" and encoded:
-            total = sum(entry[1] for entry in source["files"])
-            in_rows = sum(len(json.dumps(row)) for row in rows)
-            factor = len(text) / size if path.endswith(".gz") else 1.0
-            found.rows = max(1, round(total * factor * len(rows) / in_rows))
-            tokens = sum(len(item.input_ids) for item in encoded)
-            found.tokens_a_row = tokens / len(encoded)
-            found.supervised = sum(item.supervised for item in encoded) / tokens
-
-
-def _encoded(rows: list[dict[str, Any]], uri: str, config: RunConfig, files: Path | None) -> list[chat.Encoded]:
-    """A file's first rows as they will be trained on; those that prepare_dataset will reject are left out.
-
-    Raises:
-        InputError: they are of no known form, so all will be rejected.
-    """
-    prepare = config.for_step("prepare_dataset")
-    try:
-        rows = [forms.renamed(row, prepare.columns) for row in rows]
-    except ValueError as error:
-        raise InputError(f"data {uri}: {error}") from None
-    form = forms.most_common_form(rows) if prepare.form == "auto" else prepare.form
-    if not form:
-        columns = ", ".join(sorted(rows[0]))
-        raise InputError(
-            f"data {uri}: its rows are of no known form (columns {columns}); name theirs in options,"
-            " prepare_dataset.columns"
-        )
-    assert files is not None
-    tokenizer = models.load_tokenizer(files)
-    encoded = []
-    for row in rows:
-        with contextlib.suppress(ValueError, InputError):
-            found = forms.conversation(row, form)
-            encoded.append(
-                chat.encode(tokenizer, found.messages, config.max_length, tools=found.tools)
-                if found.messages
-                else chat.encode_spans(tokenizer, found.text, [(0, len(found.text))], config.max_length)
-            )
-    return encoded
-
-
-def _start(uri: str) -> tuple[str, int]:
-    """The file's first characters, unpacked, and how many bytes of it they are."""
-    start = storage.read_bytes(uri, SAMPLE)
-    data = zlib.decompressobj(wbits=31).decompress(start, SAMPLE * 4) if uri.lower().endswith(".gz") else start
-    return data.decode("utf-8-sig", errors="ignore"), len(start)
-
-
-def first_rows(text: str, path: str, uri: str) -> list[dict[str, Any]]:
-    """The whole rows at the start of a file.
-
-    Raises:
-        InputError: the first row is none.
-    """
-    name = path.lower().removesuffix(".gz")
-    rows: list[Any] = []
-    if name.endswith(".csv"):
-        rows = list(csv.DictReader(text.splitlines()))
-    elif name.endswith(".json"):
-        rows = _elements(text)
-    else:
-        for line in text.splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-                continue
-            break  # the last line of a sample may be cut; a first line that is no JSON leaves no rows
-    if not rows or not isinstance(rows[0], dict):
-        raise InputError(f"data {uri}: its first row is not a JSON object; see the README for the forms that are read")
-    return [row for row in rows if isinstance(row, dict)]
-
-
-def _elements(text: str) -> list[Any]:
-    """The whole elements at the start of a JSON array."""
-    decoder = json.JSONDecoder()
-    rows: list[Any] = []
-    position = text.find("[") + 1
-    while position:
-        while position < len(text) and text[position] in " \r\n\t,":
-            position += 1
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError:
-            break
-        rows.append(row)
-    return rows
+        sample = sampling.look(source, config, files)
+        if sample is None:
+            name = source["files"][0][0]
+            found.note("ok", "data", f"{side}: {name} is looked into by prepare_dataset, not here")
+        elif side == "train" and sample.rows:
+            found.rows, found.tokens_a_row, found.supervised = sample.rows, sample.tokens_a_row, sample.supervised
 
 
 def finished(training_key: str, merge_key: str) -> list[Finding]:

@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from components.core import attention
 from components.core.config import TrainConfig
 from components.plan_run import architecture
 
@@ -67,7 +68,7 @@ def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int)
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AttentionInterface
 
-    model = architecture.skeleton(folder)
+    model = architecture.skeleton(folder, train.compute_dtype)
     del _layers(model)[depth:]
     AttentionInterface.register(_ATTENTION, _attend)
     model.set_attn_implementation(_ATTENTION)
@@ -79,7 +80,7 @@ def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int)
     with FakeTensorMode(), disable_input_dtype_casting(adapted, active=device == "cuda"):
         _materialise(adapted)
         ids = torch.zeros(1, tokens, dtype=torch.long)
-        with _live() as live, torch.autocast("cpu", torch.bfloat16):
+        with _live() as live, torch.autocast("cpu", getattr(torch, train.compute_dtype)):
             backbone = adapted.get_base_model().base_model
             output = backbone(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
             held = live.now
@@ -89,21 +90,20 @@ def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int)
 
 
 def _attend(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **_: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
 ) -> tuple[Any, None]:
-    """Holds what training's attention over packed conversations holds: each key and value head repeated, no mask."""
-    import torch
-
-    repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    """Training's own attention, over a row of two conversations: tensors without data cannot say how long they are."""
     half = query.shape[2] // 2
     lengths = [half, query.shape[2] - half]
-    parts = [
-        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return attention.within(query, key, value, lengths, scaling, dropout, sliding_window), None
 
 
 def _materialise(model: Any) -> None:

@@ -17,12 +17,12 @@ _EXPERTS = re.compile(r"\.experts\.")
 class Weight:
     """One stored tensor of the base; tied ones appear once.
 
-    `quantised` says whether training holds it in NF4. `itemsize` is bytes an element where it does not.
+    `quantised` says how training holds it in 4 bit; None: it stays as it is, with `itemsize` bytes an element.
     """
 
     name: str
     shape: tuple[int, ...]
-    quantised: bool
+    quantised: Quantization | None
     itemsize: int
 
     @property
@@ -49,6 +49,7 @@ class Architecture:
     hidden: int
     vocabulary: int
     share_of_experts: float
+    optimiser_bits: int = 32
 
     @property
     def parameters(self) -> int:
@@ -78,7 +79,7 @@ class Architecture:
 
 
 def _numel(shape: tuple[int, ...]) -> int:
-    return Weight("", shape, False, 0).numel
+    return Weight("", shape, None, 0).numel
 
 
 def read(folder: Path, train: TrainConfig) -> Architecture:
@@ -87,10 +88,11 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
     Raises:
         InputError: transformers does not know the architecture, or a target matches no layer.
     """
-    model = skeleton(folder)
-    quantised = _quantised(model)
+    model = skeleton(folder, train.compute_dtype)
+    quantization = Quantization.of(train)
+    quantised = _quantised(model, quantization)
     weights = tuple(
-        Weight(name, tuple(weight.shape), name in quantised, weight.dtype.itemsize)
+        Weight(name, tuple(weight.shape), quantization if name in quantised else None, weight.dtype.itemsize)
         for name, weight in model.named_parameters()
     )
     config = model.config.get_text_config()
@@ -106,6 +108,7 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
         hidden=int(embeddings.shape[1]),
         vocabulary=int(embeddings.shape[0]),
         share_of_experts=chosen / experts if experts and chosen else 1.0,
+        optimiser_bits=8 if train.optimizer == "paged_adamw_8bit" else 32,
     )
 
 
@@ -126,12 +129,12 @@ def skeleton(folder: Path, dtype: str = "bfloat16") -> Any:
         raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
 
 
-def _quantised(model: Any) -> set[str]:
-    """Names of the weights that bitsandbytes puts into NF4, by transformers' own rule."""
+def _quantised(model: Any, quantization: Quantization) -> set[str]:
+    """Names of the weights that bitsandbytes puts into 4 bit, by transformers' own rule."""
     from transformers.quantizers.auto import AutoHfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    quantizer = AutoHfQuantizer.from_config(Quantization().as_transformers())
+    quantizer = AutoHfQuantizer.from_config(quantization.as_transformers())
     kept = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     return {f"{name}.weight" for name, module in linear_layers(model) if should_convert_module(name, kept)}
 

@@ -32,7 +32,12 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Tokens of the longest row: a conversation longer than `batch_tokens` gets a row of its own."""
-        return max(self.train.batch_tokens, self.max_length)
+        return row_tokens(self.train, self.max_length)
+
+
+def row_tokens(train: TrainConfig, max_length: int) -> int:
+    """Tokens of the longest row that training sees."""
+    return max(train.batch_tokens, max_length) if train.packing else max_length
 
 
 def plan(folder: Path, train: TrainConfig, max_length: int) -> Plan:
@@ -49,12 +54,12 @@ def plan(folder: Path, train: TrainConfig, max_length: int) -> Plan:
     """
     found = architecture.read(folder, train)
     try:
-        tokens = max(train.batch_tokens, max_length)
+        tokens = row_tokens(train, max_length)
         held = activations.trace(folder, train, tokens)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Unplannable(f"memory is not known: {found.name} cannot be run without data: {reason}") from None
-    return Plan(folder, found, train, max_length, held, memory.estimate(found, held, tokens))
+    return Plan(folder, found, train, max_length, held, memory.estimate(found, held, tokens, train.processes))
 
 
 def change_that_fits(run: Plan, limit: int) -> str:

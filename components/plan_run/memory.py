@@ -1,7 +1,7 @@
 """GPU memory of a training run by part: plain arithmetic on an architecture, in bytes.
 
 The base is in NF4 with double quantisation (Dettmers et al. 2023, sections 2 and 3), all that is not a linear layer
-stays in 16 bit, the adapter is trained in float32 with AdamW whose two moments are 32-bit and paged.
+stays in 16 bit, the adapter is trained in float32 with AdamW whose two moments are paged.
 """
 
 import dataclasses
@@ -14,8 +14,12 @@ BLOCK = 64
 """Elements of a weight that share one absmax."""
 OUTER_BLOCK = 256
 """Absmax values that share one second-level absmax."""
-CODES = 4 + 4 * 16 + 4 * 256
-"""Bytes a tensor keeps beside them: the offset, the code book of NF4 and that of the 8-bit absmax, in fp32."""
+CODE = 4 * 16
+"""Bytes of the code book that a tensor keeps beside them, of NF4 or FP4, in fp32."""
+OUTER_CODE = 4 + 4 * 256
+"""And with double quantisation the offset and the code book of the 8-bit absmax."""
+SMALLEST_8BIT = 4096
+"""Elements from which bitsandbytes keeps a tensor's moments in 8 bits."""
 
 CUDA_CONTEXT = 600 << 20
 """Bytes that the driver, cuBLAS and bitsandbytes' kernels take before the first tensor; an allowance."""
@@ -26,19 +30,22 @@ LOGIT = 2 + 4 + 4 + 4
 """Bytes a logit takes at its worst moment: in bfloat16 and in float32, its log-softmax and the gradient of that."""
 
 
-def nf4_bytes(numel: int) -> int:
-    """Bytes of a weight in NF4 with double quantisation, as bitsandbytes stores it.
+def quantised_bytes(numel: int, double: bool = True) -> int:
+    """Bytes of a weight in 4 bit, NF4 or FP4, as bitsandbytes stores it.
 
-    Two elements a byte, one absmax of 8 bits a block of 64, one of 32 bits a block of 256 of those, and the codes:
-    4 + 8/64 + 32/(64·256) = 4.127 bits an element. Without double quantisation it would be 4 + 32/64 = 4.5.
+    Two elements a byte, and one absmax a block of 64: 4 + 32/64 = 4.5 bits an element. With double quantisation the
+    absmax has 8 bits, and one of 32 bits a block of 256 of those: 4 + 8/64 + 32/(64·256) = 4.127.
     """
     blocks = math.ceil(numel / BLOCK)
-    return math.ceil(numel / 2) + blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + CODES
+    scales = blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + OUTER_CODE if double else 4 * blocks
+    return math.ceil(numel / 2) + scales + CODE
 
 
 def weight_bytes(weight: Weight) -> int:
     """Bytes of one tensor of the base as training holds it."""
-    return nf4_bytes(weight.numel) if weight.quantised else weight.numel * weight.itemsize
+    if weight.quantised:
+        return quantised_bytes(weight.numel, weight.quantised.double_quant)
+    return weight.numel * weight.itemsize
 
 
 def adapter_bytes(architecture: Architecture) -> int:
@@ -47,8 +54,15 @@ def adapter_bytes(architecture: Architecture) -> int:
 
 
 def optimiser_bytes(architecture: Architecture) -> int:
-    """Bytes of paged_adamw_32bit: two moments of 32 bits a trainable parameter."""
-    return 8 * architecture.trainable
+    """Bytes of AdamW's two moments of every trainable tensor.
+
+    As bitsandbytes stores them: in 32 bits, or in 8 with an fp32 scale a block of 256, where tensors of fewer than 4096
+    elements keep 32 bits.
+    """
+    sizes = [math.prod(shape) for shape in architecture.adapter]
+    if architecture.optimiser_bits == 32:
+        return 8 * sum(sizes)
+    return sum(8 * size if size < SMALLEST_8BIT else 2 * (size + 4 * math.ceil(size / OUTER_BLOCK)) for size in sizes)
 
 
 def head_bytes(architecture: Architecture, tokens: int) -> int:

@@ -71,11 +71,9 @@ def _time(report: Report, found: Access, plan: fit.Plan) -> None:
         operations = time_and_cost.flops(plan.architecture, plan.train, work, found.tokens_a_row)
         report.section("Work", "Rows and tokens are reckoned from the first rows and the size of the files.")
         report.table(["", ""], [(name.replace("_", " "), value) for name, value in dataclasses.asdict(work).items()])
-    lines = time_and_cost.table(plan.estimate.total, operations, time_and_cost.EFFICIENCY, {})
-    report.section("GPU types", f"Hours at {time_and_cost.EFFICIENCY:.0%} of the data sheet's bfloat16 speed.")
-    report.table(
-        ["type", "GiB", "", "hours"],
-        [(line.gpu, line.gib, "fits" if line.fits else "no", line.hours if line.hours >= 0 else "") for line in lines],
-    )
+    lines = time_and_cost.table(plan.estimate.total, plan.train.compute_dtype, operations, time_and_cost.EFFICIENCY, {})
+    report.section("GPU types", f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed.")
+    report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in lines])
     report.section("Disk")
-    report.table(["", "GiB"], [(what, size / GIB) for what, size in time_and_cost.disk(plan.architecture).items()])
+    disk = time_and_cost.disk(plan.architecture, found.weights_size)
+    report.table(["", "GiB"], [(what, size / GIB) for what, size in disk.items()])

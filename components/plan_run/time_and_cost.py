@@ -4,12 +4,13 @@ import dataclasses
 import math
 
 from components.core.config import TrainConfig
+from components.core.steps import duration
 from components.plan_run import memory
 from components.plan_run.architecture import Architecture
 from components.plan_run.gpus import TABLE, Gpu
 
 EFFICIENCY = 0.3
-"""Share of a GPU's dense bfloat16 speed that training reaches; a guess to be replaced by one's own measurement."""
+"""Share of a GPU's dense 16-bit speed that training reaches; a guess to be replaced by one's own measurement."""
 FULL = 0.97
 """Share of a packed row that is filled where conversations are much shorter than it."""
 
@@ -29,13 +30,13 @@ def work(train: TrainConfig, rows: int, tokens_a_row: float) -> Work:
     """Counts steps as train_qlora makes them.
 
     Args:
-        train: length of a packed row, accumulation, epochs, max_steps.
+        train: packing and the length of a packed row, accumulation, processes, epochs, max_steps.
         rows: training rows.
         tokens_a_row: their mean length after cutting at max_length.
     """
     tokens = round(rows * tokens_a_row)
-    packed = max(1, math.ceil(tokens / train.batch_tokens / FULL))
-    an_epoch = math.ceil(packed / train.gradient_accumulation_steps)
+    packed = max(1, math.ceil(tokens / train.batch_tokens / FULL)) if train.packing else rows
+    an_epoch = math.ceil(packed / train.gradient_accumulation_steps / train.processes)
     steps = train.max_steps or math.ceil(train.epochs * an_epoch)
     return Work(rows, tokens, packed, steps, round(steps / an_epoch * tokens))
 
@@ -55,46 +56,64 @@ def flops(architecture: Architecture, train: TrainConfig, work: Work, tokens_a_r
 
 
 def hours(operations: float, gpu: Gpu, efficiency: float) -> float:
-    """Hours on one GPU that reaches `efficiency` of its bfloat16 speed."""
+    """Hours on one GPU that reaches `efficiency` of its 16-bit speed."""
     return operations / (gpu.tflops * 1e12 * efficiency) / 3600
 
 
 @dataclasses.dataclass(frozen=True)
 class OnGpu:
-    """One line of the table: whether the run fits, hours, and the cost where a price is known (else -1)."""
+    """One line of the table.
+
+    Why the run does not fit, empty where it does; hours, and the cost where a price is known, else -1.
+    """
 
     gpu: str
     gib: float
-    fits: bool
+    why_not: str
     hours: float
     cost: float
 
+    def cells(self) -> tuple[str, float, str, str, str]:
+        """The line as people read it: type, GiB, `fits` or why not, duration, cost."""
+        time = duration(max(1.0, self.hours * 3600)) if self.hours >= 0 else ""
+        return self.gpu, self.gib, self.why_not or "fits", time, f"{self.cost:.2f}" if self.cost >= 0 else ""
 
-def table(needed: int, operations: float, efficiency: float, prices: dict[str, float]) -> list[OnGpu]:
-    """Every GPU type: fits or not, hours, cost.
+
+def table(
+    needed: int, compute_dtype: str, operations: float, efficiency: float, prices: dict[str, float]
+) -> list[OnGpu]:
+    """Every GPU type: fits or why not, hours, cost.
 
     Args:
         needed: bytes of GPU memory.
+        compute_dtype: of the products.
         operations: of the whole run; 0: not known.
         efficiency: share of the data sheet's speed.
         prices: of an hour, by the type's name.
     """
     lines = []
     for gpu in TABLE:
-        time = hours(operations, gpu, efficiency) if gpu.tflops and operations else -1.0
+        why_not = gpu.why_not(needed, compute_dtype)
+        time = hours(operations, gpu, efficiency) if operations and not why_not else -1.0
         cost = time * prices[gpu.name] if gpu.name in prices and time >= 0 else -1.0
-        lines.append(OnGpu(gpu.name, gpu.gib, bool(gpu.tflops) and gpu.memory >= needed, time, cost))
+        lines.append(OnGpu(gpu.name, gpu.gib, why_not, time, cost))
     return lines
 
 
-def disk(architecture: Architecture) -> dict[str, int]:
-    """Bytes of disk by what they hold; pods that train or evaluate need the base, the one that merges both."""
-    base = 2 * architecture.parameters
+def disk(architecture: Architecture, files: int = 0) -> dict[str, int]:
+    """Bytes of disk by what they hold; pods that train or evaluate need the base, the one that merges both.
+
+    Args:
+        architecture: base and adapter.
+        files: bytes of the base's weight files; 0: not known, and reckoned at 16 bits a parameter.
+    """
+    merged = 2 * architecture.parameters
+    base = files or merged
     adapter = memory.adapter_bytes(architecture)
     return {
         "base model": base,
         "adapter": adapter,
-        "merged model": base,
+        "merged model": merged,
         "pod that trains": base + 2 * adapter,
-        "pod that merges": 2 * base + adapter,
+        "pod that merges": base + merged + adapter,
     }

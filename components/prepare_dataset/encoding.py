@@ -63,7 +63,8 @@ class Encoder:
         self.tokenizer, self.max_length, self.last_only = tokenizer, max_length, last_only
         # What apply_chat_template renders with; `check` sees that nothing it does besides matters here.
         self._template = _compile_jinja_template(tokenizer.get_chat_template())
-        self._special_tokens = tokenizer.special_tokens_map
+        given = {"tools": None, "documents": None, "add_generation_prompt": False}
+        self._variables = {**self._template.globals, **given, **tokenizer.special_tokens_map}
         self._borders = _borders(tokenizer)
         self._frame = self._find_frame()
         self._known: dict[str, bytes] = {}
@@ -187,12 +188,12 @@ class Encoder:
         import jinja2
 
         try:
-            text = self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=False, **self._special_tokens
-            )
+            # As Template.render, but that merges all of the environment's names anew for each row.
+            context = self._template.new_context({**self._variables, "messages": messages}, shared=True)
+            text = "".join(self._template.root_render_func(context))
         except (jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError):
             return chat.render(self.tokenizer, messages)  # says why
-        return str(text)
+        return text
 
     def _find_frame(self) -> _Frame | None:
         question = [{"role": "user", "content": "q"}]

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -133,7 +134,11 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
         numbers.append(number)
         conversations.append(conversation)
         contents.append(content)
-    encoded, slow = encoder.encode_checked(conversations)
+    words = [_words(conversation) for conversation in conversations]
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        # numpy and rensa work without the interpreter's lock, while the templates hold it.
+        signing = beside.submit(signatures, words) if config.near_duplicate_threshold else None
+        encoded, slow = encoder.encode_checked(conversations)
     kept = []
     for place, row_or_reason in enumerate(encoded):
         reason = row_or_reason if isinstance(row_or_reason, str) else _unsupervised(row_or_reason, config.max_length)
@@ -142,13 +147,13 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
         else:
             kept.append(place)
     ids = [hashlib.sha256(contents[place][0] + b"\n" + contents[place][1]) for place in kept]
-    texts = [_words(conversations[place]) for place in kept]
-    near = config.near_duplicate_threshold > 0
     return Prepared(
         rows=_staged([(ids[i].hexdigest(), encoded[p], contents[p], conversations[p]) for i, p in enumerate(kept)]),
         ids=np.frombuffer(b"".join(found.digest() for found in ids), np.uint8).reshape(-1, 32),
-        signatures=signatures(texts) if near else np.zeros((len(kept), PERMUTATIONS), np.uint32),
-        runs=shingles(texts, config.decontaminate_words) if config.decontaminate_words else None,
+        signatures=signing.result()[kept] if signing else np.zeros((len(kept), PERMUTATIONS), np.uint32),
+        runs=shingles([words[place] for place in kept], config.decontaminate_words)
+        if config.decontaminate_words
+        else None,
         rejected=sorted(rejected),
         slow=slow,
     )
@@ -192,15 +197,17 @@ def _words(conversation: Conversation) -> bytes:
 def _staged(rows: list[tuple[str, Any, Content, Conversation]]) -> Any:
     import pyarrow as pa
 
-    def lists(values: list[NDArray[np.int32]]) -> Any:
-        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
-        flat = np.concatenate(values) if values else np.zeros(0, np.int32)
+    def lists(lengths: list[int], flat: Any) -> Any:
+        offsets = np.cumsum([0, *lengths], dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.int32()))
+
+    ids = [row.ids for _, row, *_ in rows]
+    bounds = [[bound for span in row.spans for bound in span] for _, row, *_ in rows]
 
     columns = [
         pa.array([key for key, *_ in rows], pa.string()),
-        lists([row.ids for _, row, *_ in rows]),
-        lists([np.array(row.spans, np.int32).ravel() for _, row, *_ in rows]),
+        lists([*map(len, ids)], np.concatenate(ids) if ids else []),
+        lists([*map(len, bounds)], [*itertools.chain(*bounds)]),
         pa.array([row.tokens for _, row, *_ in rows], pa.int32()),
         pa.array([content if talk.messages else b"[]" for *_, (content, _), talk in rows], pa.binary()).cast(
             pa.string()

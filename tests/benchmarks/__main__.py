@@ -9,7 +9,7 @@ from pathlib import Path
 
 from components.core.steps import quiet_libraries
 from pipelines.demo import fetch_model
-from tests.benchmarks import evaluate_vs_lm_eval, merge_vs_peft, prepare_vs_trl, train_vs_trl
+from tests.benchmarks import evaluate_vs_lm_eval, merge_vs_peft, plan_vs_measured, prepare_vs_trl, train_vs_trl
 
 MODEL = Path("runs/models/SmolLM2-135M-Instruct")
 
@@ -19,7 +19,7 @@ def main() -> None:
     quiet_libraries()
     fetch_model.fetch(MODEL)
     figures: dict[str, float] = {}
-    for benchmark in (train_vs_trl, prepare_vs_trl, evaluate_vs_lm_eval, merge_vs_peft):
+    for benchmark in (train_vs_trl, prepare_vs_trl, plan_vs_measured, evaluate_vs_lm_eval, merge_vs_peft):
         figures |= benchmark.measure()
         print(json.dumps(figures, indent=1), flush=True)
     target = Path("dist/bench.json")

@@ -4,10 +4,12 @@
 
 `prepare_vs_trl` is how many times the rows a second; ours removes near duplicates, TRL's does not.
 `prepare_peak_mib` is the step's peak memory on `--memory-rows` generated rows of about 1 kB.
-BENCH_DATA names a JSONL file of `messages` to compare on in place of generated rows.
+BENCH_DATA names a file to compare on in place of generated rows: of any form and kind that prepare_dataset reads. Both
+sides get it as JSONL of `messages`, the one form that TRL prepares with its loss on the assistant.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -17,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from components.core.errors import InputError
 from tests.benchmarks import measure as memory
 
 MODEL = Path("runs/models/SmolLM2-135M-Instruct")
@@ -57,6 +60,24 @@ def generate(path: Path, rows: int) -> None:
                 last = [text(rng.randint(20, 80)), text(rng.randint(40, 200))]
             turns = [{"role": "user", "content": last[0]}, {"role": "assistant", "content": last[1]}]
             file.write(json.dumps({"messages": turns}) + "\n")
+
+
+def as_messages(source: Path, target: Path) -> None:
+    """Writes the usable conversations of a file as JSONL of `messages`; the others would stop TRL."""
+    from components.core import forms
+    from components.prepare_dataset import reading
+
+    written = 0
+    with target.open("w") as file:
+        for _, record in reading.records(source, source.name):
+            with contextlib.suppress(ValueError):
+                row = reading.decode(record)
+                messages = forms.conversation(row, forms.form_of(row) or "").messages
+                if messages:
+                    file.write(json.dumps({"messages": messages}) + "\n")
+                    written += 1
+    if not written:
+        raise InputError(f"BENCH_DATA {source}: no conversation in it")
 
 
 def ours(data: str) -> float:
@@ -146,10 +167,14 @@ def measure(rows: int = 80_000, memory_rows: int = 1_000_000) -> dict[str, float
         fetch_model.fetch(MODEL)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = os.environ.get("BENCH_DATA") or f"{folder}/rows.jsonl"
-        if not os.environ.get("BENCH_DATA"):
+        data = f"{folder}/rows.jsonl"
+        if given := os.environ.get("BENCH_DATA"):
+            as_messages(Path(given), Path(data))
+        else:
             generate(Path(data), rows)
-        figures["prepare_vs_trl"] = round(_run("trl", data)[0] / _run("ours", data)[0], 2)
+        theirs, own = _run("trl", data)[0], _run("ours", data)[0]
+        print(f"TRL {theirs:.1f} s, ours {own:.1f} s", file=sys.stderr)
+        figures["prepare_vs_trl"] = round(theirs / own, 2)
         if memory_rows:
             generate(Path(folder, "many.jsonl"), memory_rows)
             seconds, peak = _run("ours", f"{folder}/many.jsonl")

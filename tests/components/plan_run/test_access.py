@@ -1,6 +1,5 @@
 """All that a run reaches for, tried at once: each bad thing has its message, and all of them come together."""
 
-import gzip
 import json
 import shutil
 from pathlib import Path
@@ -116,26 +115,3 @@ def test_a_gpu_that_is_too_small(place: Path, config: dict[str, Any]) -> None:
     text = refused(place, config | {"gpu_memory_gib": 0.59})
     assert text.startswith("the run does not fit a GPU of 0.59 GiB: ") and "would fit" in text
     assert plan(place, config | {"gpu_memory_gib": 16}).training_key == plan(place, config).training_key
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("rows.json", '[{"text": "a, b"}, {"text": "c"}, {"te'),
-        ("rows.jsonl", '{"text": "a, b"}\n{"text": "c"}\n{"te'),
-        ("rows.csv", "text\n'a, b'\nc\n"),
-    ],
-)
-def test_the_first_rows_of_each_kind_of_file(name: str, content: str) -> None:
-    assert len(access.first_rows(content, name, name)) == 2
-
-
-def test_rows_and_tokens_are_reckoned_from_the_start(place: Path, config: dict[str, Any]) -> None:
-    rows = [conversation(f"question {n}", "cat sat on the mat") for n in range(5000)]
-    plain = write_jsonl(place / "many.jsonl", rows)
-    packed = place / "many.jsonl.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    for data in (plain, packed):
-        found = access.check(RunConfig.parse(**config | {"dataset_uri": str(data)}), place)
-        assert found.rows == pytest.approx(5000, rel=0.1)
-        assert 5 < found.tokens_a_row < 64

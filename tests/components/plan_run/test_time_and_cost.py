@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.core.config import TrainConfig
+from components.core.quantization import Quantization
 from components.plan_run import architecture, compare, gpus, memory, time_and_cost
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -21,6 +22,8 @@ def test_steps_are_counted_over_packed_rows() -> None:
     assert (work.tokens, work.packed_rows, work.steps) == (97_000, 100, 75)
     assert work.tokens_in_all == 3 * work.tokens
     assert time_and_cost.work(train.model_copy(update={"max_steps": 5}), 970, 100).steps == 5
+    assert time_and_cost.work(train.model_copy(update={"processes": 5}), 970, 100).steps == 15
+    assert time_and_cost.work(train.model_copy(update={"packing": False}), 970, 100).packed_rows == 970
 
 
 def test_operations_are_four_a_frozen_parameter_and_token(llama: architecture.Architecture) -> None:
@@ -37,15 +40,36 @@ def test_operations_are_four_a_frozen_parameter_and_token(llama: architecture.Ar
 def test_hours_and_cost_follow_speed_and_price() -> None:
     h100 = next(gpu for gpu in gpus.TABLE if gpu.name.startswith("H100"))
     assert time_and_cost.hours(h100.tflops * 1e12 * 3600, h100, 0.5) == 2
-    lines = {line.gpu: line for line in time_and_cost.table(20 << 30, h100.tflops * 1e12 * 3600, 0.5, {h100.name: 3.0})}
+    lines = {line.gpu: line for line in table(20, "bfloat16", {h100.name: 3.0})}
     assert lines[h100.name].cost == pytest.approx(6) and lines["L40S 48 GB"].cost == -1
-    assert lines["L4 24 GB"].fits and not lines["RTX A4000 16 GB"].fits
-    assert not lines["T4 16 GB"].fits and lines["T4 16 GB"].hours == -1  # computes no bfloat16
+    assert lines[h100.name].cells() == ("H100 80 GB", 79.6, "fits", "2 h 00 min", "6.00")
+    assert not lines["L4 24 GB"].why_not and lines["RTX A4000 16 GB"].why_not == "too small"
+
+
+def table(gib: int, compute_dtype: str, prices: dict[str, float]) -> list[time_and_cost.OnGpu]:
+    h100 = next(gpu for gpu in gpus.TABLE if gpu.name.startswith("H100"))
+    return time_and_cost.table(gib << 30, compute_dtype, h100.tflops * 1e12 * 3600, 0.5, prices)
+
+
+def test_a_gpu_without_bfloat16_says_which_dtype_it_takes() -> None:
+    bfloat16, float16 = (
+        {line.gpu: line for line in table(10, dtype, {"T4 16 GB": 0.5})} for dtype in ("bfloat16", "float16")
+    )
+    assert bfloat16["T4 16 GB"].cells() == (
+        "T4 16 GB", 15.0, "no bfloat16: set train_qlora.compute_dtype float16", "", "",
+    )  # fmt: skip
+    assert float16["T4 16 GB"].cells() == ("T4 16 GB", 15.0, "fits", "30 h 26 min", "15.22")
+    assert not float16["V100 32 GB"].why_not
+
+
+def test_no_time_is_shown_as_none() -> None:
+    assert time_and_cost.OnGpu("T4 16 GB", 15.0, "", 6.7e-05, 0.0000335).cells()[3:] == ("1 s", "0.00")
 
 
 def test_the_smallest_gpu_is_named() -> None:
-    assert gpus.smallest(1 << 30) == next(gpu for gpu in gpus.TABLE if gpu.name == "RTX A4000 16 GB")
-    assert gpus.smallest(1 << 40) is None
+    assert gpus.smallest(1 << 30, "bfloat16").name == "RTX A4000 16 GB"
+    assert gpus.smallest(1 << 30, "float16").name == "T4 16 GB"
+    assert gpus.smallest(1 << 40, "float16") is None
 
 
 def test_other_ways_to_train(llama: architecture.Architecture) -> None:
@@ -62,7 +86,7 @@ def test_int8_weights_are_what_bitsandbytes_holds() -> None:
     import torch
 
     quantised, scales, _ = bnb.functional.int8_vectorwise_quant(torch.randn(48, 80).to(torch.float16))
-    weight = architecture.Weight("w", (48, 80), True, 2)
+    weight = architecture.Weight("w", (48, 80), Quantization(), 2)
     model = architecture.Architecture("", (weight,), (), 1, 80, 10, 1.0)
     planned = next(way for way in compare.ways(model) if way.weights_in == "INT8")
     assert planned.weights == quantised.nbytes + scales.nbytes
@@ -71,3 +95,4 @@ def test_int8_weights_are_what_bitsandbytes_holds() -> None:
 def test_disk_holds_the_base_twice_while_merging(llama: architecture.Architecture) -> None:
     disk = time_and_cost.disk(llama)
     assert disk["pod that merges"] == disk["base model"] + disk["merged model"] + disk["adapter"]
+    assert time_and_cost.disk(llama, 3 << 30)["pod that merges"] == (3 << 30) + disk["merged model"] + disk["adapter"]
