@@ -39,7 +39,7 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
         tracking = mlflow.MlflowClient(uri, uri)
         tracking.search_registered_models(max_results=1)
     except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {_reason(error)}") from None
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
     if uri.startswith("http") and not storage.is_s3(storage.root()):
         raise InputError(
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
@@ -56,7 +56,7 @@ def _check_version(uri: str, timeout: int) -> None:
     try:
         answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=timeout, raise_on_status=False)
     except (mlflow.MlflowException, OSError, ValueError) as error:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {_reason(error)}") from None
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
     if answer.status_code in (401, 403):
         raise InputError(
             f"MLflow at {hide_password(uri)} refuses this login: check MLFLOW_TRACKING_USERNAME and"
@@ -93,7 +93,7 @@ def champion(tracking: Any, model_name: str) -> str:
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return ""
-        raise InputError(f"MLflow: {_reason(error)}") from None
+        raise InputError(f"MLflow: {reason(error)}") from None
 
 
 def check_registering(tracking: Any) -> None:
@@ -110,11 +110,11 @@ def check_registering(tracking: Any) -> None:
         tracking.delete_registered_model(name)
     except mlflow.MlflowException as error:
         raise InputError(
-            f"MLflow does not let this user register a model: {_reason(error)}; give it the right to create and delete"
+            f"MLflow does not let this user register a model: {reason(error)}; give it the right to create and delete"
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An error's first line without the passwords that addresses in it may carry."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"://[^@/\s]*@", "://", line)[:200]
