@@ -84,7 +84,7 @@ def check_signature(version: Registered, public_key: str) -> str:
     Raises:
         InputError: a public key is given and the version is unsigned, or signed otherwise.
     """
-    signed = signatures.SIGNATURE in storage.sizes(version.uri)
+    signed = signatures.SIGNATURE in transfer.sizes(version.uri)
     if not public_key:
         return "signed, not checked: no public key is given" if signed else "unsigned"
     if not signed:

@@ -13,12 +13,13 @@ OLDEST = (3, 10)
 """Older servers have known holes: files of the server can be read, and authentication can be passed by."""
 
 
-def client(timeout: int = 10, retries: int = 1) -> Any:
+def client(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> Any:
     """An MLflow client that answered a first question, from a server that is new enough.
 
     Args:
         timeout: seconds to wait for an answer.
         retries: how often a failed request is repeated.
+        with_store: whether models of the store are to be registered, so that the server's readers must reach it.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI is not set, nothing answers there, or it is too old.
@@ -40,7 +41,7 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
         tracking.search_registered_models(max_results=1)
     except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
         raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
-    if uri.startswith("http") and not storage.is_s3(storage.root()):
+    if with_store and uri.startswith("http") and not storage.is_s3(storage.root()):
         raise InputError(
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
         )

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from components.core import storage
 from components.core.errors import InputError
@@ -103,34 +104,70 @@ def sha256(uri: str, size: int) -> str:
     return found.hexdigest()
 
 
-def remove(uri: str, last: str = "") -> int:
-    """Removes a file, or everything below a folder or prefix; returns the bytes that it held.
+class Dated(NamedTuple):
+    """A file of a listing: its path below the listed address, bytes, and when it was written, seconds since 1970."""
+
+    path: str
+    size: int
+    written: float
+
+
+def dated(uri: str) -> list[Dated]:
+    """Every file below a folder or prefix, also what is being written aside.
+
+    Raises:
+        InputError: it may not be listed.
+    """
+    if not storage.is_s3(uri):
+        folder = storage.local_path(uri)
+        found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
+        return [Dated(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime) for path, stat in found]
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, key = storage._split(uri)
+    prefix = key.rstrip("/") + "/"
+    try:
+        return [
+            Dated(item["Key"].removeprefix(prefix), item["Size"], item["LastModified"].timestamp())
+            for page in storage._s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            for item in page.get("Contents", [])
+        ]
+    except (ClientError, BotoCoreError) as error:
+        raise refused(uri, error) from None
+
+
+def sizes(uri: str) -> dict[str, int]:
+    """Bytes of every file below a folder or prefix, by path.
+
+    Raises:
+        InputError: it may not be listed.
+    """
+    return {file.path: file.size for file in dated(uri)}
+
+
+def remove(uri: str, mark: str) -> None:
+    """Removes a file, or everything below a folder or prefix; none there is no error.
 
     Args:
-        uri: what to remove; none there is no error.
-        last: name of the file that makes work count as finished: it goes first, so that nobody finds half of the rest.
+        uri: what to remove.
+        mark: name of the file that makes work count as finished: it goes first, so that nobody finds half of the rest.
 
     Raises:
         InputError: something may not be removed.
     """
-    sizes = storage.sizes(uri)
-    if not storage.is_s3(uri):
-        path = storage.local_path(uri)
-        size = sum(sizes.values()) if path.is_dir() else path.stat().st_size if path.is_file() else 0
-        for name in [name for name in sizes if last and name.rsplit("/", 1)[-1] == last]:
-            storage.delete(storage.join(uri, name))
-        try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{uri}: cannot be removed: {error.strerror}") from None
-        return size
-    first = [name for name in sizes if last and name.rsplit("/", 1)[-1] == last]
-    for name in first:
+    below = [file.path for file in dated(uri)]
+    marks = [name for name in below if name.rsplit("/", 1)[-1] == mark]
+    for name in marks:
         storage.delete(storage.join(uri, name))
-    folder = storage._split(uri)[1].rstrip("/")
-    single = list(sizes) == [folder.rsplit("/", 1)[-1]]
-    _delete_objects(uri, [folder if single else f"{folder}/{name}" for name in sizes if name not in first])
-    return sum(sizes.values())
+    if storage.is_s3(uri):
+        folder = storage._split(uri)[1].rstrip("/")
+        _delete_objects(uri, [f"{folder}/{name}" for name in below if name not in marks] if below else [folder])
+        return
+    path = storage.local_path(uri)
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{uri}: cannot be removed: {error.strerror}") from None
 
 
 def _delete_objects(uri: str, keys: list[str]) -> None:
@@ -165,7 +202,7 @@ def check_files(uri: str, files: dict[str, dict[str, object]], what: str, mend: 
     Raises:
         InputError: one is gone, not whole, or another; it is named.
     """
-    present = storage.sizes(uri)
+    present = sizes(uri)
     for name, file in files.items():
         if present.get(name) != file["size"]:
             raise InputError(f"{what} {uri}: {name} is gone or not whole; {mend}")
