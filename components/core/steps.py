@@ -62,6 +62,8 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "BITSANDBYTES_NOWELCOME": "1",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
         "TQDM_DISABLE": "1",
     }.items():
         os.environ.setdefault(name, value)

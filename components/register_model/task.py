@@ -92,7 +92,7 @@ def _find_or_create(
         transfer.check_files(uri, files, "merged model", "run the merge again")
         _create_model(client, name)
         run = proof.find_or_start_run(client, name, merge_key)
-        mine = client.create_model_version(name, source=uri, run_id=run, tags=tags)
+        mine = client.create_model_version(name, source=uri, run_id=run, tags=tags, await_creation_for=0)
         existing = registry.of_key(client, merge_key, name)
     first, *others = existing
     for other in others:
