@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from components.core import registered, registry, tracking, transfer
-from components.core.errors import InputError
 
 
 @click.command("promote")
@@ -43,18 +42,10 @@ def rollback(name: str, as_json: bool) -> None:
 
 
 def _check_whole(version: Any) -> None:
-    """Refuses a version that nobody could load."""
-    digest = version.tags.get(registered.MANIFEST_TAG)
-    if registry.KEY_TAG not in version.tags:
-        return  # registered by others: what it consists of is not known here
-    if not digest:
-        raise InputError(f"{version.name} version {version.version} is not whole: its registration was cut short")
-    transfer.use_endpoint(transfer.models_endpoint())
-    whole = registered.read(version.source, digest)
-    present = transfer.sizes(version.source)
-    for name, file in whole.files.items():
-        if present.get(name) != file["size"]:
-            raise InputError(f"{version.source}: {name} is gone or not whole")
+    """Refuses a version that nobody could load; what others registered is taken as it is."""
+    if registry.KEY_TAG in version.tags:
+        transfer.use_endpoint(transfer.models_endpoint())
+        registered.of_version(version)
 
 
 def _move(client: Any, name: str, number: str, as_json: bool) -> None:

@@ -21,21 +21,8 @@ def find(uri: str, public_key: str) -> tuple[Any, registered.Registered, str]:
             its manifest or signature is not what the registry or the key says.
     """
     version = registry.resolve(tracking.client(with_store=False), uri)
-    what = f"{version.name} version {version.version}"
-    if registry.KEY_TAG not in version.tags:
-        raise InputError(
-            f"{what} was not registered by qlora: there is nothing to verify it by; MLflow can download it"
-        )
-    if registered.MANIFEST_TAG not in version.tags:
-        raise InputError(f"{what} is not whole: its registration was cut short; run its pipeline again")
-    source = version.source.rstrip("/")
-    transfer.check_address(source, f"the source of {what}")
     transfer.use_endpoint(transfer.models_endpoint())
-    whole = registered.read(source, version.tags[registered.MANIFEST_TAG])
-    present = transfer.sizes(source)
-    for name, file in whole.files.items():
-        if present.get(name) != file["size"]:
-            raise InputError(f"{source}: {name} is {'altered' if name in present else 'gone'}")
+    whole = registered.of_version(version)
     return version, whole, registered.check_signature(whole, public_key)
 
 

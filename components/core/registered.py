@@ -10,7 +10,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from components.core import signatures, storage, transfer
+from components.core import registry, signatures, storage, transfer
 from components.core.errors import InputError
 
 MANIFEST = "registered.json"
@@ -76,6 +76,32 @@ def read(uri: str, sha256: str = "") -> Registered:
         if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or path.as_posix() != name:
             raise InputError(f"{place} names {name!r}, which is no path below its folder")
     return Registered(uri, entries, found, content)
+
+
+def of_version(version: Any) -> Registered:
+    """What an MLflow version consists of, its manifest checked against the tag; its files are there in their sizes.
+
+    Args:
+        version: MLflow's version.
+
+    Raises:
+        InputError: it was not registered by qlora or not to the end, or something of it is gone or altered.
+    """
+    what = f"{version.name} version {version.version}"
+    if registry.KEY_TAG not in version.tags:
+        raise InputError(
+            f"{what} was not registered by qlora: there is nothing to verify it by; MLflow can download it"
+        )
+    if MANIFEST_TAG not in version.tags:
+        raise InputError(f"{what} is not whole: its registration was cut short; run its pipeline again")
+    source = version.source.rstrip("/")
+    transfer.check_address(source, f"the source of {what}")
+    found = read(source, version.tags[MANIFEST_TAG])
+    present = transfer.sizes(source)
+    for name, file in found.files.items():
+        if present.get(name) != file["size"]:
+            raise InputError(f"{source}: {name} {'was altered: its size is another' if name in present else 'is gone'}")
+    return found
 
 
 def check_signature(version: Registered, public_key: str) -> str:

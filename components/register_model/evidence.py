@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,13 +99,19 @@ def _runs(client: Any, experiment: str, name: str, merge_key: str) -> list[Any]:
     return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def log_run(client: Any, created: Any, said: dict[str, str], reports: dict[str, str]) -> None:
+def said(version: Any) -> dict[str, str]:
+    """What a version's tags say of its making, without their prefix."""
+    prefix = "qlora."
+    return {name.removeprefix(prefix): value for name, value in version.tags.items() if name.startswith(prefix)}
+
+
+def log_run(client: Any, version: Any, data: list[Any], reports: dict[str, str]) -> None:
     """Writes data, figures and reports to a version's run; writing them again changes nothing.
 
     Args:
         client: MLflow's.
-        created: the version.
-        said: its tags without their prefix.
+        version: the version.
+        data: its data sets, as `datasets` gives them.
         reports: path of each step's HTML report, by the name it gets.
 
     Raises:
@@ -114,31 +119,39 @@ def log_run(client: Any, created: Any, said: dict[str, str], reports: dict[str, 
     """
     from mlflow.entities import Metric, RunTag
 
-    run = client.get_run(created.run_id)
-    registry.repeated(client.log_inputs, created.run_id, datasets=list(_datasets(said)))
-    figures = model_card.figures(said)
-    metrics = [Metric(name, value, created.creation_timestamp, 0) for name, value in figures.items()]
-    links = [RunTag(f"qlora.{name}", said[name]) for name in ("training_key", "pipeline_run_id") if said.get(name)]
-    registry.repeated(client.log_batch, created.run_id, metrics=metrics, tags=links)
+    run_id, known = version.run_id, said(version)
+    registry.repeated(client.log_inputs, run_id, datasets=data)
+    metrics = [Metric(name, value, version.creation_timestamp, 0) for name, value in model_card.figures(known).items()]
+    links = [RunTag(f"qlora.{name}", known[name]) for name in ("training_key", "pipeline_run_id") if known.get(name)]
+    registry.repeated(client.log_batch, run_id, metrics=metrics, tags=links)
     for name, path in sorted(reports.items()):
         try:
-            client.log_text(created.run_id, Path(path).read_text(), f"reports/{name}.html")
+            client.log_text(run_id, Path(path).read_text(), f"reports/{name}.html")
         except OSError as error:
             raise InputError(f"report {path}: {error.strerror}") from None
-    if run.info.status == "RUNNING" and RUN_VARIABLE not in os.environ:
-        client.set_terminated(created.run_id)
+    if RUN_VARIABLE not in os.environ:
+        client.set_terminated(run_id)
 
 
-def _datasets(said: dict[str, str]) -> Iterator[Any]:
+def datasets(evidence: dict[str, str]) -> list[Any]:
+    """The data that a model was trained and evaluated on, as an MLflow run takes it, from the listing in the store.
+
+    Args:
+        evidence: has `listing_uri` and `data_digest`, or neither.
+
+    Raises:
+        InputError: the listing is gone.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    if not said.get("listing_uri"):
-        return
-    listing = json.loads(storage.read_bytes(said["listing_uri"]))
+    address = evidence.get("listing_uri", "")
+    listing = json.loads(storage.read_bytes(address)) if address else {}
+    found = []
     for side, context in (("train", "training"), ("eval", "evaluation")):
         if side in listing:
             uri = listing[side]["uri"]
             kind = uri.partition("://")[0] if "://" in uri else "local"
-            digest = said["data_digest"][:DIGEST_DIGITS]
-            data = Dataset(side, digest, kind, json.dumps({"uri": uri, "listing": said["listing_uri"]}))
-            yield DatasetInput(data, [InputTag("mlflow.data.context", context)])
+            source = json.dumps({"uri": uri, "listing": address})
+            data = Dataset(side, evidence.get("data_digest", "")[:DIGEST_DIGITS], kind, source)
+            found.append(DatasetInput(data, [InputTag("mlflow.data.context", context)]))
+    return found

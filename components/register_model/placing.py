@@ -34,7 +34,7 @@ def place(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[
     """Brings model and adapter to where the version's files are to lie; what lies there in its size stays.
 
     By reference, nothing of the model moves. Where QLORA_MODELS_STORE names another place, the model is copied there:
-    within the server where it is the same endpoint, else streamed in parts. From then on the process works there.
+    within the server where it is the same endpoint, else streamed in parts.
 
     Args:
         merged: the merged model.
@@ -76,9 +76,14 @@ def place(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[
     for done, (name, (source_uri, file)) in enumerate(missing.items(), 1):
         _copy(source_uri, storage.join(uri, name), file["size"], endpoint)
         progress.at(done)
-    if target:
-        transfer.use_endpoint(endpoint)
     return uri, {name: file for name, (_, file) in wanted.items()}
+
+
+def turn_to(uri: str) -> None:
+    """From now on reads and writes where a version's files lie; the store may then be out of reach."""
+    target = os.environ.get(transfer.MODELS_VARIABLE, "")
+    if target and uri.startswith(f"{target.rstrip('/')}/"):
+        transfer.use_endpoint(transfer.models_endpoint())
 
 
 def files(uri: str) -> dict[str, dict[str, Any]]:

@@ -62,12 +62,16 @@ def run(
     key = signatures.signing_key()
     if not storage.is_s3(merged_uri):
         merged_uri = str(storage.local_path(merged_uri))
+    data = proof.datasets(evidence)
     client = tracking.client(timeout=60, retries=3)
     with registry.explained(f"registering {config.model_name}", mend=AGAIN):
         tags = proof.tags(merge_key, champion_version, evidence | {"adapter_uri": adapter_uri})
         version, created = _find_or_create(client, config.model_name, merge_key, merged_uri, adapter_uri, tags)
+        placing.turn_to(version.source)
         if not _is_whole(version):
-            _complete(client, version, key, reports)
+            whole = _complete(version, key, made_from=_owner(client, version))
+            proof.log_run(client, version, data, reports)
+            _mark_whole(client, version, whole, key)
         outcome = _settle(client, version, champion_version, created)
     number = str(version.version)
     champion = outcome == registry.CHAMPION
@@ -88,6 +92,7 @@ def _find_or_create(
     mine = None
     if not existing:
         uri, files = placing.place(attempts.read(merged_uri), adapter_uri, merge_key)
+        placing.turn_to(uri)
         # MLflow takes any address, one where nothing lies too.
         transfer.check_files(uri, files, "merged model", "run the merge again")
         _create_model(client, name)
@@ -129,34 +134,35 @@ def _is_whole(version: Any) -> bool:
     Raises:
         InputError: it did, and they are not.
     """
-    digest = version.tags.get(registered.MANIFEST_TAG)
-    if not digest:
+    if registered.MANIFEST_TAG not in version.tags:
         return False
-    mend = f"delete version {version.version} of {version.name} and run again"
     try:
-        files = registered.read(version.source, digest).files
+        registered.of_version(version)
     except InputError as error:
-        raise InputError(f"{error}; {mend}") from None
-    present = storage.sizes(version.source)
-    for name, file in files.items():
-        if present.get(name) != file["size"]:
-            raise InputError(f"{version.source}: {name} is gone or not whole; {mend}")
+        raise InputError(f"{error}; delete version {version.version} of {version.name} and run again") from None
     return True
 
 
-def _complete(client: Any, version: Any, key: str, reports: dict[str, str]) -> None:
-    """Lays the files beside the model, the manifest and the signature after them, and the manifest's hash as a tag."""
+def _owner(client: Any, version: Any) -> Any:
+    """The earliest version whose files lie where this one's do, under whatever name: they are made from its tags."""
+    found = registry.of_key(client, version.tags[registry.KEY_TAG])
+    return next((item for item in found if item.source == version.source), version)
+
+
+def _complete(version: Any, key: str, made_from: Any) -> registered.Registered:
+    """Lays the files beside the model, then their manifest, then the signature."""
     uri = version.source
     transfer.check_address(uri, f"{version.name} version {version.version}")
-    whole = _laid(uri)
-    if whole is None:
-        whole = _lay(client, version)
+    whole = _laid(uri) or _lay(uri, made_from)
     if key:
         storage.write_bytes(storage.join(uri, signatures.SIGNATURE), signatures.sign(whole.signed_files, key))
+    return whole
+
+
+def _mark_whole(client: Any, version: Any, whole: registered.Registered, key: str) -> None:
+    """Tags the version with the manifest's hash: from now on it is registered."""
     signed = signatures.fingerprint(key) if key else "no"
     log(f"{len(whole.files)} files, {whole.size / 1e9:.2f} GB, " + (f"signed by {signed[:12]}" if key else "unsigned"))
-    said = {name.removeprefix("qlora."): value for name, value in version.tags.items()}
-    proof.log_run(client, version, said, reports)
     for tag, value in {"qlora.signed_by": signed, registered.MANIFEST_TAG: whole.sha256}.items():
         registry.repeated(client.set_model_version_tag, version.name, version.version, tag, value)
 
@@ -170,14 +176,10 @@ def _laid(uri: str) -> registered.Registered | None:
     return found
 
 
-def _lay(client: Any, version: Any) -> registered.Registered:
-    """Writes MLflow's files and the model card, made from the earliest version that lies here, under whatever name."""
-    uri, merge_key = version.source, version.tags[registry.KEY_TAG]
-    owner = next((item for item in registry.of_key(client, merge_key) if item.source == uri), version)
-    tags = {name.removeprefix("qlora."): value for name, value in owner.tags.items() if name.startswith("qlora.")}
+def _lay(uri: str, owner: Any) -> registered.Registered:
     files = placing.files(uri)
-    made = mlflow_files.make(uri, files, owner.creation_timestamp, merge_key)
-    made["README.md"] = model_card.make(owner.name, tags)
+    made = mlflow_files.make(uri, files, owner.creation_timestamp, owner.tags[registry.KEY_TAG])
+    made["README.md"] = model_card.make(owner.name, proof.said(owner))
     for name, content in made.items():
         storage.write_bytes(storage.join(uri, name), content)
     whole = registered.make(uri, files | {name: registered.entry(content) for name, content in made.items()})

@@ -212,7 +212,7 @@ def test_a_registration_that_died_long_ago_does_not_hold_others_up(
     register("held-up", *fresh("held-up-1"))
     uri, key = fresh("held-up-2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "_complete", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(task, "_complete", lambda *_, **__: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             register("held-up", uri, key, champion_version="1")
     outcome = register("held-up", *fresh("held-up-3"), champion_version="1").outcome
@@ -243,7 +243,7 @@ def test_a_version_whose_files_are_gone_says_so(fresh: Callable[[str], tuple[str
     uri, key = fresh("vanished")
     register("vanished", uri, key)
     (Path(uri) / "model" / "config.json").unlink()
-    with pytest.raises(InputError, match=r"model/config.json is gone or not whole; delete version 1 of vanished"):
+    with pytest.raises(InputError, match=r"model/config.json is gone; delete version 1 of vanished"):
         register("vanished", uri, key)
 
 
