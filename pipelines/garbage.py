@@ -3,7 +3,7 @@
     checkpoints/<training_key>/   go when a version of that training is registered
     merged/<key>/<attempt>/       go when no version's source lies there
     listings/<data_digest>.json   go when no version was trained on that data
-    bases/<name>/<revision>/      go when no version was trained on that base
+    bases/<name>/<revision>/      go when no version was trained on that base (each run that uses one marks it)
     <merge_key>/                  the same in the store of registered models, where there is one
 
 Adapters and tokenizers stay: they are small, and a finished training is found by its adapter.
