@@ -5,7 +5,7 @@ import re
 import uuid
 from typing import Any
 
-from components.core import storage
+from components.core import storage, transfer
 from components.core.errors import InputError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -41,7 +41,8 @@ def client(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> A
         tracking.search_registered_models(max_results=1)
     except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
         raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
-    if with_store and uri.startswith("http") and not storage.is_s3(storage.root()):
+    elsewhere = transfer.MODELS_VARIABLE in os.environ
+    if with_store and uri.startswith("http") and not elsewhere and not storage.is_s3(storage.root()):
         raise InputError(
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
         )

@@ -70,7 +70,8 @@ def place(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[
         if source != storage.join(uri, name) and present.get(name) != file["size"]
     }
     if target and missing:
-        how = f"streamed in parts to {endpoint}" if endpoint else "copied within the server"
+        inside = not endpoint and storage.is_s3(merged.uri)
+        how = "copied within the server" if inside else f"streamed in parts to {endpoint or 'S3'}"
         log(f"{len(missing)} files, {sum(file['size'] for _, file in missing.values()) / 1e9:.2f} GB, are {how}: {uri}")
     progress = Progress("copied", len(missing))
     for done, (name, (source_uri, file)) in enumerate(missing.items(), 1):
@@ -118,16 +119,14 @@ def _copy(source: str, target: str, size: int, endpoint: str) -> None:
         storage.upload_file(storage.local_path(source), str(aside))
         aside.replace(storage.local_path(target))
         return
-    if not storage.is_s3(source):
-        storage.upload_file(storage.local_path(source), target)
-        return
     from boto3.s3.transfer import TransferConfig
 
     bucket, key = storage._split(target)
     with _explained(target):
-        if endpoint:
+        if endpoint or not storage.is_s3(source):
+            client = _client(endpoint) if endpoint else storage._s3()
             parts = TransferConfig(multipart_threshold=STREAM_PART, multipart_chunksize=STREAM_PART)
-            _client(endpoint).upload_fileobj(_Parts(source, size), bucket, key, Config=parts)
+            client.upload_fileobj(_Parts(source, size), bucket, key, Config=parts)
         else:
             parts = TransferConfig(multipart_threshold=COPY_PART, multipart_chunksize=COPY_PART)
             own_bucket, own_key = storage._split(source)

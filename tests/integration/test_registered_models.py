@@ -285,6 +285,19 @@ def test_a_store_of_registered_models_on_the_same_endpoint_is_copied_to_within_t
     assert qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here").exit_code == 0
 
 
+def test_a_local_store_is_streamed_to_a_store_of_registered_models(
+    make_merged: Make, s3_store: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QLORA_STORE", str(tmp_path / "store"))
+    merged = make_merged(str(tmp_path / "store"), "one")
+    with pytest.raises(InputError, match="an MLflow server cannot read the local store"):
+        register(name, merged)
+    monkeypatch.setenv("QLORA_MODELS_STORE", f"{s3_store}/models-{name}")
+    assert register(name, merged).outcome == "champion"
+    assert versions(name)[0].source == f"{s3_store}/models-{name}/one"
+    assert qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here").exit_code == 0
+
+
 def test_a_store_of_registered_models_on_another_endpoint_is_streamed_to(
     make_merged: Make, own_store: str, name: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
