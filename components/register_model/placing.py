@@ -124,7 +124,7 @@ def _copy(source: str, target: str, size: int, endpoint: str) -> None:
     bucket, key = storage._split(target)
     with _explained(target):
         if endpoint or not storage.is_s3(source):
-            client = _client(endpoint) if endpoint else storage._s3()
+            client: Any = _client(endpoint) if endpoint else storage._s3()
             parts = TransferConfig(multipart_threshold=STREAM_PART, multipart_chunksize=STREAM_PART)
             client.upload_fileobj(_Parts(source, size), bucket, key, Config=parts)
         else:
