@@ -10,7 +10,7 @@ import yaml
 
 from components.core import registered, tracking
 from tests.conftest import conversation, write_jsonl
-from tests.integration.test_registered_models import QLORA, STRANGER
+from tests.integration.registered import QLORA, STRANGER
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 

@@ -1,56 +1,19 @@
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from components.core import attempts, registered, registry, storage, tracking
-from components.core.config import RegisterConfig
+from components.core import registered, storage, tracking
 from components.core.errors import InputError
 from components.register_model import task
 from tests.components.conftest import TinyRun
-
-EVIDENCE = {"base_model": "org/tiny", "base_revision": "abc", "loss": "0.5", "base_loss": "0.9", "exact_match": "0.75"}
-
-
-def register(name: str, merged_uri: str, key: str, **others: Any) -> task.Result:
-    evidence = EVIDENCE | others.pop("evidence", {})
-    return task.run(RegisterConfig(model_name=name), merged_uri=merged_uri, merge_key=key, evidence=evidence, **others)
-
-
-def copies(merged_uri: str, place: Path) -> Callable[[str], tuple[str, str]]:
-    """Makes a merged model of its own for each key: a copy of the real one; gives address and key."""
-
-    def copy(key: str) -> tuple[str, str]:
-        target = place / key / "attempt"
-        shutil.copytree(merged_uri, target, dirs_exist_ok=True)
-        kept = set(attempts.read(merged_uri).files) | {attempts.MANIFEST}
-        for path in [path for path in target.rglob("*") if path.is_file()]:
-            if path.relative_to(target).as_posix() not in kept:
-                path.unlink()
-        return str(target), key
-
-    return copy
-
-
-@pytest.fixture
-def fresh(merged_uri: str, tmp_path: Path) -> Callable[[str], tuple[str, str]]:
-    return copies(merged_uri, tmp_path)
-
-
-def versions(name: str) -> list[Any]:
-    return list(tracking.client().search_model_versions(f"name = '{name}'"))
-
-
-def aliases(name: str) -> dict[str, str]:
-    return {alias: str(to) for alias, to in tracking.client().get_registered_model(name).aliases.items()}
+from tests.components.register_model.registering import Killed, aliases, kill_after, register, versions
 
 
 def test_once_a_key_and_name(tiny_run: TinyRun, merged_uri: str) -> None:
@@ -114,41 +77,6 @@ def test_six_at_once_make_one_version(fresh: Callable[[str], tuple[str, str]], a
     assert registered.read(uri, version.tags["qlora.manifest_sha256"])
 
 
-class Killed(BaseException):
-    """As a process that is killed: nothing between here and the end of the program handles it."""
-
-
-CALLS = (
-    "create_registered_model", "create_experiment", "create_run", "create_model_version", "delete_model_version",
-    "set_model_version_tag", "set_registered_model_alias", "log_inputs", "log_batch", "log_text", "set_terminated",
-)  # fmt: skip
-
-
-def kill_after(count: int, patch: pytest.MonkeyPatch) -> list[str]:
-    """Lets the first `count` writes to MLflow and the store through, and ends the program after the last of them."""
-    import mlflow
-
-    made: list[str] = []
-
-    def wrap(place: Any, name: str) -> None:
-        real = getattr(place, name)
-
-        def call(*given: Any, **named: Any) -> Any:
-            result = real(*given, **named)
-            made.append(name)
-            if len(made) >= count:
-                raise Killed
-            return result
-
-        patch.setattr(place, name, call)
-
-    for name in CALLS:
-        wrap(mlflow.MlflowClient, name)
-    for name in ("write_bytes", "upload_file"):
-        wrap(storage, name)
-    return made
-
-
 def test_killed_after_any_step_and_run_again_it_is_one_version(
     fresh: Callable[[str], tuple[str, str]], adapter: Path, tiny_run: TinyRun
 ) -> None:
@@ -178,47 +106,6 @@ def test_killed_after_any_step_and_run_again_it_is_one_version(
         assert run.info.status == "FINISHED" and len(run.inputs.dataset_inputs) == 1, made
     print(f"killed after each of {kills} writes, run again: one version each time")
     assert kills > 20
-
-
-def test_champion_moves_only_from_the_version_that_was_compared_with(fresh: Callable[[str], tuple[str, str]]) -> None:
-    one, two, three = (fresh(f"move-{number}") for number in "123")
-    assert register("moves", *one).outcome == "champion"
-    # The gate of this one compared with no champion; meanwhile there is one.
-    late = register("moves", *two)
-    assert late == ("2", "models:/moves/2", "candidate: version 1 now, the gate compared with none")
-    assert aliases("moves") == {"champion": "1", "candidate": "2"}
-    assert register("moves", *three, champion_version="1").outcome == "champion"
-    assert aliases("moves") == {"champion": "3", "candidate": "3", "previous": "1"}
-    # Judged again, against today's champion.
-    assert register("moves", *two, champion_version="1").outcome.startswith("candidate: version 3 now")
-    assert register("moves", *two, champion_version="3").outcome == "champion"
-    assert aliases("moves") == {"champion": "2", "candidate": "3", "previous": "3"}
-
-
-def test_of_two_models_compared_with_the_same_champion_one_wins(fresh: Callable[[str], tuple[str, str]]) -> None:
-    register("rivals", *fresh("rival-0"))
-    rivals = [fresh(f"rival-{number}") for number in range(1, 5)]
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda rival: register("rivals", *rival, champion_version="1"), rivals))
-    winners = [result for result in results if result.outcome == "champion"]
-    assert len(winners) == 1
-    assert aliases("rivals")["champion"] == winners[0].model_version
-    assert aliases("rivals")["previous"] == "1"
-
-
-def test_a_registration_that_died_long_ago_does_not_hold_others_up(
-    fresh: Callable[[str], tuple[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register("held-up", *fresh("held-up-1"))
-    uri, key = fresh("held-up-2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "_complete", lambda *_, **__: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            register("held-up", uri, key, champion_version="1")
-    outcome = register("held-up", *fresh("held-up-3"), champion_version="1").outcome
-    assert outcome == "candidate: version 2 was being registered at the same time"
-    monkeypatch.setattr(task, "AT_WORK_MS", 0)
-    assert register("held-up", *fresh("held-up-4"), champion_version="1").outcome == "champion"
 
 
 @pytest.mark.parametrize("how", ["gone", "altered"])
@@ -345,16 +232,3 @@ def test_a_stranger_with_mlflow_and_transformers_can_use_it(
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-2:] == ["assistant", "assistant"]
-
-
-def test_an_alias_of_another_reading_is_refused() -> None:
-    for uri, message in {
-        "models:/a@latest": "MLflow reserves latest",
-        "models:/a/latest": "MLflow reserves latest",
-        "models:/a@v1": "MLflow reserves v1",
-        "models:/a@b.c": "an alias has no dots",
-        "models:/a/champion": "a version is a number; an alias is written @champion",
-        "a@champion": "give models:/NAME@ALIAS or models:/NAME/VERSION",
-    }.items():
-        with pytest.raises(InputError, match=message):
-            registry.parse(uri)

@@ -1,4 +1,4 @@
-"""pull, promote, rollback and gc on a registry and a store of the test's own: what they do, and what they refuse."""
+"""What pull copies, verifies and refuses."""
 
 import json
 import os
@@ -6,57 +6,14 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from components.core import pulling, registered, tracking, transfer
-from components.core.config import RegisterConfig
-from components.register_model import task
-from pipelines.cli import main
-from tests.conftest import Merged
-
-Make = Callable[[str, str], Merged]
-
-
-def qlora(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    """The one line with which a command refuses."""
-    result = qlora(*arguments)
-    assert result.exit_code == 1, result.output
-    lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in result.output, result.output
-    return lines[0].removeprefix("error: ")
-
-
-@pytest.fixture
-def store(place: Path) -> str:
-    return str(place / "store")
-
-
-def register(make: Make, store: str, key: str, **others: Any) -> tuple[str, task.Result]:
-    uri, _ = make(store, key)
-    given = {"evidence": {"training_key": f"training-{key}", "data_digest": f"data-{key}"}} | others
-    return uri, task.run(RegisterConfig(model_name="tickets"), merged_uri=uri, merge_key=key, **given)
-
-
-def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    private = ec.generate_private_key(ec.SECP256R1())
-    pem = serialization.Encoding.PEM
-    paths = folder / f"{name}.pem", folder / f"{name}.pub"
-    paths[0].write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    paths[1].write_bytes(private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return paths
+from tests.pipelines.registered import Make, qlora, refused, register
 
 
 def test_pull_gives_exactly_the_registered_files_and_says_how_to_serve_them(
@@ -117,70 +74,6 @@ def test_a_manifest_that_names_files_outside_its_folder(
     (Path(uri) / registered.MANIFEST).write_bytes(evil.content)
     tracking.client().set_model_version_tag("tickets", "1", registered.MANIFEST_TAG, evil.sha256)
     assert "which is no path below its folder" in refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
-
-
-def test_a_signature_is_demanded_where_a_public_key_is_given(
-    make_merged: Make, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    private, public = write_keys(tmp_path, "ours")
-    _, other = write_keys(tmp_path, "theirs")
-    uri, _ = register(make_merged, store, "unsigned")
-    pull = ["pull", "models:/tickets@champion", "--to", tmp_path / "here", "--public-key"]
-    assert f"is unsigned, but the public key {public} is to verify it" in refused(*pull, public)
-    monkeypatch.setenv("QLORA_SIGNING_KEY", str(private))
-    uri, _ = register(make_merged, store, "signed", champion_version="1")
-    assert "made with another key" in refused(*pull, other)
-    assert "not a public key in PEM" in refused(*pull, private)
-    assert "No such file" in refused(*pull, tmp_path / "none.pub")
-    result = qlora(*pull, public)
-    assert result.exit_code == 0 and "signed by the key" in result.output, result.output
-    tags = tracking.client().get_model_version("tickets", "2").tags
-    assert len(tags["qlora.signed_by"]) == 64
-    # Whoever can write bucket and registry, but has no key.
-    weights = Path(uri) / "model" / "config.json"
-    weights.write_bytes(weights.read_bytes() + b" ")
-    files = registered.read(uri).files | {"model/config.json": registered.entry(weights.read_bytes())}
-    forged = registered.make(uri, files)
-    (Path(uri) / registered.MANIFEST).write_bytes(forged.content)
-    tracking.client().set_model_version_tag("tickets", "2", registered.MANIFEST_TAG, forged.sha256)
-    shutil.rmtree(tmp_path / "here")
-    assert "model.sig does not sign this model/config.json" in refused(*pull, public)
-
-
-def test_strangers_can_verify_the_signature_with_model_signing_alone(
-    make_merged: Make, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from model_signing import verifying
-
-    private, public = write_keys(tmp_path, "ours")
-    monkeypatch.setenv("QLORA_SIGNING_KEY", str(private))
-    register(make_merged, store, "one")
-    assert qlora("pull", "models:/tickets@champion", "--to", tmp_path / "here").exit_code == 0
-    verifier = verifying.Config().use_elliptic_key_verifier(public_key=public)
-    verifier.verify(tmp_path / "here", tmp_path / "here" / "model.sig")
-    (tmp_path / "here" / "README.md").write_text("another")
-    with pytest.raises(ValueError, match=r"Signature mismatch.*README"):
-        verifier.verify(tmp_path / "here", tmp_path / "here" / "model.sig")
-
-
-@pytest.mark.parametrize("content", ["", "no key", "rsa", "encrypted"])
-def test_a_key_that_cannot_sign_is_refused_before_anything_is_registered(
-    content: str, make_merged: Make, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, pem = tmp_path / "bad.pem", serialization.Encoding.PEM
-    if content == "rsa":
-        key = rsa.generate_private_key(65537, 2048)
-        path.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    elif content == "encrypted":
-        private = ec.generate_private_key(ec.SECP256R1())
-        how = serialization.BestAvailableEncryption(b"password")
-        path.write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, how))
-    else:
-        path.write_text(content)
-    monkeypatch.setenv("QLORA_SIGNING_KEY", str(path))
-    with pytest.raises(Exception, match="not a private key in PEM of curve P-256, P-384 or P-521 without password"):
-        register(make_merged, store, "one")
-    assert tracking.client().search_registered_models() == []
 
 
 def test_a_pull_that_was_cut_short_is_taken_up_where_it_ended(
@@ -309,68 +202,6 @@ def test_the_inference_service_is_one_kubernetes_would_take() -> None:
     model = service["spec"]["predictor"]["model"]
     assert model["storageUri"] == "s3://bucket/merged/key/attempt/model"
     assert model["args"] == ["--model_name=My_Tickets v2"]
-
-
-def test_promote_and_rollback_move_the_champion_by_hand(make_merged: Make, store: str) -> None:
-    register(make_merged, store, "one")
-    register(make_merged, store, "two")  # the gate compared with none: it stays candidate
-    aliases = lambda: {name: str(to) for name, to in tracking.client().get_registered_model("tickets").aliases.items()}  # noqa: E731
-    assert aliases() == {"champion": "1", "candidate": "2"}
-    assert "no such version" in refused("rollback", "tickets")
-    promoted = qlora("promote", "models:/tickets@candidate", "--json")
-    assert json.loads(promoted.output) == {"name": "tickets", "champion": "2", "previous": "1"}
-    assert aliases() == {"champion": "2", "candidate": "2", "previous": "1"}
-    assert qlora("rollback", "tickets").output == "models:/tickets@champion is version 1, it was version 2\n"
-    assert aliases() == {"champion": "1", "candidate": "2", "previous": "2"}
-
-
-def test_a_version_whose_files_are_gone_is_not_promoted(make_merged: Make, store: str) -> None:
-    register(make_merged, store, "one")
-    uri, _ = register(make_merged, store, "two")
-    (Path(uri) / "model" / "model.safetensors").unlink()
-    assert "model/model.safetensors is gone" in refused("promote", "models:/tickets/2")
-
-
-def aged(path: Path, days: float) -> None:
-    for each in [path, *path.rglob("*")]:
-        os.utime(each, (time.time() - days * 86400,) * 2)
-
-
-def test_gc_removes_what_no_version_refers_to(make_merged: Make, store: str) -> None:
-    base = Path(store) / "bases" / "org--tiny" / "abc"
-    evidence = {"training_key": "t1", "data_digest": "d1", "base_uri": f"{base}/files"}
-    kept, _ = register(make_merged, store, "one", evidence=evidence)
-    make_merged(store, "young")
-    unwanted = Path(make_merged(store, "unwanted")[0])
-    for name in ("checkpoints/t1/a/x", "checkpoints/t2/a/x", "listings/d1.json", "listings/d2.json", "tokenizers/t/x",
-                 "adapters/t2/a/x", "bases/org--tiny/abc/files/x", "bases/org--tiny/old/files/x"):  # fmt: skip
-        path = Path(store) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("content")
-        aged(path, 30)
-    aged(unwanted, 30)
-    aged(Path(kept), 30)
-    listed = json.loads(qlora("gc", "--dry-run", "--json").output)
-    expected = {
-        f"{store}/checkpoints/t1": "its training is registered",
-        f"{store}/listings/d2.json": "no version was trained on it",
-        f"{store}/bases/org--tiny/old": "no version refers to it",
-        str(unwanted): "no version refers to it",
-    }
-    assert {piece["uri"]: piece["why"] for piece in listed["pieces"]} == expected
-    assert all(Path(uri).exists() for uri in expected)
-    assert qlora("gc").output.endswith("removed\n")
-    assert not any(Path(uri).exists() for uri in expected)
-    assert Path(kept, "model", "config.json").exists() and (Path(store) / "merged" / "young").exists()
-    assert json.loads(qlora("gc", "--dry-run", "--json").output)["pieces"] == []
-
-
-def test_gc_refuses_a_registry_that_knows_nothing_of_the_store(make_merged: Make, store: str) -> None:
-    unwanted = Path(make_merged(store, "unwanted")[0])
-    aged(unwanted, 30)
-    assert "no version in this registry refers to" in refused("gc")
-    assert unwanted.exists()
-    assert "1 pieces" in qlora("gc", "--dry-run").output
 
 
 def test_the_commands_say_in_one_line_that_mlflow_is_not_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
