@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-integration check golden bench component clean
+.PHONY: help install demo test test-integration test-kill check golden bench component clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -28,6 +28,9 @@ test: install ## all quick tests: every task on a tiny model, the contracts, the
 
 test-integration: install ## against real servers: S3 (Ceph's gateway, AWS_ENDPOINT_URL_S3 or moto), MLflow with logins
 	@$(BIN)/pytest tests/integration -s
+
+test-kill: install ## kill -9 training at 24 random moments: the adapter must be bit for bit that of an undisturbed run
+	@$(BIN)/pytest tests/kill -s
 
 check: install ## the house rules: lint, types, imports, generated files, file length
 	@$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import yaml
 from components.core.config import STEPS, RunConfig
 from components.core.errors import InputError
 from components.core.steps import quiet_libraries
-from pipelines import plan_command, step_command
+from pipelines import alias_command, gc_command, plan_command, pull_command, step_command
 
 GATE_SAID_NO = 3
 
@@ -103,6 +103,10 @@ def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
 
 
 main.add_command(plan_command.plan)
+main.add_command(alias_command.promote)
+main.add_command(alias_command.rollback)
+main.add_command(pull_command.pull)
+main.add_command(gc_command.gc)
 
 
 @main.group("step")

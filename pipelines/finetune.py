@@ -9,7 +9,7 @@ from components.prepare_dataset.component import prepare_dataset
 from components.register_model.component import register_model
 from components.stage_base_model.component import stage_base_model
 from components.train_qlora.component import train_qlora
-from pipelines.placement import on_cpu, on_gpu
+from pipelines.placement import on_cpu, on_gpu, signing
 
 
 @dsl.pipeline(name="qlora-finetune", display_name="QLoRA fine-tuning")
@@ -105,6 +105,7 @@ def finetune(
                 base_uri=base["base_uri"],
                 base_revision=plan["base_revision"],
                 merge_key=plan["merge_key"],
+                recommended_base=tuned["merge_base"],
                 options=plan["merge_options"],
             ),
             memory="4Gi",
@@ -120,19 +121,31 @@ def finetune(
             ).set_display_name("evaluate-merged")
         ).outputs
         with dsl.If(judged["passed"] == True, "merge lost nothing"):  # noqa: E712
-            on_cpu(
-                register_model(
-                    model_name=model_name,
-                    merged_uri=merged["merged_uri"],
-                    merge_key=plan["merge_key"],
-                    base_model=base_model,
-                    base_revision=plan["base_revision"],
-                    data_digest=plan["data_digest"],
-                    dataset_digest=data["dataset_digest"],
-                    training_key=plan["training_key"],
-                    loss=judged["loss"],
-                    base_loss=tuned["reference_loss"],
-                    exact_match=judged["exact_match"],
-                    base_exact_match=tuned["reference_exact_match"],
-                )
+            registered = register_model(
+                model_name=model_name,
+                merged_uri=merged["merged_uri"],
+                merge_key=plan["merge_key"],
+                adapter_uri=trained["adapter_uri"],
+                champion_version=plan["champion_version"],
+                base_model=base_model,
+                base_revision=plan["base_revision"],
+                base_uri=base["base_uri"],
+                listing_uri=plan["listing_uri"],
+                data_digest=plan["data_digest"],
+                dataset_digest=data["dataset_digest"],
+                training_key=plan["training_key"],
+                run_config=plan["run_config"],
+                pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                loss=judged["loss"],
+                base_loss=tuned["reference_loss"],
+                exact_match=judged["exact_match"],
+                base_exact_match=tuned["reference_exact_match"],
+                tuned_figures=tuned["figures"],
+                merged_figures=judged["figures"],
+                plan_report=plan["report"],
+                data_report=data["report"],
+                training_report=trained["report"],
+                tuned_report=tuned["report"],
+                merged_report=judged["report"],
             )
+            signing(on_cpu(registered))

@@ -6,6 +6,10 @@ from kfp.dsl import PipelineTask
 CONFIG_MAP = "qlora-pipelines"
 """ConfigMap in the runs' namespace with the addresses of store, MLflow and S3."""
 CONFIG_KEYS = ("QLORA_STORE", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL_S3")
+REGISTRY_KEYS = ("QLORA_MODELS_STORE", "MLFLOW_S3_ENDPOINT_URL", "QLORA_SIGNING_KEY")
+"""Further ones that only registration reads."""
+SIGNING_SECRET, SIGNING_FOLDER = "qlora-signing-key", "/etc/qlora/signing"
+"""Secret with the private key; QLORA_SIGNING_KEY names the file, `/etc/qlora/signing/NAME`. Without both: unsigned."""
 ACCELERATOR = "nvidia.com/gpu"
 
 
@@ -37,3 +41,9 @@ def on_gpu(task: PipelineTask, *, cpu: str = "4", memory: str = "32Gi", cached: 
     kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory")
     kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
     return on_cpu(task, cpu=cpu, memory=memory, cached=cached)
+
+
+def signing(task: PipelineTask) -> PipelineTask:
+    """Gives the step that registers the registry's addresses, and the private key where the namespace has one."""
+    kubernetes.use_secret_as_volume(task, SIGNING_SECRET, mount_path=SIGNING_FOLDER, optional=True)
+    return kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in REGISTRY_KEYS}, optional=True)

@@ -18,6 +18,8 @@ class _Json(click.ParamType[Any]):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value  # a default
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:

@@ -12,6 +12,8 @@ def text(outcome: Outcome) -> str:
     registered = outcome.results.get("register-model")
     if registered:
         lines += [f"Registered {registered['model_uri']} (version {registered['model_version']})"]
+        if registered["outcome"] != "champion":
+            lines += [f"It stays {registered['outcome']}"]
     else:
         judged = outcome.results.get("evaluate-model-2") or outcome.results["evaluate-model"]
         lines += ["Not registered: the gate said no.", judged["reason"]]

@@ -1,6 +1,8 @@
 """What tests share: a tiny model made here, a store and an MLflow of the test's own."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,23 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
     """Writes rows, one a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+Merged = tuple[str, str]
+"""Address and key of a merged model."""
+
+
+@pytest.fixture
+def make_merged(tiny_model: Path) -> Callable[[str, str], Merged]:
+    """Makes a merged model in a store under a key, as dequantize_and_merge does: the tiny model itself."""
+    from components.core import attempts
+
+    def make(store: str, key: str) -> Merged:
+        with attempts.attempt(f"{store}/merged/{key}") as attempt:
+            shutil.copytree(tiny_model, attempt.folder / "model")
+            return attempt.commit({"merge_key": key, "training_key": f"training-{key}"}).uri, key
+
+    return make
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import hashlib
 import json
 from typing import Any
 
-from components.core.config import MergeConfig, PrepareConfig, StepConfig, TrainConfig
+from components.core.config import MergeConfig, PrepareConfig, TrainConfig
+from components.core.options import StepConfig
 
 FORMAT = 1
 """Raise it when the same inputs would give another result than before."""

@@ -66,6 +66,7 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "BITSANDBYTES_NOWELCOME": "1",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
         "TQDM_DISABLE": "1",
         "MLFLOW_LOGGING_LEVEL": "WARNING",  # it announces each database it makes
     }.items():

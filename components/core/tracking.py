@@ -5,7 +5,7 @@ import re
 import uuid
 from typing import Any
 
-from components.core import storage
+from components.core import storage, transfer
 from components.core.errors import InputError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -13,12 +13,13 @@ OLDEST = (3, 10)
 """Older servers have known holes: files of the server can be read, and authentication can be passed by."""
 
 
-def client(timeout: int = 10, retries: int = 1) -> Any:
+def client(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> Any:
     """An MLflow client that answered a first question, from a server that is new enough.
 
     Args:
         timeout: seconds to wait for an answer.
         retries: how often a failed request is repeated.
+        with_store: whether models of the store are to be registered, so that the server's readers must reach it.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI is not set, nothing answers there, or it is too old.
@@ -39,8 +40,9 @@ def client(timeout: int = 10, retries: int = 1) -> Any:
         tracking = mlflow.MlflowClient(uri, uri)
         tracking.search_registered_models(max_results=1)
     except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {_reason(error)}") from None
-    if uri.startswith("http") and not storage.is_s3(storage.root()):
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
+    elsewhere = transfer.MODELS_VARIABLE in os.environ
+    if with_store and uri.startswith("http") and not elsewhere and not storage.is_s3(storage.root()):
         raise InputError(
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
         )
@@ -56,7 +58,7 @@ def _check_version(uri: str, timeout: int) -> None:
     try:
         answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=timeout, raise_on_status=False)
     except (mlflow.MlflowException, OSError, ValueError) as error:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {_reason(error)}") from None
+        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
     if answer.status_code in (401, 403):
         raise InputError(
             f"MLflow at {hide_password(uri)} refuses this login: check MLFLOW_TRACKING_USERNAME and"
@@ -93,7 +95,7 @@ def champion(tracking: Any, model_name: str) -> str:
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return ""
-        raise InputError(f"MLflow: {_reason(error)}") from None
+        raise InputError(f"MLflow: {reason(error)}") from None
 
 
 def check_registering(tracking: Any) -> None:
@@ -110,11 +112,11 @@ def check_registering(tracking: Any) -> None:
         tracking.delete_registered_model(name)
     except mlflow.MlflowException as error:
         raise InputError(
-            f"MLflow does not let this user register a model: {_reason(error)}; give it the right to create and delete"
+            f"MLflow does not let this user register a model: {reason(error)}; give it the right to create and delete"
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An error's first line without the passwords that addresses in it may carry."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"://[^@/\s]*@", "://", line)[:200]

@@ -36,6 +36,7 @@ def plan_run(
     train_options=str,
     evaluate_options=str,
     merge_options=str,
+    run_config=str,
     planned_gpu_mib=int,
     planned_host_mib=int,
 ):
@@ -69,6 +70,7 @@ def plan_run(
         train_options: Options of train_qlora, as JSON.
         evaluate_options: Options of evaluate_model, as JSON.
         merge_options: Options of dequantize_and_merge, as JSON.
+        run_config: The run's options that are not the defaults, the base's revision fixed, as JSON.
         planned_gpu_mib: Memory that training needs on a GPU, in MiB; 0 is not known.
         planned_host_mib: Memory that training needs where there is no GPU, in MiB; 0 is not known.
     """

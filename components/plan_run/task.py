@@ -18,6 +18,7 @@ MIB = 1 << 20
 class Result(NamedTuple):
     """What later steps work from; the `*_options` are JSON of the options that are no parameters of their own.
 
+    `run_config` is JSON of the whole run, the base's revision fixed: what makes the same model again.
     `planned_*_mib` is the memory that training needs on a GPU, or at its peak where there is none; 0: not known.
     """
 
@@ -33,6 +34,7 @@ class Result(NamedTuple):
     train_options: str
     evaluate_options: str
     merge_options: str
+    run_config: str
     planned_gpu_mib: int
     planned_host_mib: int
 
@@ -77,19 +79,29 @@ def run(config: RunConfig, *, report: str) -> Result:
         train_options=_options(config, "train_qlora"),
         evaluate_options=_options(config, "evaluate_model"),
         merge_options=_options(config, "dequantize_and_merge"),
+        run_config=_fixed(config, found.revision),
         planned_gpu_mib=round(found.plan.estimate.total / MIB) if found.plan else 0,
         planned_host_mib=round(host / MIB),
     )
     finished = access.finished(result.training_key, result.merge_key)
     for finding in finished:
         log(f"{finding.subject}: {finding.text}")
-    shown = [(name.replace("_", " "), value) for name, value in result._asdict().items() if "options" not in name]
+    shown = [
+        (name.replace("_", " "), value)
+        for name, value in result._asdict().items()
+        if "options" not in name and name != "run_config"
+    ]
     plan_report.write(config, found, shown, finished, host, report)
     return result
 
 
 def _options(config: RunConfig, step: str) -> str:
     return json.dumps(config.options.get(step, {}), sort_keys=True)
+
+
+def _fixed(config: RunConfig, revision: str) -> str:
+    """The run's options that are not the defaults, as JSON, the base at the revision that its name means now."""
+    return json.dumps(config.model_copy(update={"base_revision": revision}).model_dump(exclude_defaults=True))
 
 
 def _tokenizer(files: Path) -> tuple[str, str]:

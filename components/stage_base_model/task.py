@@ -9,6 +9,7 @@ from components.core.steps import log
 from components.stage_base_model import copying
 
 Config = StageConfig
+USED = "used"
 
 
 class Result(NamedTuple):
@@ -43,5 +44,7 @@ def run(config: StageConfig) -> Result:
         manifest = {"format": 1, "info": info, "files": copied}
         storage.write_bytes(storage.join(uri, attempts.MANIFEST), json.dumps(manifest, indent=1).encode())
         staged = attempts.Finished(uri, info, copied)
+    # Says that a run is at work with it: clean-up keeps what was written lately.
+    storage.write_bytes(storage.join(key_uri, staged.info["revision"], USED), b"")
     log(f"base lies at {staged.uri}")
     return Result(staged.uri)

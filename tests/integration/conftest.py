@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,3 +91,20 @@ def copy_folder(source: Path, target: Path) -> Path:
     """A copy of a folder, made anew."""
     shutil.rmtree(target, ignore_errors=True)
     return Path(shutil.copytree(source, target))
+
+
+@pytest.fixture
+def name() -> str:
+    return f"tickets-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def fresh_servers(mlflow_server: str, own_store: str) -> Iterator[None]:
+    """Each test starts from the session's endpoints, also after one that changed them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL_S3"])
+        patch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        storage._s3.cache_clear()
+        yield
+    storage._s3.cache_clear()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,14 @@ def test_a_revision_is_copied_once_and_only_what_a_model_needs(hub: Hub) -> None
     asked = len(hub.requests)
     assert stage() == folder
     assert len(hub.requests) == asked
-    assert [path.name for path in folder.parent.iterdir()] == ["files"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["files", "used"]
+
+
+def test_a_base_that_is_there_is_marked_as_used_again(hub: Hub) -> None:
+    mark = stage().parent / "used"
+    os.utime(mark, (0, 0))
+    stage()
+    assert mark.stat().st_mtime > 0
 
 
 def test_a_cut_connection_is_taken_up_where_it_was_cut(hub: Hub) -> None:

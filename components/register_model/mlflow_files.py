@@ -1,0 +1,80 @@
+"""What MLflow wants beside the model: MLmodel, the tokenizer's copy, requirements, an example."""
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from components.core import storage
+
+TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges", "added_tokens")
+REQUIREMENTS = ("mlflow", "transformers", "torch", "accelerate")
+CHAT = "llm/v1/chat"
+EXAMPLE = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 32}
+"""Made up: a row of the data could be private."""
+
+
+def make(uri: str, files: dict[str, dict[str, Any]], created: int, identity: str) -> dict[str, bytes]:
+    """The content of every file by path; the same arguments give the same bytes, so writers at once do no harm.
+
+    Args:
+        uri: the version's folder, with the model below `model/`.
+        files: size and sha256 of the model's files by path.
+        created: when the version was created, in milliseconds since 1970.
+        identity: names the model, in hexadecimal, at least 32 digits.
+    """
+    config = json.loads(storage.read_bytes(storage.join(uri, "model", "config.json")))
+    made = {
+        f"components/tokenizer/{name.removeprefix('model/')}": storage.read_bytes(storage.join(uri, name))
+        for name in files
+        if name.startswith("model/") and name.removeprefix("model/").startswith(TOKENIZER)
+    }
+    requirements = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    example = json.dumps(EXAMPLE).encode()
+    return made | {
+        "MLmodel": _mlmodel(config, sum(file["size"] for file in files.values()), created, identity).encode(),
+        "requirements.txt": requirements.encode(),
+        "python_env.yaml": yaml.safe_dump(environment, sort_keys=False).encode(),
+        "input_example.json": example,
+        "serving_input_example.json": example,
+    }
+
+
+def _mlmodel(config: dict[str, Any], size: int, created: int, identity: str) -> str:
+    """Two flavors: transformers, a text-generation pipeline; pyfunc, which speaks the chat protocol for serving."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+
+    model = Model(
+        utc_time_created=datetime.fromtimestamp(created / 1000, UTC).replace(tzinfo=None),
+        model_uuid=identity[:32],
+        model_size_bytes=size,
+        signature=ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA),
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "type": "json_object",
+            "serving_input_path": "serving_input_example.json",
+        },
+        metadata={"task": CHAT},
+    )
+    model.add_flavor(
+        "transformers",
+        transformers_version=version("transformers"),
+        code=None,
+        task="text-generation",
+        instance_type="TextGenerationPipeline",
+        framework="pt",
+        pipeline_model_type=config["architectures"][0],
+        model_binary="model",
+        components=["tokenizer"],
+        tokenizer_type="PreTrainedTokenizerFast",
+        torch_dtype=f"torch.{config.get('dtype') or config.get('torch_dtype') or 'bfloat16'}",
+        inference_task=CHAT,
+    )
+    pyfunc.add_to_model(model, loader_module="mlflow.transformers", python_env="python_env.yaml")
+    return str(model.to_yaml())

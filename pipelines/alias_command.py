@@ -1,0 +1,57 @@
+"""`qlora promote` and `qlora rollback`: the champion moved by hand."""
+
+import json
+from typing import Any
+
+import click
+
+from components.core import registered, registry, tracking, transfer
+
+
+@click.command("promote")
+@click.argument("uri", metavar="models:/NAME/VERSION")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def promote(uri: str, as_json: bool) -> None:
+    r"""Make a version the champion; the former one keeps the alias previous.
+
+    \b
+    Example:
+      qlora promote models:/ticket-parser/3
+      qlora promote models:/ticket-parser@candidate
+    """
+    client = tracking.client(with_store=False)
+    version = registry.resolve(client, uri)
+    _check_whole(version)
+    _move(client, version.name, str(version.version), as_json)
+
+
+@click.command("rollback")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def rollback(name: str, as_json: bool) -> None:
+    r"""Make the version with the alias previous the champion again; the two change places.
+
+    \b
+    Example:
+      qlora rollback ticket-parser
+    """
+    client = tracking.client(with_store=False)
+    version = registry.resolve(client, f"models:/{name}@{registry.PREVIOUS}")
+    _check_whole(version)
+    _move(client, name, str(version.version), as_json)
+
+
+def _check_whole(version: Any) -> None:
+    """Refuses a version that nobody could load; what others registered is taken as it is."""
+    if registry.KEY_TAG in version.tags:
+        transfer.use_endpoint(transfer.models_endpoint())
+        registered.of_version(version)
+
+
+def _move(client: Any, name: str, number: str, as_json: bool) -> None:
+    former = tracking.champion(client, name)
+    with registry.explained(f"moving the champion of {name}", mend="run again"):
+        registry.move_champion(client, name, number, former)
+    was = f", it was version {former}" if former and former != number else ""
+    moved = {"name": name, "champion": number, "previous": former}
+    click.echo(json.dumps(moved) if as_json else f"models:/{name}@champion is version {number}{was}")
