@@ -5,6 +5,7 @@ the docs are checked against these classes or made from them. They live together
 run whole, before a GPU is taken, and steps do not import one another.
 """
 
+import json
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator

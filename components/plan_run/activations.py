@@ -31,22 +31,21 @@ class Activations:
     backward: int
 
 
-def trace(folder: Path, train: TrainConfig, tokens: int, device: str = "cuda") -> Activations:
+def trace(folder: Path, train: TrainConfig, tokens: int) -> Activations:
     """Counts the activations of one packed row.
 
     Args:
         folder: has the base's config.json.
         train: adapter, dropout and checkpointing.
         tokens: length of the row.
-        device: `cuda`, or `cpu`, where peft makes copies of a LoRA layer's input: it asks for CUDA's autocast only.
 
     Raises:
         InputError: transformers does not know the architecture.
     """
     total = len(_layers(architecture.skeleton(folder)))
     if total <= MORE:
-        return _run(folder, train, tokens, device, total)
-    few, more = (_run(folder, train, tokens, device, depth) for depth in (FEW, MORE))
+        return _run(folder, train, tokens, total)
+    few, more = (_run(folder, train, tokens, depth) for depth in (FEW, MORE))
     beyond, step = total - FEW, MORE - FEW
     return Activations(
         held=few.held + (more.held - few.held) * beyond // step,
@@ -62,7 +61,7 @@ def _layers(model: Any) -> Any:
     return max(lists, key=len)
 
 
-def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int) -> Activations:
+def _run(folder: Path, train: TrainConfig, tokens: int, depth: int) -> Activations:
     import torch
     from peft.helpers import disable_input_dtype_casting
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -77,7 +76,7 @@ def _run(folder: Path, train: TrainConfig, tokens: int, device: str, depth: int)
     if train.gradient_checkpointing:
         adapted.gradient_checkpointing_enable()
         adapted.enable_input_require_grads()
-    with FakeTensorMode(), disable_input_dtype_casting(adapted, active=device == "cuda"):
+    with FakeTensorMode(), disable_input_dtype_casting(adapted):
         _materialise(adapted)
         ids = torch.zeros(1, tokens, dtype=torch.long)
         with _live() as live, torch.autocast("cpu", getattr(torch, train.compute_dtype)):

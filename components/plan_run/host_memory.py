@@ -1,10 +1,10 @@
 """Memory of the training process on a machine without a GPU, such as a laptop."""
 
-from components.plan_run import activations, memory
+from components.plan_run import memory
 from components.plan_run.fit import Plan
 
-LIBRARIES = 840 << 20
-"""Bytes of a Python process that has imported torch, transformers, peft, trl and bitsandbytes and built a trainer."""
+LIBRARIES = 1020 << 20
+"""Bytes of a Python process that has imported torch, transformers, peft, trl, bitsandbytes and mlflow and built a trainer."""
 SCRATCH = 0.4
 """Share of a step's tensors by which its memory exceeds them: oneDNN's scratch, and what glibc does not give back.
 
@@ -15,8 +15,7 @@ Both were measured with tests/benchmarks/plan_vs_measured.py, on rows of 256 to 
 def peak(plan: Plan, supervised: float = 1.0) -> int:
     """Peak resident memory of training on a CPU, in bytes.
 
-    Differs from a GPU's: peft copies each LoRA layer's input, and the base's files are mapped into memory while their
-    weights are quantised.
+    Differs from a GPU's: the base's files are mapped into memory while their weights are quantised.
 
     Args:
         plan: of the run.
@@ -24,7 +23,7 @@ def peak(plan: Plan, supervised: float = 1.0) -> int:
     """
     base = plan.architecture
     weights = sum(memory.weight_bytes(weight) for weight in base.weights)
-    held = activations.trace(plan.folder, plan.train, plan.tokens, "cpu")
+    held = plan.activations
     dequantised = max((6 * weight.numel for weight in base.weights if weight.quantised), default=0)
     head = memory.head_bytes(base, round(plan.tokens * supervised))
     step = round((1 + SCRATCH) * (held.held + max(head, held.backward + dequantised)))

@@ -70,6 +70,7 @@ def train(job: Job) -> Trained:
 def _train(job: Job) -> Trained:
     config = job.config
     _limit_caches()
+    from peft.helpers import disable_input_dtype_casting
     from transformers import set_seed
 
     base = Path(job.base)
@@ -93,7 +94,9 @@ def _train(job: Job) -> Trained:
         _watch(trainer, job, steps, done, run)
         _say(config, trainer.model, len(encoded), sum(len(item.input_ids) for item in encoded), len(rows), steps, done)
         try:
-            trainer.train(resume_from_checkpoint=str(resumed[1]) if resumed else None)
+            # Autocast does it; peft, which sees that of CUDA only, would copy each layer's input to float32 first.
+            with disable_input_dtype_casting(trainer.model):
+                trainer.train(resume_from_checkpoint=str(resumed[1]) if resumed else None)
         except BaseException:
             run.end(finished=False)
             raise
