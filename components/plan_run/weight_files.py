@@ -89,7 +89,7 @@ def _from_hub(name: str, revision: str) -> Weights:
     import huggingface_hub
 
     try:
-        found = huggingface_hub.get_safetensors_metadata(name, revision=revision)
+        found = huggingface_hub.HfApi().get_safetensors_metadata(name, revision=revision)
     except Exception as error:  # the hub's client raises many unrelated kinds
         raise InputError(f"base model {name}: {base_model.why(error, revision)}") from None
     sizes = {file.path: file.size for file in base_model.hub_files(name, revision)[1]}

@@ -58,7 +58,7 @@ def test_a_gpu_without_bfloat16_says_which_dtype_it_takes() -> None:
     assert bfloat16["T4 16 GB"].cells() == (
         "T4 16 GB", 15.0, "no bfloat16: set train_qlora.compute_dtype float16", "", "",
     )  # fmt: skip
-    assert float16["T4 16 GB"].cells() == ("T4 16 GB", 15.0, "fits", "30 h 26 min", "15.22")
+    assert float16["T4 16 GB"].cells() == ("T4 16 GB", 15.0, "fits", "30 h 25 min", "15.22")
     assert not float16["V100 32 GB"].why_not
 
 
