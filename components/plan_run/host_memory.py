@@ -4,7 +4,7 @@ from components.plan_run import memory
 from components.plan_run.fit import Plan
 
 LIBRARIES = 1020 << 20
-"""Bytes of a Python process that has imported torch, transformers, peft, trl, bitsandbytes and mlflow and built a trainer."""
+"""Bytes of a Python process that has imported torch, transformers, peft, trl, bitsandbytes and mlflow."""
 SCRATCH = 0.4
 """Share of a step's tensors by which its memory exceeds them: oneDNN's scratch, and what glibc does not give back.
 
