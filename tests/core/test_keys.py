@@ -25,6 +25,7 @@ MADE: dict[type[StepConfig], set[str]] = {
 """The keys that an option of a step takes part in, unless it is marked NOT_IN_KEY."""
 NOT_IN_ANY = {
     PrepareConfig: {"processes"},
+    EvaluateConfig: {"eval_batch_tokens"},
     TrainConfig: {
         "attention",
         "gradient_checkpointing",
@@ -41,6 +42,8 @@ OTHER: dict[str, Any] = {
     "columns": {"prompt": "question"},
     "target_modules": "q_proj",
     "modules_to_save": "embed_tokens",
+    "answer_metrics": ["chrf"],
+    "lm_eval_tasks": ["arc_easy"],
     "baseline_messages": [{"a": "b"}],
 }
 """Another value, where none can be made from the default."""

@@ -1,0 +1,52 @@
+"""Keys of an adapter that fit nothing: each is named."""
+
+from pathlib import Path
+
+import pytest
+
+from components.core.errors import InputError
+from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, save_base
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (
+            ("layers.0.self_attn.q_proj", "layers.0.self_attn.qq_proj"),
+            r"qq_proj\.lora_A\.weight changes .*qq_proj\.weight, which the base does not have",
+        ),
+        (
+            ("layers.0.self_attn.q_proj.lora_A", "layers.0.self_attn.q_proj.lora_C"),
+            r"lora_C\.weight changes .*, which the base does not have",
+        ),
+        (
+            ("layers.0.self_attn.q_proj.lora_A", "layers.7.self_attn.q_proj.lora_A"),
+            r"q_proj lacks or has too much of lora_A\.weight",
+        ),
+        (
+            ("layers.0.self_attn.q_proj.lora_A", "layers.0.self_attn.o_proj.lora_E"),
+            r"lora_E\.weight changes .*, which the base does not have",
+        ),
+    ],
+    ids=str,
+)
+def test_a_key_that_fits_nothing_is_named(
+    rename: tuple[str, str], message: str, tmp_path: Path, tiny_model: Path, merge: Merge
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = save_base(tmp_path / "base", tiny_model)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    stored = load_file(adapter / "adapter_model.safetensors")
+    save_file({key.replace(*rename): value for key, value in stored.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=message):
+        merge(base, adapter)
+    assert not list((tmp_path / "own_store").glob("merged/*/*"))
+
+
+def test_an_adapter_of_a_wider_base_is_refused(tmp_path: Path, tiny_model: Path, merge: Merge) -> None:
+    base = save_base(tmp_path / "base", tiny_model)
+    wide = save_base(tmp_path / "wide", tiny_model, width=128)
+    adapter = save_adapter(wide, tmp_path / "adapter", target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"q_proj\.lora_\w\.weight does not fit the base's tensor of shape \[64, 64\]"):
+        merge(base, adapter)
