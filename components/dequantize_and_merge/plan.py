@@ -11,7 +11,7 @@ from components.dequantize_and_merge.names import Names
 from components.dequantize_and_merge.quantizing import BLOCK
 from components.dequantize_and_merge.updates import Tokens, Update
 
-READ = 2 << 20
+READ = 1 << 20
 """Bytes read at a time, or one row where that is more."""
 
 

@@ -1,4 +1,4 @@
-"""The merge itself: the base's tensors flow through, a few MiB at a time, into the files of the merged model."""
+"""The merge itself: the base's tensors flow through, a MiB at a time, into the files of the merged model."""
 
 import contextlib
 import itertools
