@@ -10,9 +10,9 @@ import yaml
 from components.core.config import STEPS, RunConfig
 from components.core.errors import InputError
 from components.core.steps import quiet_libraries
-from pipelines import alias_command, gc_command, plan_command, pull_command, step_command
+from pipelines import alias_command, gc_command, init_command, plan_command, pull_command, step_command
 
-GATE_SAID_NO = 3
+GATE_SAID_NO, CANCELLED = 3, 4
 
 
 class _Group(click.Group):
@@ -32,7 +32,7 @@ def main() -> None:
     r"""QLoRA fine-tuning of language models as a Kubeflow pipeline.
 
     \b
-    Exit codes: 0 done, 1 failed, 2 wrong use, 3 the gate said no.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 3 the gate said no, 4 cancelled.
     """
     quiet_libraries()
 
@@ -95,13 +95,18 @@ def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
     """
     from pipelines import local, summary
 
-    outcome = local.run(load_config(config), runs)
+    try:
+        outcome = local.run(load_config(config), runs)
+    except KeyboardInterrupt:
+        click.echo(f"\ncancelled; go on where it stopped: qlora run --config {config}", err=True)
+        ctx.exit(CANCELLED)
     click.echo(summary.text(outcome))
     if as_json:
         click.echo(json.dumps({"folder": str(outcome.folder), "error": outcome.error, "results": outcome.results}))
     ctx.exit(1 if outcome.error else 0 if outcome.registered else GATE_SAID_NO)
 
 
+main.add_command(init_command.init)
 main.add_command(plan_command.plan)
 main.add_command(alias_command.promote)
 main.add_command(alias_command.rollback)

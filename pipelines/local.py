@@ -7,17 +7,27 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import yaml
+
 from components.core import storage, tracking
 from components.core.config import RunConfig
-from components.core.steps import duration
+from pipelines import screen
+from pipelines.screen import Screen
 
 STEP_LINE = re.compile(r"^\s*\[(\w+)\] (.*)$")
+# What kfp.local logs around each task; its colours are taken out first.
+TASK_BEGAN, TASK_ENDED = (
+    re.compile(r"Executing task '(.+)'$"),
+    re.compile(r"Task '(.+)' finished with status '?(\w+)'?$"),
+)
+COLOUR = re.compile(r"\x1b\[\d+m")
 REPORTS = {
     ("plan-run", "report"): "1-plan.html",
     ("prepare-dataset", "report"): "2-data.html",
@@ -31,12 +41,14 @@ REPORTS = {
 class Outcome:
     """How a local run ended.
 
-    `results` holds each step's small results by task name; `error` is the failing step's line, or ''.
+    `results` holds each step's small results by task name; `error` is the failing step's line, or ''; `registry` is the
+    MLflow that the run chose itself, or '' where the environment named one.
     """
 
     folder: Path
     results: dict[str, dict[str, Any]]
     error: str
+    registry: str
 
     @property
     def registered(self) -> bool:
@@ -57,9 +69,16 @@ def run(config: RunConfig, runs: Path) -> Outcome:
     folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model_name}"
     folder.mkdir(parents=True)
     os.environ.setdefault(storage.STORE_VARIABLE, str(runs / "store"))
-    os.environ.setdefault(tracking.URI_VARIABLE, f"sqlite:///{runs / 'mlflow.db'}")
+    registry = "" if os.environ.get(tracking.URI_VARIABLE) else f"sqlite:///{runs / 'mlflow.db'}"
+    os.environ.setdefault(tracking.URI_VARIABLE, registry)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(_StepLines(log)) as lines:
+    spec = _compile(folder / "pipeline.yaml")
+    shown = screen.on(sys.stdout, screen.titles(spec))
+    with (
+        contextlib.closing(shown),
+        (folder / "log.txt").open("w") as log,
+        contextlib.redirect_stdout(_Log(log, shown)) as lines,
+    ):
         try:
             _run_pipeline(config, folder)
             error = ""
@@ -67,17 +86,27 @@ def run(config: RunConfig, runs: Path) -> Outcome:
             error = lines.last_error or str(failure)
     results = dict(_results(folder / "tasks"))
     _collect_reports(folder)
-    return Outcome(folder, results, error)
+    return Outcome(folder, results, error, registry)
+
+
+def _compile(path: Path) -> dict[str, Any]:
+    """Writes the compiled pipeline, and returns it without what only Kubernetes sees."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from kfp import compiler
+
+        from pipelines.finetune import finetune
+
+        compiler.Compiler().compile(finetune, str(path))
+    spec: dict[str, Any] = next(yaml.safe_load_all(path.read_text()))
+    return spec
 
 
 def _run_pipeline(config: RunConfig, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from kfp import compiler, components, local
+        from kfp import components, local
 
-        from pipelines.finetune import finetune
-
-        compiler.Compiler().compile(finetune, str(folder / "pipeline.yaml"))
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
         arguments = config.model_dump() | {"options": json.dumps(config.options)}
         with _named_outputs_in_conditions():
@@ -110,14 +139,11 @@ def _named_outputs_in_conditions() -> Iterator[None]:
         ConditionEvaluator._resolve_pipeline_channel = staticmethod(original)
 
 
-class _StepLines(io.TextIOBase):
-    """Shows the lines that steps log, with the time since the start; the whole output goes to the log file."""
+class _Log(io.TextIOBase):
+    """Takes what a run prints: all of it goes to the log file, and what steps do and say to the screen."""
 
-    def __init__(self, log: TextIO) -> None:
-        import sys
-
-        self.log, self.screen = log, sys.stdout
-        self.started = time.monotonic()
+    def __init__(self, log: TextIO, screen: Screen) -> None:
+        self.log, self.screen = log, screen
         self.last_error = ""
         self._line = ""
 
@@ -126,16 +152,20 @@ class _StepLines(io.TextIOBase):
         self.log.flush()
         *whole, self._line = (self._line + text).split("\n")
         for line in whole:
-            if found := STEP_LINE.match(line):
-                self._show(*found.groups())
+            self._read(COLOUR.sub("", line))
         return len(text)
 
-    def _show(self, step: str, message: str) -> None:
-        if message.startswith("error: "):
-            self.last_error = f"{step}: {message.removeprefix('error: ')}"
-            return
-        self.screen.write(f"{duration(time.monotonic() - self.started):>11}  {step:<20}  {message}\n")
-        self.screen.flush()
+    def _read(self, line: str) -> None:
+        if found := STEP_LINE.match(line):
+            step, message = found.groups()
+            if message.startswith("error: "):
+                self.last_error = f"{step}: {message.removeprefix('error: ')}"
+            else:
+                self.screen.said(message)
+        elif found := TASK_BEGAN.search(line):
+            self.screen.began(found[1])
+        elif found := TASK_ENDED.search(line):
+            self.screen.ended(found[1], found[2] == "SUCCESS")
 
 
 def _results(tasks: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,5 +1,8 @@
 """What a person reads when a local run has ended."""
 
+import re
+
+from components.core import tracking
 from pipelines.local import Outcome
 
 
@@ -9,16 +12,24 @@ def text(outcome: Outcome) -> str:
     if outcome.error:
         lines += [f"error: {outcome.error}", f"The whole log: {outcome.folder / 'log.txt'}"]
         return "\n".join(lines)
+    reports = f"Reports:  {outcome.folder / 'reports'}"
     registered = outcome.results.get("register-model")
     if registered:
         lines += [f"Registered {registered['model_uri']} (version {registered['model_version']})"]
         if registered["outcome"] != "champion":
             lines += [f"It stays {registered['outcome']}"]
+        lines += [reports, f"Next:     {_pull(outcome, registered['model_uri'])}"]
     else:
         judged = outcome.results.get("evaluate-model-2") or outcome.results["evaluate-model"]
-        lines += ["Not registered: the gate said no.", judged["reason"]]
-    lines += [f"Reports:   {outcome.folder / 'reports'}"]
+        lines += ["Not registered: the gate said no.", judged["reason"], reports]
     return "\n".join(lines)
+
+
+def _pull(outcome: Outcome, uri: str) -> str:
+    """The command that fetches the model, verified."""
+    registry = f"{tracking.URI_VARIABLE}={outcome.registry} " if outcome.registry else ""
+    name = re.split("[/@]", uri.removeprefix("models:/"))[0]
+    return f"{registry}qlora pull {uri} --to {name}"
 
 
 def _table(outcome: Outcome) -> list[str]:
