@@ -2,11 +2,15 @@
 
 import dataclasses
 import html
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 BARS = 60
 """Bars a histogram has at most."""
+LONG = 40
+"""Characters from which a cell's text keeps some width on a narrow screen, where the table then scrolls."""
 _STYLE = """
 :root{color-scheme:light dark;--page:#fff;--text:#1c2430;--line:#d9dee6;--soft:#f4f6f9;--dim:#5b6472;--good:#1a7f37;
 --bad:#c4320a;--mark:#cfe6ff;--special:#8a4fbf;--ink:#2f6fb5}
@@ -25,6 +29,7 @@ th,td{text-align:left;padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(
 overflow-wrap:break-word}
 th{font-weight:600;font-size:.85rem;color:var(--dim)}
 th.n,td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.long{min-width:14rem}
 pre{font:13px/1.5 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);
 padding:.7rem .9rem;border-radius:.5rem;margin:.5rem 0}
 .good{color:var(--good)}.bad{color:var(--bad)}mark{background:var(--mark);color:inherit;border-radius:.15rem}
@@ -75,8 +80,10 @@ class Report:
         self._parts.append(f'<p class="{kind}"><strong>{escape(text)}</strong></p>')
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table; numbers are set flush right. An empty heading row is left out."""
-        lines = list(rows)
+        """A table; numbers are set flush right, fractions of a column alike. An empty heading row is left out."""
+        lines = [list(row) for row in rows]
+        for place in range(len(head)):
+            _align([line for line in lines if isinstance(line[place], float)], place)
         numbers = [bool(lines) and all(_is_number(line[place]) for line in lines) for place in range(len(head))]
         header = "".join(
             f"<th{' class=n' if number else ''}>{escape(cell)}</th>" for cell, number in zip(head, numbers, strict=True)
@@ -150,6 +157,14 @@ class Report:
         Path(path).write_text(page)
 
 
+def _align(lines: list[list[Any]], place: int) -> None:
+    """Writes the fractions of one column with as many decimals as leave the smallest two digits, four at most."""
+    least = min((abs(line[place]) for line in lines if line[place]), default=1.0)
+    decimals = min(max(1 - math.floor(math.log10(least)), 2), 4) if math.isfinite(least) else 2
+    for line in lines:
+        line[place] = f"{line[place]:,.{decimals}f}"
+
+
 def _is_number(value: object) -> bool:
     """Numbers, and numbers written with a unit such as `12 %`, stand flush right."""
     if isinstance(value, str):
@@ -164,4 +179,5 @@ def _written(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    return f"<td{' class=n' if _is_number(value) else ''}>{_written(value)}</td>"
+    kind = "n" if _is_number(value) else "long" if isinstance(value, str) and len(value) > LONG else ""
+    return f"<td{f' class={kind}' if kind else ''}>{_written(value)}</td>"

@@ -61,3 +61,14 @@ def test_a_histogram_counts_everything_once(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text()
     counts = [int(part.split("</title>")[0].rsplit(": ", 1)[1]) for part in text.split("<title>")[2:]]
     assert sum(counts) == 1000 and len(counts) <= BARS
+
+
+def test_fractions_of_a_column_are_written_alike(tmp_path: Path) -> None:
+    report = Report("t", "s")
+    report.table(["step", "loss"], [(1, 2.6), (2, 0.0096), (3, 0.0)])
+    report.table(["part", "GiB"], [("a", 0.0512), ("total", 1234.5)])
+    report.table(["", "ratio"], [("a", float("nan")), ("b", 1.5)])
+    report.write(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    for cell in ("2.6000", "0.0096", "0.0000", "0.051", "1,234.500", "nan", "1.50"):
+        assert f">{cell}</td>" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import browser
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
@@ -64,6 +65,17 @@ def test_a_model_is_registered(first: tuple[int, dict[str, object], str], folder
     assert "Warning" not in output
     reports = {path.name for path in (Path(str(outcome["folder"])) / "reports").iterdir()}
     assert reports == {"1-plan.html", "2-data.html", "3-training.html", "4-tuned.html", "5-merged.html"}
+
+
+@pytest.mark.skipif(not browser.is_installed(), reason="no chromium and chromedriver here")
+def test_reports_fit_a_phone_and_a_desktop_light_and_dark(first: tuple[int, dict[str, object], str]) -> None:
+    pages = sorted((Path(str(first[1]["folder"])) / "reports").iterdir())
+    with browser.chromium() as driver:
+        for page in pages:
+            for size, (width, _) in browser.SIZES.items():
+                light, dark = (browser.look(driver, page, size, dark) for dark in (False, True))
+                assert (light["width"], light["wider"], light["unnamed"]) == (width, [], []), (page.name, size)
+                assert light["background"] != dark["background"]
 
 
 def test_the_same_run_again_finds_its_work(
