@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
-from components.core.config import STEPS, RunConfig
+from components.core.config import STEPS
 from components.core.errors import InputError
 from components.core.steps import quiet_libraries
-from pipelines import alias_command, gc_command, init_command, plan_command, pull_command, step_command
+from pipelines import (
+    alias_command,
+    compile_command,
+    gc_command,
+    init_command,
+    plan_command,
+    pull_command,
+    run_file,
+    step_command,
+)
 
 GATE_SAID_NO, CANCELLED = 3, 4
 
@@ -37,48 +45,6 @@ def main() -> None:
     quiet_libraries()
 
 
-@main.command("compile")
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path), default=Path("qlora-finetune.yaml"))
-def compile_pipeline(output: Path) -> None:
-    r"""Write the pipeline for Kubeflow Pipelines to OUTPUT.
-
-    \b
-    Example:
-      qlora compile qlora-finetune.yaml
-    """
-    from kfp import compiler
-
-    from pipelines.finetune import finetune
-
-    if output.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{output}: give a name that ends in .yaml")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(finetune, str(output))
-    click.echo(f"{output}: upload it in the Kubeflow Pipelines UI")
-
-
-def load_config(path: Path) -> RunConfig:
-    """Reads a run's YAML file.
-
-    Raises:
-        InputError: not there, not YAML, or an option is wrong; one line.
-    """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(f"config {path}: not YAML{where}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"config {path}: expected options as NAME: VALUE")
-    try:
-        return RunConfig.parse(**values)
-    except InputError as error:
-        raise InputError(f"config {path}: {error}") from None
-
-
 @main.command()
 @click.option("--config", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
 @click.option("--runs", default=Path("runs"), type=click.Path(path_type=Path), help="Folder that keeps runs.")
@@ -96,7 +62,7 @@ def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
     from pipelines import local, summary
 
     try:
-        outcome = local.run(load_config(config), runs)
+        outcome = local.run(run_file.load(config), runs)
     except KeyboardInterrupt:
         click.echo(f"\ncancelled; go on where it stopped: qlora run --config {config}", err=True)
         ctx.exit(CANCELLED)
@@ -106,6 +72,7 @@ def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
     ctx.exit(1 if outcome.error else 0 if outcome.registered else GATE_SAID_NO)
 
 
+main.add_command(compile_command.compile_pipeline)
 main.add_command(init_command.init)
 main.add_command(plan_command.plan)
 main.add_command(alias_command.promote)

@@ -9,10 +9,12 @@ from components.prepare_dataset.component import prepare_dataset
 from components.register_model.component import register_model
 from components.stage_base_model.component import stage_base_model
 from components.train_qlora.component import train_qlora
-from pipelines.placement import on_cpu, on_gpu, signing
+from pipelines.placement import Pool, place
+
+NAME, DISPLAY_NAME = "qlora-finetune", "QLoRA fine-tuning"
 
 
-@dsl.pipeline(name="qlora-finetune", display_name="QLoRA fine-tuning")
+@dsl.pipeline(name=NAME, display_name=DISPLAY_NAME)
 def finetune(
     base_model: str,
     dataset_uri: str,
@@ -26,6 +28,12 @@ def finetune(
     seed: int = 42,
     gpu_memory_gib: float = 0.0,
     options: str = "{}",
+    accelerator: str = "nvidia.com/gpu",
+    gpu_count: str = "1",
+    node_selector: dict = {},  # noqa: B006, kfp takes no None
+    tolerations: list = [],  # noqa: B006
+    cpu: str = "4",
+    memory: str = "32Gi",
 ):
     """Fine-tune a language model with QLoRA, evaluate it, merge it and register it in MLflow.
 
@@ -42,8 +50,15 @@ def finetune(
         seed: Seed of order, initialisation and dropout.
         gpu_memory_gib: Memory of the GPU that the run will get, in GiB; 0 is not checked.
         options: All other options, a JSON object by step.
+        accelerator: Kubernetes resource that counts GPUs; the type of GPU is chosen by node_selector.
+        gpu_count: GPUs of the training pod, one process each.
+        node_selector: Labels of the GPU nodes, a JSON object.
+        tolerations: Tolerations besides that of nvidia.com/gpu, a JSON list.
+        cpu: Cores of a GPU step.
+        memory: Memory of a GPU step, as Kubernetes writes it, such as 32Gi.
     """
-    plan = on_cpu(
+    pool = Pool(accelerator, gpu_count, node_selector, tolerations, cpu, memory)
+    plan = place(
         plan_run(
             base_model=base_model,
             base_revision=base_revision,
@@ -57,19 +72,21 @@ def finetune(
             seed=seed,
             gpu_memory_gib=gpu_memory_gib,
             options=options,
-        )
+        ),
+        pool,
     ).outputs
-    base = on_cpu(stage_base_model(base_model=base_model, base_revision=plan["base_revision"])).outputs
-    data = on_cpu(
+    base = place(stage_base_model(base_model=base_model, base_revision=plan["base_revision"]), pool).outputs
+    data = place(
         prepare_dataset(
             listing_uri=plan["listing_uri"],
             tokenizer_uri=plan["tokenizer_uri"],
             max_length=max_length,
             options=plan["prepare_options"],
         ),
+        pool,
         cached=True,
     ).outputs
-    trained = on_gpu(
+    trained = place(
         train_qlora(
             train_set=data["train_set"],
             dataset_digest=data["dataset_digest"],
@@ -84,9 +101,11 @@ def finetune(
             planned_host_mib=plan["planned_host_mib"],
             options=plan["train_options"],
         ),
+        pool,
+        gpus=gpu_count,
         cached=True,
     ).outputs
-    tuned = on_gpu(
+    tuned = place(
         evaluate_model(
             eval_set=data["eval_set"],
             dataset_digest=data["dataset_digest"],
@@ -96,10 +115,11 @@ def finetune(
             champion_version=plan["champion_version"],
             options=plan["evaluate_options"],
         ).set_display_name("evaluate-tuned"),
+        pool,
         cached=True,
     ).outputs
     with dsl.If(tuned["passed"] == True, "tuned beats base"):  # noqa: E712, a condition of the pipeline
-        merged = on_cpu(
+        merged = place(
             dequantize_and_merge(
                 adapter=trained["adapter"],
                 base_uri=base["base_uri"],
@@ -108,9 +128,9 @@ def finetune(
                 recommended_base=tuned["merge_base"],
                 options=plan["merge_options"],
             ),
-            memory="4Gi",
+            pool,
         ).outputs
-        judged = on_gpu(
+        judged = place(
             evaluate_model(
                 eval_set=data["eval_set"],
                 dataset_digest=data["dataset_digest"],
@@ -118,7 +138,8 @@ def finetune(
                 merged_uri=merged["merged_uri"],
                 adapter_scores=tuned["scores"],
                 options=plan["evaluate_options"],
-            ).set_display_name("evaluate-merged")
+            ).set_display_name("evaluate-merged"),
+            pool,
         ).outputs
         with dsl.If(judged["passed"] == True, "merge lost nothing"):  # noqa: E712
             registered = register_model(
@@ -148,4 +169,4 @@ def finetune(
                 tuned_report=tuned["report"],
                 merged_report=judged["report"],
             )
-            signing(on_cpu(registered))
+            place(registered, pool)

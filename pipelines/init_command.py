@@ -10,6 +10,7 @@ from components.core import storage
 from components.core.base_model import is_on_hub
 from components.core.config import OPTION_STEPS, STEPS, RunConfig
 from components.core.errors import InputError
+from pipelines.placement import Placement
 
 FILE = "run.yaml"
 WIDTH = 36
@@ -61,6 +62,8 @@ def text(target: Path, values: dict[str, Any]) -> str:
         for name, field in RunConfig.model_fields.items()
         if name not in values and name != "options"
     ]
+    lines += ["", "# Where the steps go on a cluster; a run on this machine only checks them."]
+    lines += ["# " + _line(Placement, name, field.default) for name, field in Placement.model_fields.items()]
     lines += ["", "# options:"]
     typed = RunConfig.model_fields.keys()
     for step in OPTION_STEPS:

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import yaml
 
 from components.core import storage, tracking
-from components.core.config import RunConfig
 from pipelines import screen
+from pipelines.run_file import Run
 from pipelines.screen import Screen
 
 STEP_LINE = re.compile(r"^\s*\[(\w+)\] (.*)$")
@@ -56,17 +56,17 @@ class Outcome:
         return "register-model" in self.results
 
 
-def run(config: RunConfig, runs: Path) -> Outcome:
+def run(wanted: Run, runs: Path) -> Outcome:
     """Compiles the pipeline and runs it; each step is a process of its own.
 
     Store and MLflow are those of the environment, else `runs/store` and `runs/mlflow.db`.
 
     Args:
-        config: the whole run.
+        wanted: the whole run; its placement is checked and handed on, and means nothing here.
         runs: folder that keeps runs, and the default store and MLflow database.
     """
     runs = runs.absolute()
-    folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model_name}"
+    folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{wanted.config.model_name}"
     folder.mkdir(parents=True)
     os.environ.setdefault(storage.STORE_VARIABLE, str(runs / "store"))
     registry = "" if os.environ.get(tracking.URI_VARIABLE) else f"sqlite:///{runs / 'mlflow.db'}"
@@ -80,7 +80,7 @@ def run(config: RunConfig, runs: Path) -> Outcome:
         contextlib.redirect_stdout(_Log(log, shown)) as lines,
     ):
         try:
-            _run_pipeline(config, folder)
+            _run_pipeline(wanted, folder)
             error = ""
         except RuntimeError as failure:
             error = lines.last_error or str(failure)
@@ -102,15 +102,14 @@ def _compile(path: Path) -> dict[str, Any]:
     return spec
 
 
-def _run_pipeline(config: RunConfig, folder: Path) -> None:
+def _run_pipeline(wanted: Run, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from kfp import components, local
 
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
-        arguments = config.model_dump() | {"options": json.dumps(config.options)}
         with _named_outputs_in_conditions():
-            components.load_component_from_file(str(folder / "pipeline.yaml"))(**arguments)
+            components.load_component_from_file(str(folder / "pipeline.yaml"))(**wanted.arguments())
 
 
 @contextlib.contextmanager

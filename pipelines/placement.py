@@ -1,49 +1,258 @@
 """Where steps run: all that only Kubernetes sees, and that kfp.local ignores."""
 
-from kfp import kubernetes
-from kfp.dsl import PipelineTask
+import contextlib
+import contextvars
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
+
+from components.core.base_model import CACHE_VARIABLE
+from components.core.errors import InputError
+from components.core.options import StepConfig, nearest
+
+if TYPE_CHECKING:
+    from kfp.dsl import PipelineTask
 
 CONFIG_MAP = "qlora-pipelines"
 """ConfigMap in the runs' namespace with the addresses of store, MLflow and S3."""
 CONFIG_KEYS = ("QLORA_STORE", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL_S3")
 REGISTRY_KEYS = ("QLORA_MODELS_STORE", "MLFLOW_S3_ENDPOINT_URL", "QLORA_SIGNING_KEY")
 """Further ones that only registration reads."""
+HUB_SECRET, HUB_KEYS = "qlora-hub-token", ("HF_TOKEN",)
+"""Secrets: all are optional, and each key is the environment variable of its name. This one for gated bases."""
+S3_SECRET, S3_KEYS = "qlora-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+MLFLOW_SECRET, MLFLOW_KEYS = "qlora-mlflow", ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 SIGNING_SECRET, SIGNING_FOLDER = "qlora-signing-key", "/etc/qlora/signing"
 """Secret with the private key; QLORA_SIGNING_KEY names the file, `/etc/qlora/signing/NAME`. Without both: unsigned."""
+
+USER = 1000
+"""User and group of the images, and of every step's pod."""
 ACCELERATOR = "nvidia.com/gpu"
+GPU_RESOURCES = (ACCELERATOR, "nvidia.com/gpu.shared")
+"""What NVIDIA's device plugin calls a whole GPU and a time-sliced one; MIG slices are `nvidia.com/mig-PROFILE`."""
+MIG = re.compile(r"nvidia\.com/mig-\d+g\.\d+gb(\.me)?")
+CACHE_FOLDER = "/var/cache/qlora"
 
 
-def on_cpu(task: PipelineTask, *, cpu: str = "2", memory: str = "8Gi", cached: bool = False) -> PipelineTask:
-    """Places a step that needs no GPU.
+def _quantity(value: object) -> object:
+    """A memory or disk size as Kubernetes writes it; a near miss is named."""
+    text = str(value)
+    if re.fullmatch(r"\d+(\.\d+)?[MGT]i?", text) and float(text.rstrip("MGTi")):
+        return text
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([mgt])?(i)?b?\s*", text, re.IGNORECASE)
+    number, unit, binary = found.groups() if found else ("64", "G", "i")
+    meant = f"{number}{(unit or 'G').upper()}{'i' if binary or not unit else ''}"
+    raise ValueError(f"Kubernetes writes this {meant if float(number) else '64Gi'}")
+
+
+def _from_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+Quantity = Annotated[str, BeforeValidator(_quantity)]
+
+
+class Toleration(StepConfig):
+    """One toleration, as in a pod's spec."""
+
+    key: str = Field("", description="the taint's key; empty with Exists: every taint")
+    operator: Literal["Equal", "Exists"] = Field("Equal", description="how the value is compared")
+    value: str = Field("", description="the taint's value")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="empty: every effect")
+    tolerationSeconds: int | None = Field(None, description="seconds that a NoExecute taint is tolerated")
+
+    @model_validator(mode="after")
+    def _as_kubernetes_takes_it(self) -> Self:
+        if self.operator == "Exists" and self.value:
+            raise ValueError("operator Exists takes no value")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("operator Equal needs a key")
+        return self
+
+
+class Placement(StepConfig):
+    """Where a run's GPU steps go: parameters of the pipeline, beside those of `RunConfig`.
+
+    All are text or JSON, also the count: Kubeflow's driver reads a resource from a text parameter only.
+    """
+
+    accelerator: str = Field(
+        ACCELERATOR, description="Kubernetes resource that counts GPUs; the type of GPU is chosen by node_selector"
+    )
+    gpu_count: str = Field("1", pattern=r"^[1-9]\d?$", description="GPUs of the training pod; evaluation takes one")
+    node_selector: Annotated[dict[str, str], BeforeValidator(_from_json)] = Field(
+        {}, description="labels of the GPU nodes, a JSON object"
+    )
+    tolerations: Annotated[list[dict[str, JsonValue]], BeforeValidator(_from_json)] = Field(
+        [], description=f"tolerations besides that of {ACCELERATOR}, a JSON list"
+    )
+    cpu: str = Field("4", pattern=r"^([1-9]\d*(\.\d+)?|0?\.\d*[1-9]\d*|[1-9]\d*m)$", description="cores of a GPU step")
+    memory: Quantity = Field("32Gi", description="memory of a GPU step, such as 32Gi")
+
+    @field_validator("gpu_count", "cpu", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("accelerator")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in GPU_RESOURCES and not MIG.fullmatch(value):
+            raise ValueError(f"no resource of NVIDIA's device plugin{nearest(value, GPU_RESOURCES)}")
+        return value
+
+    @field_validator("tolerations")
+    @classmethod
+    def _check_each(cls, value: list[dict[str, JsonValue]]) -> list[dict[str, JsonValue]]:
+        for at, toleration in enumerate(value):
+            try:
+                Toleration.parse(toleration)
+            except InputError as error:
+                raise ValueError(f"number {at + 1}: {error}") from None
+        return value
+
+
+class Cluster(StepConfig):
+    """What is chosen when the pipeline is compiled, because Kubeflow takes no parameter there."""
+
+    cache_pvc: str = Field(
+        default="",
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$",
+        description="claim of a volume that keeps bases",
+    )
+    disk: Quantity | Literal[""] = Field(default="", description="most that a step may keep in /tmp, such as 200Gi")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What one step's pod needs.
+
+    Attributes:
+        cpu: cores; a GPU step's are the run's.
+        memory: request and limit; a GPU step's are the run's.
+        gpu: whether it goes to the GPU pool.
+        hours: after which it is ended.
+        retries: where a second try may go better; plan_run has none, so that what is wrong is said at once.
+        hub: whether it reads from the Hugging Face hub, and gets the token.
+        mlflow: whether it talks to MLflow, and gets the login.
+        signs: whether it registers: gets the registry's addresses and the signing key.
+        base: whether it reads the base's weights whole, and gets the volume that keeps them.
+    """
+
+    cpu: str = "2"
+    memory: str = "8Gi"
+    gpu: bool = False
+    hours: int = 6
+    retries: int = 2
+    hub: bool = False
+    mlflow: bool = False
+    signs: bool = False
+    base: bool = False
+
+    @property
+    def secrets(self) -> dict[str, tuple[str, ...]]:
+        """Names of the secrets that the step reads, each with its keys."""
+        wanted = {HUB_SECRET: self.hub, S3_SECRET: True, MLFLOW_SECRET: self.mlflow}
+        keys = {HUB_SECRET: HUB_KEYS, S3_SECRET: S3_KEYS, MLFLOW_SECRET: MLFLOW_KEYS}
+        return {name: keys[name] for name in keys if wanted[name]}
+
+    @property
+    def config_keys(self) -> tuple[str, ...]:
+        """The keys of the ConfigMap that the step reads."""
+        return CONFIG_KEYS + (REGISTRY_KEYS if self.signs else ())
+
+
+STEPS = {
+    "plan_run": Needs(hours=1, retries=0, hub=True, mlflow=True),
+    "stage_base_model": Needs(hub=True),
+    "prepare_dataset": Needs(),
+    "train_qlora": Needs(gpu=True, hours=7 * 24, retries=5, mlflow=True, base=True),
+    "evaluate_model": Needs(gpu=True, mlflow=True, base=True),
+    "dequantize_and_merge": Needs(memory="4Gi"),
+    "register_model": Needs(hours=1, mlflow=True, signs=True),
+}
+"""Every step of the pipeline."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The run's `Placement`, as the pipeline's parameters: what they hold is known when the run starts."""
+
+    accelerator: Any
+    gpu_count: Any
+    node_selector: Any
+    tolerations: Any
+    cpu: Any
+    memory: Any
+
+
+_cluster: contextvars.ContextVar[Cluster] = contextvars.ContextVar("cluster", default=Cluster())  # noqa: B039, it is frozen
+
+
+@contextlib.contextmanager
+def chosen(cluster: Cluster) -> Iterator[None]:
+    """Pipelines built inside are for this cluster."""
+    token = _cluster.set(cluster)
+    try:
+        yield
+    finally:
+        _cluster.reset(token)
+
+
+def place(task: "PipelineTask", pool: Pool, *, cached: bool = False, gpus: Any = "1") -> "PipelineTask":
+    """Gives a step all that its pod needs.
 
     Args:
-        task: the step.
-        cpu: cores, as Kubernetes writes them.
-        memory: request and limit, as Kubernetes writes them.
+        task: a step of `STEPS`.
+        pool: the run's placement.
         cached: whether KFP may reuse an earlier result. Not for a step whose result is an address: what lay there may
             have been deleted since; such steps find their own finished work by key.
+        gpus: how many, if it is a GPU step.
     """
-    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
+    from kfp import kubernetes
+
+    needs, cluster = STEPS[task.component_spec.name.replace("-", "_")], _cluster.get()
     task.set_caching_options(cached)
-    return kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
+    if needs.retries:
+        # The last figure is no longest wait: Argo ends the step, running or not, that long after its first start.
+        window = f"{needs.hours * 3600 * (needs.retries + 1)}s"
+        task.set_retry(needs.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=window)
+    kubernetes.set_timeout(task, needs.hours * 3600)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in needs.config_keys}, optional=True)
+    for secret, keys in needs.secrets.items():
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+    if needs.signs:
+        kubernetes.use_secret_as_volume(task, SIGNING_SECRET, mount_path=SIGNING_FOLDER, optional=True)
+    if cluster.disk:
+        kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=cluster.disk)
+    if cluster.cache_pvc and needs.base:
+        kubernetes.mount_pvc(task, cluster.cache_pvc, CACHE_FOLDER)
+        task.set_env_variable(CACHE_VARIABLE, CACHE_FOLDER)
+    cpu, memory = (pool.cpu, pool.memory) if needs.gpu else (needs.cpu, needs.memory)
+    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
+    if needs.gpu:
+        _on_gpu(task, pool, gpus)
+    return task
 
 
-def on_gpu(task: PipelineTask, *, cpu: str = "4", memory: str = "32Gi", cached: bool = False) -> PipelineTask:
-    """Places a step on the GPU pool with one GPU, and shared memory as large as its limit.
+def _on_gpu(task: "PipelineTask", pool: Pool, gpus: Any) -> None:
+    from kfp import kubernetes
 
-    Args:
-        task: the step.
-        cpu: cores, as Kubernetes writes them.
-        memory: request and limit, as Kubernetes writes them.
-        cached: as for `on_cpu`.
-    """
-    task.set_accelerator_type(ACCELERATOR).set_accelerator_limit(1)
-    kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory")
+    task.set_accelerator_type(pool.accelerator).set_accelerator_limit(gpus)
+    kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
     kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
-    return on_cpu(task, cpu=cpu, memory=memory, cached=cached)
-
-
-def signing(task: PipelineTask) -> PipelineTask:
-    """Gives the step that registers the registry's addresses, and the private key where the namespace has one."""
-    kubernetes.use_secret_as_volume(task, SIGNING_SECRET, mount_path=SIGNING_FOLDER, optional=True)
-    return kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in REGISTRY_KEYS}, optional=True)
+    kubernetes.add_toleration_json(task, pool.tolerations)
+    kubernetes.add_node_selector_json(task, pool.node_selector)
+    # Without this kfp 2.17 does not declare them in the `If` around the step, and the step finds no input there.
+    channels = [pool.accelerator, pool.cpu, pool.memory, pool.tolerations, pool.node_selector]
+    task.register_pipeline_channels(channels + ([] if isinstance(gpus, str) else [gpus]))

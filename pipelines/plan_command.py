@@ -13,6 +13,7 @@ from components.core import base_model
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import access, compare, fit, gpus, memory, time_and_cost
+from pipelines import run_file
 
 GIB = fit.GIB
 
@@ -179,9 +180,7 @@ def plan(
     Example:
       qlora plan --config pipelines/demo/demo.yaml --compare
     """
-    from pipelines.cli import load_config
-
-    figures = estimate(load_config(path), gpu_count, efficiency, dict(prices), reach)
+    figures = estimate(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
     click.echo(json.dumps(figures) if as_json else text(figures, with_compare))
     fatal = any(finding["level"] == "fatal" for finding in figures["findings"])
     ctx.exit(1 if fatal or not figures["fits"] else 0)

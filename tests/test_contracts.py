@@ -13,6 +13,7 @@ from docstring_parser import parse
 from components.core.config import OPTION_STEPS, RunConfig
 from pipelines import reference
 from pipelines.finetune import finetune
+from pipelines.placement import Placement
 
 ROOT = Path(__file__).parent.parent
 STEPS = reference.STEPS
@@ -96,7 +97,8 @@ def test_task_takes_its_paths_by_name(step: str) -> None:
 
 def test_the_pipelines_parameters_are_a_runs_options() -> None:
     parameters = inspect.signature(finetune.pipeline_func).parameters
-    fields = RunConfig.model_fields
+    assert not set(RunConfig.model_fields) & set(Placement.model_fields)
+    fields = RunConfig.model_fields | Placement.model_fields
     assert set(parameters) == set(fields)
     for name, parameter in parameters.items():
         if fields[name].is_required():

@@ -1,17 +1,23 @@
 """The base model by name: a local folder, an `s3://` prefix, or a Hugging Face id."""
 
+import contextlib
 import dataclasses
 import os
 import re
+import time
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from components.core import keys, storage
 from components.core.errors import InputError
+from components.core.steps import log
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 """What a tokenizer and a config consist of; weights are safetensors."""
+CACHE_VARIABLE = "QLORA_BASE_CACHE"
+"""Names a folder that outlives a pod and keeps bases, such as a mounted volume."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
@@ -50,6 +56,58 @@ def resolve(base_model: str, revision: str) -> str:
             f"base model {base_model}: its files are not those of revision {revision[:19]}; they are {found[:19]}"
         )
     return found
+
+
+def fetch(base_uri: str, folder: Path) -> Path:
+    """A local folder with a base's files: the very folder where it is local, else a copy that may have been kept.
+
+    With QLORA_BASE_CACHE, copies are kept there by content, so that a base of other files is another folder. A file has
+    its name when it is whole, so whoever fetches at the same time, or was cut short, does no harm.
+
+    Args:
+        base_uri: a folder or an `s3://` prefix.
+        folder: where the copy goes if none is kept.
+
+    Raises:
+        InputError: the base, or the folder that keeps bases, cannot be read or written.
+    """
+    keep = os.environ.get(CACHE_VARIABLE, "")
+    if not keep or not storage.is_s3(base_uri):
+        return storage.download(base_uri, folder)
+    entries = storage.listing(base_uri)
+    kept = Path(keep) / keys.digest([[entry.path, entry.size, entry.etag] for entry in entries])
+    missing = [entry for entry in entries if not _is_whole(kept / entry.path, entry.size)]
+    try:
+        _remove_torn(Path(keep))
+        for entry in missing:
+            _fetch_file(storage.file_uri(base_uri, entry), kept / entry.path)
+    except OSError as error:
+        raise InputError(
+            f"{CACHE_VARIABLE} {keep}: {error.strerror}; the volume must have room, and user {os.getuid()} may write it"
+        ) from None
+    log(f"base: {len(entries) - len(missing)} of {len(entries)} files were kept in {keep}")
+    return kept
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _fetch_file(uri: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{uuid.uuid4().hex}.part")
+    bucket, key = storage.s3_location(uri)
+    with storage.s3_errors(uri):
+        storage.s3_client().download_file(bucket, key, str(aside))
+    aside.replace(target)
+
+
+def _remove_torn(keep: Path) -> None:
+    """Removes what pods left behind that ended while they fetched: parts that nobody wrote to for a day."""
+    for part in keep.glob("*/.*.part"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else was first, or it is whole now
+            if time.time() - part.stat().st_mtime > 86_400:
+                part.unlink()
 
 
 def _check_names(base_model: str, names: Iterable[str]) -> None:

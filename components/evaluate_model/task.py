@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from components.core import attempts, dataset, storage
+from components.core import attempts, base_model, dataset, storage
 from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
 from components.core.errors import InputError
@@ -86,7 +86,7 @@ def run(
             result = _merged(config, samples, merged_uri, Path(folder), adapter_scores, (scores, report))
         else:
             against = _champion(model_name, champion_version, adapter)
-            base = storage.download(base_uri, Path(folder))
+            base = base_model.fetch(base_uri, Path(folder))
             result = _tuned(config, samples, base, adapter, against, (scores, report))
     log(result.reason)
     return result

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import attempts, dataset, failures, models, storage
+from components.core import attempts, base_model, dataset, failures, models, storage
 from components.core.config import TrainConfig
 from components.core.errors import InputError
 from components.core.quantization import Quantization
@@ -72,7 +72,7 @@ def run(
         with failures.once(checkpoints.uri):
             _check(train_set, dataset_digest)
             with tempfile.TemporaryDirectory() as folder, attempts.attempt(key_uri) as attempt:
-                base = storage.download(base_uri, Path(folder))
+                base = base_model.fetch(base_uri, Path(folder))
                 models.check_folder(base)
                 job = training.Job(
                     config=config,

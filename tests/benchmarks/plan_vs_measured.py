@@ -17,7 +17,7 @@ from components.core.config import RunConfig
 from components.plan_run import fit, host_memory
 from components.plan_run import task as plan_run
 from components.prepare_dataset import task as prepare_dataset
-from pipelines.cli import load_config
+from pipelines import run_file
 from tests.benchmarks import measure as memory
 
 DEMO = Path("pipelines/demo/demo.yaml")
@@ -31,7 +31,7 @@ def compare(**changed: object) -> dict[str, float]:
     Args:
         **changed: options of train_qlora, in place of the demo's.
     """
-    config = load_config(DEMO)
+    config = run_file.load(DEMO).config
     options = {**config.options, "train_qlora": config.options["train_qlora"] | {"max_steps": STEPS} | changed}
     config = RunConfig.parse(**config.model_dump() | {"options": options})
     train = config.for_step("train_qlora")

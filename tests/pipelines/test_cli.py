@@ -51,6 +51,9 @@ def test_wrong_use_exits_2() -> None:
         ("base_model: m\ndataset_uri: d\nmodel_name: n\nlr: 1\n", "unknown option lr"),
         ("base_model: m\ndataset_uri: d\nmodel_name: n\nlerning_rate: 1\n", "did you mean learning_rate?"),
         ("base_model: m\ndataset_uri: d\nmodel_name: a/b\n", "register_model: model_name"),
+        ("base_model: m\ndataset_uri: d\nmodel_name: n\nmemroy: 1Gi\n", "did you mean memory?"),
+        ("base_model: m\ndataset_uri: d\nmodel_name: n\nmemory: 64GiB\n", "memory: Kubernetes writes this 64Gi (got"),
+        ("base_model: m\ndataset_uri: d\nmodel_name: n\ntolerations: '[{'\n", "tolerations: not JSON"),
     ],
 )
 def test_a_bad_config_is_one_line_and_exit_1(config: str, message: str, tmp_path: Path) -> None:

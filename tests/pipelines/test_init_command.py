@@ -7,7 +7,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from components.core.config import OPTION_STEPS, STEPS, RunConfig
-from pipelines.cli import load_config, main
+from pipelines import run_file
+from pipelines.cli import main
 
 
 def init(*arguments: object) -> Result:
@@ -19,7 +20,7 @@ def test_it_writes_a_config_that_loads(tmp_path: Path) -> None:
     data.write_text("{}\n")
     result = init(tmp_path / "mine", "--base-model", "org/base", "--data", data)
     assert result.exit_code == 0 and f"qlora run --config {tmp_path}/mine/run.yaml" in result.output
-    config = load_config(tmp_path / "mine" / "run.yaml")
+    config = run_file.load(tmp_path / "mine" / "run.yaml").config
     assert config == RunConfig(base_model="org/base", dataset_uri=str(data), model_name="mine")
 
 

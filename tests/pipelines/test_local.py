@@ -23,6 +23,8 @@ def run(folder: Path, base: Path, margin: float) -> tuple[int, dict[str, object]
         "model_name": "tiny",
         "max_length": 64,
         "learning_rate": 0.01,
+        "memory": "16Gi",
+        "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"},
         "options": {
             "prepare_dataset": {"eval_share": 0.2},
             "train_qlora": {"max_steps": 20, "batch_tokens": 512},

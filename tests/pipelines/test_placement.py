@@ -1,0 +1,228 @@
+"""What the compiled pipeline asks of Kubernetes, read from the compiled YAML."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.core.errors import InputError
+from pipelines import placement, run_file
+from pipelines.compile_command import compile_for
+from pipelines.placement import Cluster, Placement
+from pipelines.reference import GOLDEN
+
+MINIMAL = {"base_model": "b", "dataset_uri": "d", "model_name": "n"}
+GPU_TASKS = {"train-qlora", "evaluate-model", "evaluate-model-2"}
+
+
+def compiled(path: Path = GOLDEN) -> tuple[dict[str, Any], dict[str, Any]]:
+    pipeline, platform = yaml.safe_load_all(path.read_text())
+    return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+PIPELINE, KUBERNETES = compiled()
+
+
+def tasks(pipeline: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every task of every DAG that is a step, by name."""
+    for dag in [pipeline["root"], *pipeline["components"].values()]:
+        for name, task in dag.get("dag", {}).get("tasks", {}).items():
+            if "executorLabel" in pipeline["components"][task["componentRef"]["name"]]:
+                yield name, task
+
+
+def container(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = PIPELINE["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    return found
+
+
+def step_of(task: str) -> str:
+    return re.sub(r"-\d+$", "", task).replace("-", "_")
+
+
+TASKS = [name for name, _ in tasks(PIPELINE)]
+
+
+def environment(task: str, kind: str) -> dict[str, set[str]]:
+    name = {"configMapAsEnv": "configMapName", "secretAsEnv": "secretName"}[kind]
+    found = KUBERNETES[f"exec-{task}"].get(kind, [])
+    assert all(source["optional"] for source in found), task
+    return {source[name]: {pair["envVar"] for pair in source["keyToEnv"]} for source in found}
+
+
+def test_every_step_has_its_place() -> None:
+    assert len(TASKS) == 8 and {step_of(task) for task in TASKS} == set(placement.STEPS)
+
+
+def test_gpu_steps_take_their_place_from_the_runs_parameters() -> None:
+    def parameter(name: str) -> str:
+        return f"{{{{$.inputs.parameters['pipelinechannel--{name}']}}}}"
+
+    for task in TASKS:
+        resources, pod = container(task)["resources"], KUBERNETES[f"exec-{task}"]
+        if task not in GPU_TASKS:
+            assert "accelerator" not in resources and "tolerations" not in pod
+            continue
+        gpus = parameter("gpu_count") if task == "train-qlora" else "1"
+        assert resources["accelerator"]["resourceType"] == parameter("accelerator")
+        assert resources["accelerator"]["resourceCount"] == gpus
+        assert resources["resourceCpuRequest"] == parameter("cpu")
+        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == parameter("memory")
+        assert pod["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith("node_selector")
+        assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
+        assert pod["tolerations"][-1]["tolerationJson"]["componentInputParameter"].endswith("tolerations")
+        assert pod["emptyDirMounts"] == [{"medium": "Memory", "mountPath": "/dev/shm", "volumeName": "shm"}]
+
+
+def undeclared(pipeline: dict[str, Any], kubernetes: dict[str, Any]) -> list[str]:
+    """Parameters that a task uses but is not given, or takes from a DAG that does not declare them."""
+    found = []
+    for dag in [pipeline["root"], *pipeline["components"].values()]:
+        declared = set(dag["inputDefinitions"].get("parameters", {}))
+        for name, task in dag.get("dag", {}).get("tasks", {}).items():
+            label = pipeline["components"][task["componentRef"]["name"]].get("executorLabel")
+            executor = pipeline["deploymentSpec"]["executors"].get(label, {}).get("container", {})
+            uses = json.dumps([task, executor.get("resources")])
+            given = set(task.get("inputs", {}).get("parameters", {}))
+            found += [f"{name}: {x}" for x in re.findall(r"parameters\['([^']+)'\]", uses) if x not in given]
+            takes = json.dumps([task, kubernetes.get(label)])
+            found += [f"{name}: {x}" for x in re.findall(r'InputParameter": "([^"]+)"', takes) if x not in declared]
+    return found
+
+
+def test_every_parameter_used_inside_a_sub_dag_is_declared_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Kubeflow's driver looks a step's placement up among the inputs of the DAG that it is in."""
+    assert undeclared(PIPELINE, KUBERNETES) == []
+    monkeypatch.setattr("kfp.dsl.PipelineTask.register_pipeline_channels", lambda *_: None)
+    compile_for(Cluster(), tmp_path / "p.yaml")
+    missing = undeclared(*compiled(tmp_path / "p.yaml"))
+    assert "evaluate-model-2: pipelinechannel--memory" in missing  # what the call in placement.py is for
+
+
+def test_a_resource_comes_from_text() -> None:
+    """Kubeflow's driver reads it with GetStringValue: of a number it gets nothing."""
+    parameters = PIPELINE["root"]["inputDefinitions"]["parameters"]
+    for name in ("accelerator", "gpu_count", "cpu", "memory"):
+        assert parameters[name]["parameterType"] == "STRING"
+
+
+def test_secrets_reach_the_steps_that_need_them_and_no_others() -> None:
+    for task in TASKS:
+        secrets = environment(task, "secretAsEnv")
+        assert secrets["qlora-s3"] == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert ("qlora-hub-token" in secrets) == (task in ("plan-run", "stage-base-model"))
+        assert ("qlora-mlflow" in secrets) == (task in {"plan-run", "register-model"} | GPU_TASKS)
+        keys = KUBERNETES[f"exec-{task}"].get("secretAsVolume", [])
+        assert [key["secretName"] for key in keys if key["optional"]] == ["qlora-signing-key"] * (
+            task == "register-model"
+        )
+    assert environment("plan-run", "secretAsEnv")["qlora-hub-token"] == {"HF_TOKEN"}
+
+
+def test_addresses_come_from_the_config_map() -> None:
+    for task in TASKS:
+        assert set(placement.CONFIG_KEYS) <= environment(task, "configMapAsEnv")["qlora-pipelines"]
+
+
+def test_no_secret_is_in_the_compiled_file() -> None:
+    text = GOLDEN.read_text()
+    assert "hf_" not in text and "env:" not in text
+
+
+def test_pods_run_as_a_user_who_is_not_root_and_end_some_day() -> None:
+    for task in TASKS:
+        pod = KUBERNETES[f"exec-{task}"]
+        assert pod["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+        assert 3600 <= int(pod["activeDeadlineSeconds"]) <= 7 * 24 * 3600
+
+
+def test_retries_wait_and_have_time() -> None:
+    """Argo ends retries, and the step, backoffMaxDuration after its first start (kubeflow/pipelines #14245)."""
+    for name, task in tasks(PIPELINE):
+        if name == "plan-run":
+            assert "retryPolicy" not in task
+            continue
+        policy = task["retryPolicy"]
+        seconds = int(KUBERNETES[f"exec-{name}"]["activeDeadlineSeconds"])
+        assert policy["backoffDuration"] == "60s" and policy["backoffFactor"] == 2
+        assert int(policy["backoffMaxDuration"].rstrip("s")) >= seconds * (policy["maxRetryCount"] + 1)
+
+
+def test_only_steps_whose_results_are_values_are_cached() -> None:
+    cached = {name for name, task in tasks(PIPELINE) if task["cachingOptions"].get("enableCache")}
+    assert cached == {"prepare-dataset", "train-qlora", "evaluate-model"}
+
+
+def test_what_kubeflow_takes_no_parameter_for_is_chosen_at_compile_time(tmp_path: Path) -> None:
+    compile_for(Cluster(cache_pvc="bases", disk="200Gi"), tmp_path / "p.yaml")
+    pipeline, kubernetes = compiled(tmp_path / "p.yaml")
+    for name in TASKS:
+        pod = kubernetes[f"exec-{name}"]
+        assert {"mountPath": "/tmp", "sizeLimit": "200Gi", "volumeName": "tmp"} in pod["emptyDirMounts"]
+        mounts = [(mount["constant"], mount["mountPath"]) for mount in pod.get("pvcMount", [])]
+        assert mounts == [("bases", "/var/cache/qlora")] * (name in GPU_TASKS)
+        env = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"].get("env", [])
+        assert env == [{"name": "QLORA_BASE_CACHE", "value": "/var/cache/qlora"}] * (name in GPU_TASKS)
+    assert "bases" not in GOLDEN.read_text().split("deploymentSpec")[0] and "pvcMount" not in GOLDEN.read_text()
+
+
+def test_the_form_needs_three_fields_and_explains_all() -> None:
+    parameters = PIPELINE["root"]["inputDefinitions"]["parameters"]
+    assert {name for name, field in parameters.items() if not field.get("isOptional")} == set(MINIMAL)
+    assert all(len(field["description"]) > 10 for field in parameters.values())
+    assert len(json.dumps(run_file.of(MINIMAL).arguments())) < 2_000
+
+
+def test_text_json_and_numbers_are_all_taken() -> None:
+    run = run_file.of(MINIMAL | {"cpu": 8, "memory": "1.5Gi", "tolerations": '[{"key": "spot", "operator": "Exists"}]'})
+    assert run.placement.cpu == "8" and run.placement.tolerations[0]["key"] == "spot"
+    assert run_file.of(MINIMAL | {"node_selector": {"a": "b"}}).arguments()["node_selector"] == {"a": "b"}
+
+
+def test_a_gpu_for_each_process() -> None:
+    options = {"train_qlora": {"processes": 4}}
+    assert run_file.of(MINIMAL | {"options": options}).placement.gpu_count == "4"
+    with pytest.raises(InputError, match=r"gpu_count is 2 but options\.train_qlora.processes is 4"):
+        run_file.of(MINIMAL | {"options": options, "gpu_count": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("memory", "64GiB", "memory: Kubernetes writes this 64Gi"),
+        ("memory", "64 gb", "memory: Kubernetes writes this 64G"),
+        ("memory", "64", "memory: Kubernetes writes this 64Gi"),
+        ("memory", "much", "memory: Kubernetes writes this 64Gi"),
+        ("memory", "0Gi", "memory: Kubernetes writes this 64Gi"),
+        ("node_selector", "{gpu", "node_selector: not JSON"),
+        ("node_selector", "[]", "node_selector: Input should be a valid dictionary"),
+        ("node_selector", {"a": 1}, "node_selector.a: Input should be a valid string"),
+        ("tolerations", "[{]", "tolerations: not JSON"),
+        ("tolerations", "{}", "tolerations: Input should be a valid list"),
+        ("tolerations", [{"kye": "a"}], "tolerations: number 1: unknown option kye; did you mean key?"),
+        ("tolerations", [{"key": "a", "operator": "Is"}], "tolerations: number 1: operator: "),
+        ("tolerations", [{"key": "a", "operator": "Exists", "value": "b"}], "operator Exists takes no value"),
+        ("tolerations", [{"value": "b"}], "operator Equal needs a key"),
+        ("accelerator", "nvidia.com/gpus", "did you mean nvidia.com/gpu?"),
+        ("accelerator", "a100", "accelerator: no resource of NVIDIA's device plugin; there are: nvidia.com/gpu"),
+        ("gpu_count", "0", "gpu_count: "),
+        ("gpu_count", "many", "gpu_count: "),
+        ("cpu", "four", "cpu: "),
+        ("cpu", "0", "cpu: "),
+    ],
+)
+def test_a_wrong_placement_is_one_line_that_helps(name: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
+        Placement.parse(**{name: value})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-1g.10gb.me"])
+def test_slices_of_a_gpu_are_known(value: str) -> None:
+    assert Placement.parse(accelerator=value).accelerator == value
