@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 from components.core.config import OPTION_STEPS, STEPS, RunConfig
 from pipelines import run_file
 from pipelines.cli import main
+from pipelines.placement import Placement
 
 
 def init(*arguments: object) -> Result:
@@ -33,7 +34,7 @@ def test_every_option_is_there_with_its_default(tmp_path: Path) -> None:
     options = bare.pop("options")
     assert bare == {
         name: field.default
-        for name, field in RunConfig.model_fields.items()
+        for name, field in (RunConfig.model_fields | Placement.model_fields).items()
         if name not in ("options", "base_model", "dataset_uri", "model_name")
     }
     for step in OPTION_STEPS:
