@@ -52,6 +52,6 @@ def _move(client: Any, name: str, number: str, as_json: bool) -> None:
     former = tracking.champion(client, name)
     with registry.explained(f"moving the champion of {name}", mend="run again"):
         registry.move_champion(client, name, number, former)
-    was = f", it was version {former}" if former and former != number else ""
-    moved = {"name": name, "champion": number, "previous": former}
+    was = "" if not former else ", as before" if former == number else f", it was version {former}"
+    moved = {"name": name, "champion": number, "was": former}
     click.echo(json.dumps(moved) if as_json else f"models:/{name}@champion is version {number}{was}")

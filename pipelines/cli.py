@@ -66,7 +66,7 @@ def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
     except KeyboardInterrupt:
         click.echo(f"\ncancelled; go on where it stopped: qlora run --config {config}", err=True)
         ctx.exit(CANCELLED)
-    click.echo(summary.text(outcome))
+    click.echo(summary.text(outcome), err=bool(outcome.error))
     if as_json:
         click.echo(json.dumps({"folder": str(outcome.folder), "error": outcome.error, "results": outcome.results}))
     ctx.exit(1 if outcome.error else 0 if outcome.registered else GATE_SAID_NO)

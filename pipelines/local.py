@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import yaml
 
 from components.core import storage, tracking
+from components.core.errors import InputError
 from pipelines import screen
 from pipelines.run_file import Run
 from pipelines.screen import Screen
@@ -64,10 +65,12 @@ def run(wanted: Run, runs: Path) -> Outcome:
     Args:
         wanted: the whole run; its placement is checked and handed on, and means nothing here.
         runs: folder that keeps runs, and the default store and MLflow database.
+
+    Raises:
+        InputError: that folder cannot be written.
     """
     runs = runs.absolute()
-    folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{wanted.config.model_name}"
-    folder.mkdir(parents=True)
+    folder = _new_folder(runs, wanted.config.model_name)
     os.environ.setdefault(storage.STORE_VARIABLE, str(runs / "store"))
     registry = "" if os.environ.get(tracking.URI_VARIABLE) else f"sqlite:///{runs / 'mlflow.db'}"
     os.environ.setdefault(tracking.URI_VARIABLE, registry)
@@ -87,6 +90,20 @@ def run(wanted: Run, runs: Path) -> Outcome:
     results = dict(_results(folder / "tasks"))
     _collect_reports(folder)
     return Outcome(folder, results, error, registry)
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    started = time.strftime("%Y%m%d-%H%M%S")
+    for ending in ("", *(f"-{number}" for number in range(2, 100))):
+        try:
+            folder = runs / f"{started}-{name}{ending}"
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue  # another run began in this second
+        except OSError as error:
+            raise InputError(f"{runs}: no folder for runs: {error.strerror}") from None
+    raise InputError(f"{runs}: no folder for runs: {started}-{name} and its like exist")
 
 
 def _compile(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def pull(uri: str, folder: Path | None, public_key: str, kserve: bool, as_json: 
             length=whole.size, label=f"{version.name} version {version.version}", file=sys.stderr
         ) as bar:
             copied = pulling.pull(whole, folder.absolute(), bar.update)
-        serve = f"vllm serve {folder / registered.MODEL} --served-model-name {version.name}"
+        serve = shlex.join(["vllm", "serve", str(folder / registered.MODEL), "--served-model-name", version.name])
         found |= {"folder": str(folder), "copied": copied, "serve": serve}
     if kserve:
         found["kserve"] = inference_service(version.name, whole.uri)

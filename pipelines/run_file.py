@@ -36,6 +36,8 @@ def load(path: Path) -> Run:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"config {path}: not text") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

@@ -1,6 +1,7 @@
 """What a person reads when a local run has ended."""
 
 import re
+import shlex
 
 from components.core import tracking
 from pipelines.local import Outcome
@@ -8,7 +9,8 @@ from pipelines.local import Outcome
 
 def text(outcome: Outcome) -> str:
     """The closing lines: the table base / tuned / merged, what was registered or why not, where things lie."""
-    lines = ["", *_table(outcome), ""]
+    table = _table(outcome)
+    lines = ["", *table, ""] if table else []
     if outcome.error:
         lines += [f"error: {outcome.error}", f"The whole log: {outcome.folder / 'log.txt'}"]
         return "\n".join(lines)
@@ -29,7 +31,7 @@ def _pull(outcome: Outcome, uri: str) -> str:
     """The command that fetches the model, verified."""
     registry = f"{tracking.URI_VARIABLE}={outcome.registry} " if outcome.registry else ""
     name = re.split("[/@]", uri.removeprefix("models:/"))[0]
-    return f"{registry}qlora pull {uri} --to {name}"
+    return registry + shlex.join(["qlora", "pull", uri, "--to", name])
 
 
 def _table(outcome: Outcome) -> list[str]:

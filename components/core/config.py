@@ -168,7 +168,7 @@ class RegisterConfig(StepConfig):
     """register_model."""
 
     model_name: str = Field(
-        description="name of the registered model in MLflow", min_length=1, pattern=r"^[^/:%\"'.]+$"
+        description="name of the registered model in MLflow", min_length=1, pattern=r"^[^/:@%\"'.\x00-\x1f]+$"
     )
 
 

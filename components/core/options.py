@@ -23,7 +23,7 @@ Int = Annotated[int, BeforeValidator(_whole)]
 class StepConfig(BaseModel):
     """Base of all configs: frozen, and a name it does not know is an error that names the nearest one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls, options: str | dict[str, Any] = "{}", /, **values: Any) -> Self:

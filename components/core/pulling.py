@@ -119,10 +119,13 @@ def _fetch(version: Registered, partial: Path, journal: _Journal, arrived: Calla
         data = transfer.read_range(storage.join(version.uri, name), start, size)
         if len(data) != size:
             raise InputError(f"{version.uri}: {name} is not whole")
-        with (partial / name).open("r+b") as file:
-            file.seek(start)
-            file.write(data)
-        journal.add(part)
+        try:
+            with (partial / name).open("r+b") as file:
+                file.seek(start)
+                file.write(data)
+            journal.add(part)
+        except OSError as error:
+            raise InputError(f"{partial}: {error.strerror}; what has come is kept, pull again") from None
         return size
 
     with ThreadPoolExecutor(transfer.PARALLEL) as pool:
@@ -167,5 +170,8 @@ def _check_present(version: Registered, folder: Path) -> None:
     for name in version.files:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: {name} is gone; remove the folder and pull again")
+    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    for name in sorted(here - version.signed_files.keys() - {signatures.SIGNATURE}):
+        raise InputError(f"{folder}: {name} is none of the registered files; remove it and pull again")
     for name in _differing(version, folder):
         raise InputError(f"{folder}: {name} was altered; remove the folder and pull again")

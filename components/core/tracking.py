@@ -2,6 +2,9 @@
 
 import os
 import re
+import socket
+import ssl
+import textwrap
 import uuid
 from typing import Any
 
@@ -41,6 +44,8 @@ def client(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> A
         tracking.search_registered_models(max_results=1)
     except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
         raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
+    except ImportError as error:
+        raise InputError(f"MLflow at {hide_password(uri)} needs a driver: {error}") from None
     elsewhere = transfer.MODELS_VARIABLE in os.environ
     if with_store and uri.startswith("http") and not elsewhere and not storage.is_s3(storage.root()):
         raise InputError(
@@ -117,6 +122,14 @@ def check_registering(tracking: Any) -> None:
 
 
 def reason(error: Exception) -> str:
-    """An error's first line without the passwords that addresses in it may carry."""
+    """Why it failed, in one line: what the connection said, or else the error's first line, without passwords."""
+    deepest: BaseException = error
+    while inner := deepest.__cause__ or deepest.__context__:
+        deepest = inner
+    if isinstance(deepest, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
+        return deepest.strerror or str(deepest) or type(deepest).__name__
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"://[^@/\s]*@", "://", line)[:200]
+    login = os.environ.get(URI_VARIABLE, "").partition("://")[2].rpartition("@")[0]
+    for secret in filter(None, (login, os.environ.get("MLFLOW_TRACKING_PASSWORD"))):
+        line = line.replace(f"{secret}@", "").replace(secret, "...")
+    return textwrap.shorten(re.sub(r"://[^@/\s]*@", "://", line), 200, placeholder=" ...")

@@ -16,6 +16,8 @@ RUN_VARIABLE = "MLFLOW_RUN_ID"
 COMMIT_VARIABLE = "QLORA_GIT_COMMIT"
 """Set in the images; elsewhere the checkout is asked."""
 NAME_TAG = "qlora.model_name"
+REPORTS_TAG = "qlora.reports"
+"""Where MLflow keeps the steps' reports: `mlflow.artifacts.download_artifacts` takes it."""
 DIGEST_DIGITS = 36
 """As many as MLflow keeps of a data set's digest; the whole one is a tag."""
 
@@ -32,14 +34,15 @@ def tags(merge_key: str, champion_version: str, evidence: dict[str, str]) -> dic
 
 
 def git_commit() -> str:
-    """The commit of the code at work; '' where that is not known."""
+    """The commit of the code at work, with `-dirty` where files differ from it; '' where that is not known."""
     if given := os.environ.get(COMMIT_VARIABLE):
         return given
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        asked = subprocess.run(describe, cwd=root, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
     return asked.stdout.strip() if asked.returncode == 0 else ""
@@ -106,7 +109,7 @@ def said(version: Any) -> dict[str, str]:
 
 
 def log_run(client: Any, version: Any, data: list[Any], reports: dict[str, str]) -> None:
-    """Writes data, figures and reports to a version's run; writing them again changes nothing.
+    """Writes data, figures and reports to a version's run, and where they lie to the version; again changes nothing.
 
     Args:
         client: MLflow's.
@@ -129,6 +132,9 @@ def log_run(client: Any, version: Any, data: list[Any], reports: dict[str, str])
             client.log_text(run_id, Path(path).read_text(), f"reports/{name}.html")
         except OSError as error:
             raise InputError(f"report {path}: {error.strerror}") from None
+    if reports:
+        place = f"runs:/{run_id}/reports"
+        registry.repeated(client.set_model_version_tag, version.name, version.version, REPORTS_TAG, place)
     if RUN_VARIABLE not in os.environ:
         client.set_terminated(run_id)
 

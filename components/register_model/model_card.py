@@ -11,7 +11,7 @@ TEMPLATE = """---
 
 # {{ name }}
 
-{{ base }} fine-tuned with QLoRA: the base was held in 4 bits, a LoRA adapter was trained on it, and both were merged
+`{{ base }}` fine-tuned with QLoRA: the base was held in 4 bits, a LoRA adapter was trained on it, and both were merged
 into an ordinary 16-bit model. The adapter alone lies in `adapter/`.
 
 ## Intended use
@@ -25,12 +25,15 @@ part of it. Outside that task it was not evaluated. It keeps the base model's li
 {% endfor %}
 ## Evaluation
 
-On held-out rows that were not trained on. Losses are nats a supervised token; -1 means that no answer was generated.
+On {{ rows }} that were not trained on. A loss is nats a supervised token; `tuned` is the adapter on the 4-bit base,
+`merged` this model.
 
-| figure | value |
-|---|---|
-{% for figure, value in figures %}| {{ figure }} | {{ value }} |
-{% endfor %}
+{% for row in models %}| {{ row | join(" | ") }} |
+{% endfor %}{% if gates %}
+What the gates went by: by how much the model is better, between bounds that hold with {{ confidence }} confidence each.
+
+{% for row in gates %}| {{ row | join(" | ") }} |
+{% endfor %}{% endif %}
 ## How to make it again
 
 With qlora-pipelines {{ version }}{{ commit }}:
@@ -46,6 +49,9 @@ as `run.yaml`, and `qlora run --config run.yaml`.
 |---|---|
 {% for key, value in origin %}| {{ key }} | {{ value }} |
 {% endfor %}"""
+GATES, BOUNDS = ("tuned", "merged"), ("mean", "low", "high")
+ABOUT_THE_GATE = ("rows", "groups", "confidence", "reference_loss", "checks", "checks_failed")
+"""Figures of a gate that are no measure of a model."""
 ORIGIN = {
     "base_model": "base model",
     "base_revision": "base revision",
@@ -92,9 +98,12 @@ def make(name: str, tags: dict[str, str]) -> bytes:
         data,
         template_str=TEMPLATE,
         name=name,
-        base=base or "A base model",
+        base=base or "a base model",
         data=_data(tags),
-        figures=[(figure, f"{value:.6g}") for figure, value in measured.items()],
+        rows=f"{_gate(tags, 'merged')['rows']:g} held-out rows" if "rows" in _gate(tags, "merged") else "held-out rows",
+        models=_models(tags),
+        gates=_gates(tags),
+        confidence=f"{_gate(tags, 'merged').get('confidence', 0):.4g}",
         version=tags.get("version", ""),
         commit=f", commit {commit}" if commit else "",
         config=_config(tags),
@@ -109,12 +118,41 @@ def figures(tags: dict[str, str]) -> dict[str, float]:
     for name in ("loss", "base_loss", "exact_match", "base_exact_match"):
         if tags.get(name):
             found[name] = float(tags[name])
-    for gate in ("tuned", "merged"):
-        values: dict[str, Any] = json.loads(tags.get(f"{gate}_figures") or "{}")
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                found[f"{gate}_{name}"] = float(value)
+    for gate in GATES:
+        found |= {f"{gate}_{name}": value for name, value in _gate(tags, gate).items()}
     return found
+
+
+def _gate(tags: dict[str, str], gate: str) -> dict[str, float]:
+    values: dict[str, Any] = json.loads(tags.get(f"{gate}_figures") or "{}")
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _models(tags: dict[str, str]) -> list[list[str]]:
+    """A table with a row a model and a column a measure; of the base only loss and exact match are kept."""
+    base = {name: float(tags[f"base_{name}"]) for name in ("loss", "exact_match") if tags.get(f"base_{name}")}
+    merged = {name: float(tags[name]) for name in ("loss", "exact_match") if tags.get(name)}
+    models = {"base": base, "tuned": _gate(tags, "tuned"), "merged": _gate(tags, "merged") | merged}
+    names = dict.fromkeys(name for found in models.values() for name in found)
+    measures = [name for name in names if "." not in name and name not in ABOUT_THE_GATE]
+    rows = [
+        [model, *(f"{found[name]:.4f}" if found.get(name, -1) >= 0 else "" for name in measures)]
+        for model, found in models.items()
+        if found
+    ]
+    return [["model", *measures], ["---"] * (len(measures) + 1), *rows] if rows else []
+
+
+def _gates(tags: dict[str, str]) -> list[list[str]]:
+    rows = []
+    for gate in GATES:
+        found = _gate(tags, gate)
+        for check in (name.removesuffix(".passed") for name in found if name.endswith(".passed")):
+            bounds = [found.get(f"{check}.{bound}") for bound in BOUNDS]
+            shown = ["too few groups" if bound is None else f"{bound:.4f}" for bound in bounds]
+            passed = "passed" if found[f"{check}.passed"] else "failed"
+            rows.append([f"{gate}: {check.replace('_', ' ')}", *shown, f"{found[f'{check}.groups']:g}", passed])
+    return [["gate", "better by", "at least", "at most", "groups", "verdict"], ["---"] * 6, *rows] if rows else []
 
 
 def _data(tags: dict[str, str]) -> list[str]:

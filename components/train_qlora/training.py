@@ -105,6 +105,7 @@ def _train(job: Job) -> Trained:
     watchdog.allow(config.step_limit_minutes)
     if launch.rank() == 0:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(job.output, safe_serialization=True)
+        (Path(job.output) / "README.md").unlink(missing_ok=True)  # peft's template of a card, not filled in
         tokenizer.save_pretrained(job.output)
     run.end(finished=True)
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]

@@ -30,7 +30,8 @@ def make(name: str, root: Path) -> list[Path]:
     for template, path in zip(FILES, made, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((TEMPLATES / template).read_text().replace("NAME", name))
-    (root / "components" / name / "__init__.py").touch()
+    for folder in ("components", "tests/components"):
+        (root / folder / name / "__init__.py").touch()
     return made
 
 

@@ -78,3 +78,20 @@ def test_registering_is_tried_and_leaves_nothing(place: Path) -> None:
     client.create_model_version("tickets", source=str(place))
     client.set_registered_model_alias("tickets", "champion", "1")
     assert tracking.champion(client, "tickets") == "1"
+
+
+def test_why_mlflow_does_not_answer_is_said_in_few_words_and_without_passwords(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QLORA_STORE", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for uri, reason in {
+        "http://user:pass word@127.0.0.1:9": "MLflow at http://127.0.0.1:9 does not answer: Connection refused",
+        "mysql://user:password@host/db": "MLflow at mysql://host/db needs a driver: No module named 'MySQLdb'",
+    }.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(InputError) as error:
+            tracking.client()
+        assert str(error.value) == reason
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:pass word@host")
+    assert tracking.reason(ValueError("asking http://user:pass word@host failed")) == "asking http://host failed"

@@ -54,6 +54,12 @@ def test_wrong_use_exits_2() -> None:
         ("base_model: m\ndataset_uri: d\nmodel_name: n\nmemroy: 1Gi\n", "did you mean memory?"),
         ("base_model: m\ndataset_uri: d\nmodel_name: n\nmemory: 64GiB\n", "memory: Kubernetes writes this 64Gi (got"),
         ("base_model: m\ndataset_uri: d\nmodel_name: n\ntolerations: '[{'\n", "tolerations: not JSON"),
+        ("base_model: m\ndataset_uri: d\nmodel_name: a@b\n", "register_model: model_name"),
+        ("base_model: m\ndataset_uri: d\nmodel_name: n\nepochs: .inf\n", "epochs: Input should be a finite number"),
+        (
+            "base_model: m\ndataset_uri: d\nmodel_name: n\noptions: {train_qlora: {batch_tokes: 1}}\n",
+            "train_qlora: unknown option batch_tokes; did you mean batch_tokens?",
+        ),
     ],
 )
 def test_a_bad_config_is_one_line_and_exit_1(config: str, message: str, tmp_path: Path) -> None:
@@ -63,6 +69,19 @@ def test_a_bad_config_is_one_line_and_exit_1(config: str, message: str, tmp_path
     assert message in result.output
     assert result.output.count("\n") == 1 and result.output.startswith("error: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    result = qlora("run", "--config", tmp_path / "run.yaml")
+    assert (result.exit_code, result.output) == (1, f"error: config {tmp_path}/run.yaml: not text\n")
+
+
+def test_a_folder_that_cannot_hold_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = run_config(tmp_path, base_model="m", dataset_uri="d")
+    result = qlora("run", "--config", config, "--runs", tmp_path / "file")
+    assert (result.exit_code, result.output) == (1, f"error: {tmp_path}/file: no folder for runs: Not a directory\n")
 
 
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:
@@ -91,7 +110,7 @@ def bad_input(folder: Path, config: Path, environment: dict[str, str]) -> subpro
         ("empty data", "the file is empty"),
         ("not json", "rows.jsonl:2 not JSON"),
         ("target", "w_proj matches no linear layer"),
-        ("mlflow", "does not answer"),
+        ("mlflow", "MLflow at http://127.0.0.1:9 does not answer: Connection refused"),
     ],
 )
 def test_bad_input_is_one_line_exit_1_and_nothing_registered(
@@ -119,7 +138,7 @@ def test_bad_input_is_one_line_exit_1_and_nothing_registered(
             environment["QLORA_STORE"] = str(tmp_path / "store")
     done = bad_input(tmp_path, run_config(tmp_path, **values), environment)
     assert done.returncode == 1
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if "error: " in line]
-    assert len(lines) == 1 and message in lines[0], done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    first, log = done.stderr.splitlines()
+    assert first.startswith("error: ") and message in first and log.startswith("The whole log: "), done.stderr
+    assert "error: " not in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "runs" / "store" / "merged").exists()

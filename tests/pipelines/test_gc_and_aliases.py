@@ -14,7 +14,9 @@ def test_promote_and_rollback_move_the_champion_by_hand(make_merged: Make, store
     assert aliases() == {"champion": "1", "candidate": "2"}
     assert "no such version" in refused("rollback", "tickets")
     promoted = qlora("promote", "models:/tickets@candidate", "--json")
-    assert json.loads(promoted.output) == {"name": "tickets", "champion": "2", "previous": "1"}
+    assert json.loads(promoted.output) == {"name": "tickets", "champion": "2", "was": "1"}
+    assert aliases() == {"champion": "2", "candidate": "2", "previous": "1"}
+    assert qlora("promote", "models:/tickets/2").output == "models:/tickets@champion is version 2, as before\n"
     assert aliases() == {"champion": "2", "candidate": "2", "previous": "1"}
     assert qlora("rollback", "tickets").output == "models:/tickets@champion is version 1, it was version 2\n"
     assert aliases() == {"champion": "1", "candidate": "2", "previous": "2"}

@@ -1,5 +1,6 @@
 """What pull copies, verifies and refuses."""
 
+import errno
 import json
 import os
 import shutil
@@ -30,6 +31,9 @@ def test_pull_gives_exactly_the_registered_files_and_says_how_to_serve_them(
     again = qlora("pull", "models:/tickets/1", "--to", tmp_path / "here", "--json")
     assert json.loads(again.output.splitlines()[-1])["copied"] is False
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".here")] == []
+    (tmp_path / "here" / "model" / "modeling.py").touch()
+    message = refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
+    assert "model/modeling.py is none of the registered files" in message
 
 
 def test_an_altered_or_missing_file_is_refused_by_name(make_merged: Make, store: str, tmp_path: Path) -> None:
@@ -187,6 +191,27 @@ def test_wrong_use_exits_2(place: Path) -> None:
     assert qlora("pull", "models:/a@champion").exit_code == 2
     for command in ("pull", "promote", "rollback", "gc"):
         assert "Example:" in qlora(command, "--help").output
+
+
+def test_the_command_to_serve_can_be_pasted(make_merged: Make, store: str, tmp_path: Path) -> None:
+    register(make_merged, store, "one")
+    result = qlora("pull", "models:/tickets/1", "--to", tmp_path / "my model")
+    assert result.output.endswith(f"vllm serve '{tmp_path}/my model/model' --served-model-name tickets\n")
+
+
+def test_a_disk_that_refuses_is_one_line_and_pulling_again_goes_on(
+    make_merged: Make, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(make_merged, store, "one")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pulling._Journal, "add", full)
+        message = refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
+    assert message.endswith("No space left on device; what has come is kept, pull again")
+    assert qlora("pull", "models:/tickets/1", "--to", tmp_path / "here").exit_code == 0
 
 
 def test_kserve_wants_an_address_that_a_cluster_can_read(make_merged: Make, store: str) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import yaml
 
 from components.core import registered, storage, tracking
 from components.core.errors import InputError
-from components.register_model import task
+from components.register_model import evidence, task
 from tests.components.conftest import TinyRun
 from tests.components.register_model.registering import Killed, aliases, kill_after, register, versions
 
@@ -159,10 +160,11 @@ def test_mlflow_that_does_not_answer(merged_uri: str, monkeypatch: pytest.Monkey
 
 
 def test_the_run_holds_the_data_the_figures_and_the_reports(
-    fresh: Callable[[str], tuple[str, str]], tiny_run: TinyRun
+    fresh: Callable[[str], tuple[str, str]], tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
+    monkeypatch.setenv("QLORA_GIT_COMMIT", "c0ffee")
     uri, key = fresh("proof")
     evidence = {
         "listing_uri": tiny_run.plan.listing_uri,
@@ -180,7 +182,30 @@ def test_the_run_holds_the_data_the_figures_and_the_reports(
     assert run.data.metrics["merged_loss_low"] == 0.4 and run.data.metrics["loss"] == 0.5
     report = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/reports/1-plan.html")
     assert report == (tiny_run.folder / "plan.html").read_text()
-    assert len(version.tags["qlora.git_commit"]) == 40 and version.tags["qlora.version"]
+    assert version.tags["qlora.git_commit"] == "c0ffee" and version.tags["qlora.version"]
+    folder = mlflow.artifacts.download_artifacts(version.tags["qlora.reports"])
+    assert [path.name for path in Path(folder).iterdir()] == ["1-plan.html"]
+
+
+def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QLORA_GIT_COMMIT", raising=False)
+    monkeypatch.setattr(evidence, "__file__", str(tmp_path / "components" / "register_model" / "evidence.py"))
+    assert evidence.git_commit() == ""  # no checkout
+    if not shutil.which("git"):
+        pytest.skip("no git here")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "file").write_text("one")
+    git("init", "-q")
+    git("add", "file")
+    git("commit", "-q", "-m", "one")
+    git("tag", "a-tag")
+    assert evidence.git_commit() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert evidence.git_commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_the_card_names_use_data_figures_and_how_to_make_it_again(
@@ -189,7 +214,12 @@ def test_the_card_names_use_data_figures_and_how_to_make_it_again(
     from huggingface_hub import ModelCard
 
     uri, key = fresh("card")
-    register("card", uri, key, evidence={"run_config": tiny_run.plan.run_config})
+    tuned = {"rows": 60, "confidence": 0.95, "loss": 0.52, "exact_match": 0.7, "rouge_l": 0.8, "checks": 2}
+    tuned |= {"better_than_base.mean": 0.38, "better_than_base.low": 0.31, "better_than_base.high": 0.44}
+    tuned |= {"better_than_base.groups": 60, "better_than_base.passed": 1.0, "slice_x.groups": 9, "slice_x.passed": 1.0}
+    merged = {"rows": 60, "confidence": 0.95, "loss": 0.5, "exact_match": 0.75}
+    figures = {"tuned_figures": json.dumps(tuned), "merged_figures": json.dumps(merged)}
+    register("card", uri, key, evidence={"run_config": tiny_run.plan.run_config} | figures)
     card = ModelCard.load(f"{uri}/README.md")
     assert card.data.base_model == "org/tiny" and card.data.library_name == "transformers"
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
@@ -197,6 +227,13 @@ def test_the_card_names_use_data_figures_and_how_to_make_it_again(
     }  # fmt: skip
     for heading in ("Intended use", "Training data", "Evaluation", "How to make it again"):
         assert f"## {heading}" in card.text
+    for row in (
+        "| model | loss | exact_match | rouge_l |", "| base | 0.9000 |  |  |", "| tuned | 0.5200 | 0.7000 | 0.8000 |",
+        "| merged | 0.5000 | 0.7500 |  |", "| tuned: better than base | 0.3800 | 0.3100 | 0.4400 | 60 | passed |",
+        "| tuned: slice x | too few groups | too few groups | too few groups | 9 | passed |",
+    ):  # fmt: skip
+        assert f"\n{row}\n" in card.text, card.text
+    assert "On 60 held-out rows" in card.text and "with 0.95 confidence each" in card.text
     written = yaml.safe_load(card.text.split("```")[1])
     again = type(tiny_run.config).parse(**written)
     assert again == tiny_run.config.model_copy(update={"base_revision": tiny_run.plan.base_revision})
