@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core import storage
+from components.core.errors import InputError
 
 MANIFEST = "manifest.json"
 
@@ -58,10 +59,14 @@ def read(uri: str) -> Finished:
     """The manifest of finished work at `uri`.
 
     Raises:
-        InputError: there is no manifest, so the work is not whole.
+        InputError: there is no manifest, so the work is not whole; or it is damaged.
     """
-    manifest = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
-    return Finished(uri=uri, info=manifest["info"], files=manifest["files"])
+    path = storage.join(uri, MANIFEST)
+    try:
+        manifest = json.loads(storage.read_bytes(path))
+        return Finished(uri=uri, info=dict(manifest["info"]), files=dict(manifest["files"]))
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged; remove its folder, and its work is done anew") from None
 
 
 def missing(finished: Finished) -> list[str]:

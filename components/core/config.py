@@ -129,6 +129,10 @@ class EvaluateConfig(StepConfig):
     lm_eval_tasks: list[str] = Field(
         [], description="tasks of lm-eval, by name or as a task's YAML file, for the report; needs the extra lm-eval"
     )
+    swapped_rows: Int = Field(
+        64, ge=0, le=4096, description="held-out rows whose answer is also put after another row's question, where it"
+        " must be less likely: else the model does not read what it is asked; 0: none",
+    )  # fmt: skip
     baseline_messages: list[dict[str, str]] = Field(
         [],
         description="turns the base gets before each question, in place of the row's system message: schema and"

@@ -36,7 +36,7 @@ padding:.7rem .9rem;border-radius:.5rem;margin:.5rem 0}
 pre i{font-style:normal;color:var(--special)}
 svg{width:100%;height:auto;display:block;color:var(--ink)}svg text{font:11px system-ui,sans-serif;fill:var(--dim)}
 svg line{stroke:var(--line)}
-@media (max-width:30rem){body{padding:1rem}svg text{font-size:18px}}
+@media (max-width:30rem){body{padding:1rem}svg text{font-size:18px}td:not(.n){min-width:6.5rem}}
 """
 
 

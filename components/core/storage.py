@@ -252,7 +252,8 @@ def download(uri: str, folder: Path) -> Path:
     for entry in listing(uri):
         target = folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        _s3().download_file(bucket, _split(join(uri, entry.path))[1], str(target))
+        with s3_errors(uri):
+            _s3().download_file(bucket, _split(join(uri, entry.path))[1], str(target))
     return folder
 
 

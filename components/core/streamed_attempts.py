@@ -113,6 +113,8 @@ class _Trace:
 
 def clear(key_uri: str) -> None:
     """Removes what dead attempts at a key left: files without a manifest, and parts of uploads."""
+    if not _traces(key_uri):
+        return
     probe = StreamedAttempt(key_uri)  # its sign of life says what time it is on the store's clock
     try:
         _clear(key_uri, probe.uri)

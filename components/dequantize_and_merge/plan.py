@@ -113,6 +113,10 @@ def _output(name: str, parameter: str, stored: Stored, edit: Edit, digest: str, 
     first = 1 if name in ends else 0  # embeddings and head may have grown
     if source.shape[first:] != stored.shape[first:] or len(source.shape) != len(stored.shape):
         raise InputError(f"{source.name} has shape {list(source.shape)}, and the base's {name} {list(stored.shape)}")
+    if not stored.is_float and (edit.update or edit.replacement):
+        raise InputError(
+            f"the adapter changes {name}, whose values are {stored.dtype} in the base: it cannot be merged"
+        )
     known = bool(parameter) or any(name in made_of for made_of in names.converted.values())
     if not known or not stored.is_float:
         return Output(name, source.dtype, source)

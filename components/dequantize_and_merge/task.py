@@ -53,12 +53,11 @@ def run(
     finished = attempts.find(key_uri, merge_base=merge_base)
     if finished is not None:
         log(f"merged already: {finished.uri}")
+        streamed_attempts.clear(key_uri)
         return Result(finished.uri)
     trained = attempts.read(adapter)
-    if trained.info["base_revision"] != base_revision:
-        raise InputError(
-            f"the adapter was trained on revision {trained.info['base_revision']} of its base, not on {base_revision}"
-        )
+    if (revision := trained.info.get("base_revision")) != base_revision:
+        raise InputError(f"the adapter was trained on revision {revision} of its base, not on {base_revision}")
     digests = _digests(trained.info, merge_base)
     with tempfile.TemporaryDirectory() as scratch:
         base = checkpoint.read_base(base_uri)

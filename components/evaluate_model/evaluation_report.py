@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from components.core.config import EvaluateConfig
-from components.core.report import Report
+from components.core.report import Markup, Report, escape
 from components.evaluate_model import gate
 from components.evaluate_model.score_table import Scores, Subject
 
@@ -20,7 +20,7 @@ def write(
     config: EvaluateConfig,
     verdict: gate.Verdict,
     everyone: Sequence[Subject],
-    questions: dict[str, str],
+    texts: dict[str, tuple[str, str]],
     path: str,
 ) -> None:
     """Writes the page.
@@ -29,7 +29,7 @@ def write(
         config: the step's options.
         verdict: of the gate.
         everyone: all models that were scored; first what the model is compared with row by row, then the model.
-        questions: what each row asks, by its id.
+        texts: what each row asks and its right answer, by its id.
         path: of the HTML file.
     """
     reference, subject, *_ = everyone
@@ -44,7 +44,7 @@ def write(
     _subjects(report, config, everyone)
     _checks(report, verdict)
     _tasks(report, everyone)
-    _changes(report, reference, subject, questions)
+    _changes(report, reference, subject, texts)
     _answers(report, reference, subject)
     report.write(path)
 
@@ -76,8 +76,8 @@ def _checks(report: Report, verdict: gate.Verdict) -> None:
     lines = []
     for check in verdict.checks:
         bounds = [f"{value:.4f}" for value in check.interval] if check.interval else ["too few rows", "", ""]
-        lines.append([check.name, check.groups, *bounds, check.unit, "passed" if check.passed else "failed"])
-    report.table(["", "groups", "better by", "at least", "at most", "unit", ""], lines)
+        lines.append([check.name, "passed" if check.passed else "failed", check.groups, *bounds, check.unit])
+    report.table(["", "", "groups", "better by", "at least", "at most", "unit"], lines)
 
 
 def _tasks(report: Report, everyone: Sequence[Subject]) -> None:
@@ -88,31 +88,31 @@ def _tasks(report: Report, everyone: Sequence[Subject]) -> None:
         report.table(["", *(one.name for one in everyone)], lines)
 
 
-def _changes(report: Report, reference: Subject, subject: Subject, questions: dict[str, str]) -> None:
-    """The rows whose loss changed most, each way."""
+def _changes(report: Report, reference: Subject, subject: Subject, texts: dict[str, tuple[str, str]]) -> None:
+    """The rows whose loss changed most, each way, with the answers side by side."""
     before, after = reference.scores.only(subject.scores.id), subject.scores.only(reference.scores.id)
-    gained = _losses(before) - _losses(after)
-    changed = [
-        [f"{old:.4f}", f"{new:.4f}", f"{new - old:.4f}"]
-        for old, new in zip(_losses(before), _losses(after), strict=True)
-    ]
-    order = np.argsort(-gained, kind="stable")
+    old, new = _losses(before), _losses(after)
+    order = np.argsort(new - old, kind="stable")
+    given = [{answer.id: _short(answer.answer) for answer in one.answers} for one in (reference, subject)]
+    head = [f"row, loss: {reference.name} → {subject.name}", "asked", "right answer", reference.name, subject.name]
     for heading, places in (
-        ("Where it got better", [place for place in order[:CHANGES] if gained[place] > 0]),
-        ("Where it got worse", [place for place in order[::-1][:CHANGES] if gained[place] < 0]),
+        ("Where it got better", [place for place in order[:CHANGES] if new[place] < old[place]]),
+        ("Where it got worse", [place for place in order[::-1][:CHANGES] if new[place] > old[place]]),
     ):
         report.section(heading, f"The {len(places)} largest changes, in nats a token." if places else "Nowhere.")
+        lines: list[list[object]] = []
+        for place in places:
+            row = str(after.id[place])
+            facts = [
+                row[:12],
+                f"{old[place]:.4f}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{new[place]:.4f}",
+                f"{new[place] - old[place]:+.4f}",
+            ]
+            facts += [f"slice {after.slice[place]}"] if after.slice[place] else []
+            answers = [found.get(row, "not asked") for found in given]
+            lines.append([Markup("<br>".join(map(escape, facts))), *map(_short, texts[row]), *answers])
         if places:
-            head = ["row", f"{reference.name}, loss", f"{subject.name}, loss", "change", "asked"]
-            sliced = bool(after.slice.any())
-            report.table(
-                [*head, "slice"] if sliced else head,
-                [
-                    [str(after.id[place])[:12], *losses, _short(questions[str(after.id[place])])]
-                    + ([str(after.slice[place])] if sliced else [])
-                    for place, losses in ((place, changed[place]) for place in places)
-                ],
-            )
+            report.table(head, lines)
 
 
 def _losses(scores: Scores) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -1,13 +1,14 @@
 """The gate: pure functions of scores, so that it can be tested, and simulated, without a model.
 
-What a candidate must show carries the burden of proof: that it is better than its base, and not worse than the
-champion, must hold at the lower bound of the difference. What would stop it in spite of that, a slice or the answers
-having become worse, must be shown at the upper bound, and as there may be many of these, each is held to its share of
-the error that is allowed (Bonferroni).
+What a candidate must show carries the burden of proof: that it is better than its base, not worse than the champion,
+and that it reads the question, must hold at the lower bound of the difference. What would stop it in spite of that, a
+slice or the answers having become worse, must be shown at the upper bound, and as there may be many of these, each is
+held to its share of the error that is allowed (Bonferroni).
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -67,7 +68,8 @@ def tuned(base: Subject, subject: Subject, champion: Champion | None, config: Ev
     beside, unit = (champion.subject, NATS if champion.same_tokens else BITS) if champion else (base, NATS)
     if champion:
         checks.append(_not_worse(beside.scores, subject, beside.name, config.max_champion_loss, tail, unit))
-    alarms = _slices(beside.scores, subject.scores, beside.name, unit)
+    checks += _heeds(subject, tail)
+    alarms = _slices(beside.scores, subject.scores, beside.name, unit) + _use_of_questions(base, subject)
     if champion and beside.answers and subject.answers:
         alarms.append(_answers(beside, subject, config.answer_metrics[0]))
     checks += [_alarm(*alarm, config.max_slice_loss, tail / len(alarms)) for alarm in alarms]
@@ -115,7 +117,7 @@ def figures(verdict: Verdict, reference: Subject, subject: Subject, config: Eval
     }
     found |= {metric: subject.mark(metric) for metric in ("exact_match", *config.answer_metrics) if subject.answers}
     for check in sorted(verdict.checks, key=lambda check: check.passed)[:MOST_CHECKS]:
-        name = check.name[:48].replace(" ", "_")
+        name = re.sub(r"[^\w.-]", "_", check.name[:48])  # a slice is named by the data, and MLflow takes no other signs
         found |= {f"{name}.groups": check.groups, f"{name}.passed": float(check.passed)}
         if check.interval:
             bounds = zip(("mean", "low", "high"), check.interval, strict=True)
@@ -182,6 +184,26 @@ def _not_worse(reference: Scores, subject: Subject, name: str, margin: float, ta
     return Check(what, unit, groups, found, found.low >= -margin, text)
 
 
+def _heeds(subject: Subject, tail: float) -> list[Check]:
+    """Whether answers are likelier after their own question than after another's: the model must show it.
+
+    Where there are too few rows of different questions and answers, as in plain text, nothing is asked of it.
+    """
+    if subject.pairing is None or len(subject.pairing.id) == 0:
+        return []
+    name, pairing = "reads the question", subject.pairing
+    sums = bootstrap.grouped(np.stack([pairing.gained, pairing.tokens], axis=1), pairing.group)
+    if len(sums) < bootstrap.groups_needed(tail):
+        return [Check(name, NATS, len(sums), None, True, "")]
+    found = bootstrap.ratio(sums[:, 0], sums[:, 1], tail)
+    text = (
+        f"the {subject.name} model does not read the question: answers are {found.mean:.4f} nats a token likelier after"
+        f" their own than after another's (with {100 * (1 - tail):.3g}% confidence at least {found.low:.4f}), and more"
+        " than 0 was asked for; are the answers in the data those of their questions?"
+    )
+    return [Check(name, NATS, len(sums), found, found.low > 0, "" if found.low > 0 else text)]
+
+
 def _surely(low: float, tail: float) -> str:
     return f"with {100 * (1 - tail):.3g}% confidence at {'least' if low > 0 else 'most'} {_side(low)}"
 
@@ -202,6 +224,22 @@ def _slices(reference: Scores, subject: Scores, beside: str, unit: str) -> list[
         if groups:
             found.append((f"slice {name} against {beside}", unit, totals, units))
     return found
+
+
+def _use_of_questions(base: Subject, subject: Subject) -> list[_Alarm]:
+    """What a question does for its answer, against half of what it does under the base.
+
+    Half, because a model that learns a style holds all answers for likelier, another row's too.
+    """
+    mine, other = subject.pairing, base.pairing
+    if mine is None or other is None or not set(mine.id.tolist()) & set(other.id.tolist()):
+        return []
+    at = {row: place for place, row in enumerate(other.id.tolist())}
+    both = [(place, at[row]) for place, row in enumerate(mine.id.tolist()) if row in at]
+    here, there = (np.array(places) for places in zip(*both, strict=True))
+    values = np.stack([mine.gained[here] - other.gained[there] / 2, mine.tokens[here]], axis=1)
+    sums = bootstrap.grouped(values, mine.group[here])
+    return [("use of questions against half of base", NATS, sums[:, 0], sums[:, 1])]
 
 
 def _answers(reference: Subject, subject: Subject, metric: str) -> _Alarm:

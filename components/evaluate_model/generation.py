@@ -26,7 +26,8 @@ def generate(
     Args:
         model: causal language model in eval mode.
         tokenizer: its tokenizer.
-        samples: the rows to answer; those of plain text ask nothing and are left out.
+        samples: the rows to answer; left out are those of plain text, which ask nothing, and those whose question was
+            cut.
         batch_size: rows at a time.
         max_new_tokens: longest answer.
         wanted: metrics to mark the answers by.
@@ -42,8 +43,10 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=_end_tokens(model, tokenizer),
     )
-    samples = [sample for sample in samples if sample.messages]
-    asked = [_question(tokenizer, sample) for sample in samples]
+    questions = [(sample, *_question(tokenizer, sample)) for sample in samples if sample.messages]
+    # A question that was cut in preparation has no end of its own, and may be longer than the model can hold.
+    questions = [item for item in questions if _tokens(tokenizer, item[1]) <= len(item[0].encoded.input_ids)]
+    samples, asked = [item[0] for item in questions], [item[1:] for item in questions]
     order = sorted(range(len(asked)), key=lambda index: len(asked[index][0]))
     answers = []
     progress = Progress(f"generating with {what}", len(asked))
@@ -72,10 +75,23 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*ends, tokenizer.eos_token_id})
 
 
+def _tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
 def _question(tokenizer: Any, sample: Sample) -> tuple[str, str]:
     """The prompt up to the last answer, and that answer; one that only calls tools is given as their JSON."""
-    last = max(turn for turn, message in enumerate(sample.messages) if message["role"] == "assistant")
-    prompt = chat.render(tokenizer, sample.messages[:last], tools=sample.tools, for_answer=True)
-    message = sample.messages[last]
-    reference = message.get("content") or json.dumps(message.get("tool_calls") or "")
-    return prompt, str(reference)
+    last = _last_answer(sample)
+    return chat.render(tokenizer, sample.messages[:last], tools=sample.tools, for_answer=True), reference(sample)
+
+
+def reference(sample: Sample) -> str:
+    """The right answer to what a row asks last, or '' where it is plain text."""
+    if not sample.messages:
+        return ""
+    message = sample.messages[_last_answer(sample)]
+    return str(message.get("content") or json.dumps(message.get("tool_calls") or ""))
+
+
+def _last_answer(sample: Sample) -> int:
+    return max(turn for turn, message in enumerate(sample.messages) if message["role"] == "assistant")

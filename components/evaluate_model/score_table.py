@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,18 @@ class Answer:
     scores: dict[str, float]
 
 
+class Pairing(NamedTuple):
+    """How a model takes answers that are put after another row's question; every column has the shape (rows,).
+
+    `gained` is by how many nats the first answer of a row is likelier after its own question, `tokens` how long it is.
+    """
+
+    id: NDArray[np.str_]
+    group: NDArray[np.str_]
+    gained: Floats
+    tokens: Floats
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """One model's scores and answers; `tasks` are its figures on lm-eval's tasks."""
@@ -81,6 +93,7 @@ class Subject:
     scores: Scores
     answers: list[Answer]
     tasks: dict[str, float] = dataclasses.field(default_factory=dict)
+    pairing: Pairing | None = None
 
     def mark(self, metric: str) -> float:
         """Mean of a metric over all answers, or -1 where none was generated."""

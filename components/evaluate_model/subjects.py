@@ -1,25 +1,21 @@
 """The models that are judged, loaded one after another, each measured on the same rows."""
 
-import contextlib
 import gc
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core import attempts, models, storage
+from components.core import attempts, champion, models, storage
 from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
 from components.core.errors import InputError
 from components.core.quantization import Quantization
 from components.core.steps import log
-from components.evaluate_model import asking, champion, gate, lm_tasks, score_table, scoring
+from components.evaluate_model import asking, gate, lm_tasks, loading, pairing, score_table, scoring
 from components.evaluate_model.generation import generate
 from components.evaluate_model.score_table import Subject
-
-ROOM = 0.8
-"""Share of the GPU's free memory that weights may take; the rest is for activations and logits."""
 
 
 def base_and_tuned(
@@ -44,9 +40,9 @@ def base_and_tuned(
     model = models.load_quantized(base, Quantization(**trained["quantization"])).eval()
     tokenizer = models.load_tokenizer(base)
     own_words = asking.in_own_words(config.baseline_messages, samples, tokenizer)
-    reference = measure("base", config, model, tokenizer, own_words)
+    reference = measure("base", config, model, tokenizer, own_words, swapped=True)
     tuned = PeftModel.from_pretrained(model, adapter).eval()
-    subject = measure("tuned", config, tuned, tokenizer, samples)
+    subject = measure("tuned", config, tuned, tokenizer, samples, swapped=True)
     beside = None
     if found and (stored := found.adapter_for(trained)):
         with tempfile.TemporaryDirectory() as folder:
@@ -60,13 +56,14 @@ def base_and_tuned(
     return reference, subject, beside
 
 
-def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str) -> Subject:
-    """The adapter on the base in 16 bit; scores only."""
-    from peft import PeftModel
-
+def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str) -> Subject | None:
+    """The adapter on the base in 16 bit; scores only; None where it must be spread, and this adapter cannot."""
     log("loading the base in 16 bit")
-    with _whole_or_spread(base) as (model, _):
-        tuned = PeftModel.from_pretrained(model, adapter).eval()
+    with loading.whole_or_spread(base) as (model, whole):
+        if not whole and not loading.can_be_spread(adapter):
+            log("this adapter needs its base whole, which does not fit the GPU: it is not scored on the original")
+            return None
+        tuned = loading.attach(model, adapter, whole)
         found = measure("tuned on the original", config, tuned, models.load_tokenizer(base), samples, answers=False)
         del model, tuned
     _free()
@@ -77,7 +74,7 @@ def merged(config: EvaluateConfig, samples: Sequence[Sample], folder: Path, name
     """A merged model in 16 bit."""
     log(f"loading the {name} model")
     tokenizer = models.load_tokenizer(folder)
-    with _whole_or_spread(folder) as (model, whole):
+    with loading.whole_or_spread(folder) as (model, whole):
         return measure(name, config, model.eval(), tokenizer, samples, answers=whole)
 
 
@@ -92,7 +89,7 @@ def _merged_champion(
     with tempfile.TemporaryDirectory() as scratch:
         folder = storage.download(found.merged.uri, Path(scratch)) / "model"
         theirs = models.load_tokenizer(folder)
-        same = theirs.get_vocab() == own.get_vocab() and theirs.chat_template == own.chat_template
+        same = models.tokenizer_digest(theirs) == models.tokenizer_digest(own)
         asked = samples if same else asking.through(theirs, samples, own)
         if not asked:
             raise InputError(f"{found.name} writes none of the {len(samples)} rows alike: they cannot be compared")
@@ -102,7 +99,14 @@ def _merged_champion(
 
 
 def measure(
-    name: str, config: EvaluateConfig, model: Any, tokenizer: Any, samples: Sequence[Sample], answers: bool = True
+    name: str,
+    config: EvaluateConfig,
+    model: Any,
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    *,
+    answers: bool = True,
+    swapped: bool = False,
 ) -> Subject:
     """Scores, answers and tasks of one model.
 
@@ -113,6 +117,7 @@ def measure(
         tokenizer: its tokenizer.
         samples: the rows, encoded with it.
         answers: whether it generates; without, scores only.
+        swapped: whether answers are scored after another row's question too.
 
     Raises:
         InputError: a loss that is no number.
@@ -139,41 +144,15 @@ def measure(
     )
     tasks = config.lm_eval_tasks if answers else []
     figures = lm_tasks.run(model, tokenizer, tasks, config.eval_batch_size) if tasks else {}
-    subject = Subject(name, score_table.table(rows), generated, figures)
+    paired = None
+    if swapped:
+        paired = pairing.measure(model, samples, config.swapped_rows, config.eval_batch_tokens, models.device(), name)
+    subject = Subject(name, score_table.table(rows), generated, figures, paired)
     share = f", right answers {subject.mark('exact_match'):.0%} of {len(generated)}" if generated else ""
     log(f"{name}: loss {subject.scores.loss:.4f}{share}")
     if generated and not any(answer.answer.strip() for answer in generated):
         log(f"{name} generated nothing: every one of its {len(generated)} answers is empty")
     return subject
-
-
-@contextlib.contextmanager
-def _whole_or_spread(folder: Path, memory: dict[Any, int] | None = None) -> Iterator[tuple[Any, bool]]:
-    """A model in 16 bit, and whether it is whole on its device.
-
-    What does not fit the GPU is spread over GPU, main memory and disk by accelerate: slow, but it scores.
-
-    Args:
-        folder: the model's.
-        memory: bytes by device, as accelerate takes them, to spread over; None: the whole GPU, where it fits.
-    """
-    import torch
-
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if memory is None and torch.cuda.is_available() and size > ROOM * torch.cuda.mem_get_info()[0]:
-        memory = {0: int(ROOM * torch.cuda.mem_get_info()[0]), "cpu": int(ROOM * _main_memory())}
-    if memory is None:
-        yield models.load_16bit(folder), True
-        return
-    log(f"{size / 2**30:.1f} GiB do not fit the GPU: the model is spread over main memory, and only scored")
-    with tempfile.TemporaryDirectory() as disk:
-        yield models.load_16bit(folder, device_map="auto", max_memory=memory, offload_folder=disk), False
-
-
-def _main_memory() -> int:
-    """Bytes of main memory that are free, from Linux."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
 
 
 def _free() -> None:

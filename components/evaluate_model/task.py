@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from components.core import attempts, base_model, dataset, storage
+from components.core import attempts, base_model, champion, dataset, storage
 from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
 from components.core.errors import InputError
 from components.core.steps import log
-from components.evaluate_model import champion, evaluation_report, gate, lm_tasks, score_table, subjects
+from components.evaluate_model import evaluation_report, gate, generation, lm_tasks, score_table, subjects
 from components.evaluate_model.score_table import Subject
 
 Config = EvaluateConfig
@@ -114,9 +114,9 @@ def _tuned(
     others = [beside.subject] if beside else []
     merge_base = "dequantized"
     if config.score_original and verdict.passed:
-        original = subjects.on_original(config, samples, base, adapter)
-        others.append(original)
-        merge_base = gate.merge_base(subject.scores, original.scores, config)
+        if original := subjects.on_original(config, samples, base, adapter):
+            others.append(original)
+            merge_base = gate.merge_base(subject.scores, original.scores, config)
         log(f"the adapter is to be merged into the {merge_base} base")
     return _finish(config, samples, verdict, [reference, subject, *others], merge_base, paths)
 
@@ -149,7 +149,8 @@ def _finish(
     reference, subject, *_ = everyone
     folder, report = paths
     score_table.write(folder, everyone)
-    evaluation_report.write(config, verdict, everyone, {sample.id: _question(sample) for sample in samples}, report)
+    texts = {sample.id: (_question(sample), generation.reference(sample)) for sample in samples}
+    evaluation_report.write(config, verdict, everyone, texts, report)
     return Result(
         passed=verdict.passed,
         reason=verdict.reason,

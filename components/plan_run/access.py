@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from components.core import attempts, base_model, data_listing, models, storage, tracking
+from components.core import attempts, base_model, champion, data_listing, models, storage, tracking
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import architecture, fit, sampling, weight_files
@@ -107,6 +107,8 @@ def _mlflow(found: Access, config: RunConfig) -> None:
         found.champion = tracking.champion(client, config.model_name)
         found.note("ok", "MLflow", f"answers and lets one register; champion of {config.model_name} today:"
                    f" {found.champion or 'none'}")  # fmt: skip
+        if found.champion:
+            champion.find(config.model_name, found.champion)  # what a new model is compared with must be there
 
 
 def _base(found: Access, config: RunConfig, folder: Path) -> None:

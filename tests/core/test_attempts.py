@@ -54,3 +54,11 @@ def test_the_manifest_names_hashes(tmp_path: Path) -> None:
     done = finish(tmp_path / "key", "hello")
     manifest = json.loads((Path(done.uri) / "manifest.json").read_text())
     assert manifest["files"]["weights"]["sha256"].startswith("2cf24dba5fb0a30e26e83b2ac5b9e29e")
+
+
+@pytest.mark.parametrize("content", ["", '{"info": {}}', "[]", '{"info": 1, "files": {}}'], ids=repr)
+def test_a_damaged_manifest_is_one_line(content: str, tmp_path: Path) -> None:
+    done = finish(tmp_path / "key", "hello")
+    Path(done.uri, attempts.MANIFEST).write_text(content)
+    with pytest.raises(InputError, match=r"manifest\.json is damaged; remove its folder"):
+        attempts.find(str(tmp_path / "key"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.conftest import conversation, write_jsonl
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 
 
-def run(folder: Path, base: Path, margin: float) -> tuple[int, dict[str, object], str]:
+def run(folder: Path, base: Path, margin: float, **given: object) -> tuple[int, dict[str, object], str]:
     rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
     config = {
         "base_model": str(base),
@@ -30,6 +31,7 @@ def run(folder: Path, base: Path, margin: float) -> tuple[int, dict[str, object]
             "train_qlora": {"max_steps": 20, "batch_tokens": 512},
             "evaluate_model": {"generation_rows": 2, "max_new_tokens": 4, "min_improvement": margin},
         },
+        **given,
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     command = [
@@ -95,4 +97,29 @@ def test_a_run_that_fails_the_gate_ends_without_error_and_unregistered(
     code, outcome, output = run(folder, tiny_model, margin=100)
     assert code == 3
     assert "Not registered: the gate said no.\nFailed: the tuned loss is" in output
+    assert "register-model" not in outcome["results"] and outcome["error"] == ""
+
+
+def test_a_run_whose_answers_were_mixed_up_ends_unregistered_with_the_reason_in_its_report(
+    folder: Path, tiny_model: Path
+) -> None:
+    pairs = [(first, last) for first in WORDS for last in WORDS]
+    mixed = random.Random(0).sample([last for _, last in pairs[:80]], 80)
+    rows = [
+        conversation(f"the {first} sat on {last}", answer)
+        for (first, last), answer in zip(pairs[:80], mixed, strict=True)
+    ]
+    held_out = [conversation(f"the {first} sat on {last}", last) for first, last in pairs[80:]]
+    code, outcome, output = run(
+        folder,
+        tiny_model,
+        margin=0.1,
+        model_name="mixed",
+        dataset_uri=str(write_jsonl(folder / "mixed.jsonl", rows)),
+        eval_dataset_uri=str(write_jsonl(folder / "held_out.jsonl", held_out)),
+    )
+    assert code == 3, output
+    assert "Not registered: the gate said no.\nFailed: the tuned model does not read the question" in output
+    report = Path(str(outcome["folder"])) / "reports" / "4-tuned.html"
+    assert "Failed: the tuned model does not read the question" in report.read_text()
     assert "register-model" not in outcome["results"] and outcome["error"] == ""

@@ -50,3 +50,22 @@ def test_an_adapter_of_a_wider_base_is_refused(tmp_path: Path, tiny_model: Path,
     adapter = save_adapter(wide, tmp_path / "adapter", target_modules=["q_proj"])
     with pytest.raises(InputError, match=r"q_proj\.lora_\w\.weight does not fit the base's tensor of shape \[64, 64\]"):
         merge(base, adapter)
+
+
+def test_a_weight_that_the_base_holds_in_a_dtype_without_arithmetic_is_refused(
+    tmp_path: Path, tiny_model: Path, merge: Merge
+) -> None:
+    """Such as FP8: left as it is, the adapter's change to it would be lost in silence."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = save_base(tmp_path / "base", tiny_model)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    weights = load_file(base / "model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"the adapter changes model\.layers\.1\.self_attn\.q_proj\.weight, .* F8_E4M3"
+    ):
+        merge(base, adapter)

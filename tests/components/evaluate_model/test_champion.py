@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts, tracking
+from components.core import attempts, champion, tracking
 from components.core.config import EvaluateConfig
 from components.core.errors import InputError
-from components.evaluate_model import champion, score_table, task
+from components.evaluate_model import score_table, task
 from tests.components.evaluate_model.conftest import Judge, altered
 
 

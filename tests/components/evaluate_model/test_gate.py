@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -148,10 +149,11 @@ def test_the_original_is_merged_into_only_if_it_is_better_by_more_than_noise() -
 
 
 def test_figures_are_flat_and_small_however_many_slices() -> None:
-    slices = np.array([f"a slice of a very long name, number {place}" for place in range(len(GAINED))])
+    slices = np.array([f"c++ / don't, a slice of a very long name, {place}" for place in range(len(GAINED))])
     base, tuned = changed(BASE, slice=slices), changed(TUNED, slice=slices)
     verdict = gate.tuned(base, tuned, champion(tuned), CONFIG)
     figures = gate.figures(verdict, base, tuned, CONFIG)
     assert len(json.dumps(figures)) < 3000
     assert all(isinstance(value, int | float | str) for value in figures.values())
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in figures), "MLflow takes no other signs"
     assert figures["rows"] == figures["groups"] == 60 and figures["better_than_base.low"] > 0.38

@@ -9,7 +9,8 @@ from components.core.chat import Encoded
 from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
 from components.core.errors import InputError
-from components.evaluate_model import scoring, subjects
+from components.evaluate_model import loading, scoring, subjects
+from tests.components.dequantize_and_merge.conftest import save_adapter, save_base
 
 
 def encoded(tokens: int, seed: int) -> Encoded:
@@ -98,10 +99,47 @@ def test_a_model_spread_over_memory_and_disk_scores_the_same(tiny_model: Path) -
     whole = models.load_16bit(tiny_model).eval()
     expected = scoring.score(whole, ROWS, 64, "cpu", "it")
     size = sum(parameter.numel() * 2 for parameter in whole.parameters())
-    with subjects._whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
+    with loading.whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
         assert not is_whole and "disk" in spread.hf_device_map.values()
         found = scoring.score(spread.eval(), ROWS, 64, "cpu", "it")
     assert found == [(pytest.approx(nll), right) for nll, right in expected]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_an_adapter_on_a_base_that_is_spread_scores_the_same(tied: bool, tmp_path: Path, tiny_model: Path) -> None:
+    from peft import PeftModel
+
+    base = save_base(tmp_path / "base", tiny_model, tied=tied)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    assert loading.can_be_spread(str(adapter))
+    plain = models.load_16bit(base).eval()
+    without = scoring.score(plain, ROWS, 64, "cpu", "")
+    expected = scoring.score(PeftModel.from_pretrained(plain, str(adapter)).eval(), ROWS, 64, "cpu", "")
+    size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    with loading.whole_or_spread(base, {"cpu": int(0.7 * size)}) as (spread, whole):
+        assert "disk" in spread.hf_device_map.values()
+        found = scoring.score(loading.attach(spread, str(adapter), whole), ROWS, 64, "cpu", "")
+    assert found == [(pytest.approx(nll), right) for nll, right in expected] and found != without
+
+
+def test_an_adapter_that_needs_its_base_whole_is_not_put_on_a_spread_one(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter", target_modules=["q_proj"], use_dora=True)
+    spread = loading.whole_or_spread
+    monkeypatch.setattr(loading, "whole_or_spread", lambda folder: spread(folder, {"cpu": 10_000}))
+    assert subjects.on_original(EvaluateConfig(), [], tiny_model, str(adapter)) is None
+    assert "this adapter needs its base whole" in capsys.readouterr().out
+
+
+def test_main_memory_is_the_containers_where_it_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "CGROUP", tmp_path)
+    machine = loading.main_memory()
+    for name, content in {"current": "5000", "stat": "anon 3000\nfile 2000\n", "max": "max"}.items():
+        (tmp_path / f"memory.{name}").write_text(content)
+    assert loading.main_memory() == pytest.approx(machine, rel=0.2) and machine > 1 << 20
+    (tmp_path / "memory.max").write_text("8000\n")
+    assert loading.main_memory() == 5000
 
 
 def test_a_loss_that_is_no_number_names_the_row(tiny_model: Path) -> None:

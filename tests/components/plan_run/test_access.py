@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts, storage
+from components.core import attempts, storage, tracking
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import access, task
@@ -40,6 +40,16 @@ def test_finished_work_is_found_by_its_key(place: Path, config: dict[str, Any]) 
         attempt.commit({})
     adapter, merged = access.finished(result.training_key, result.merge_key)
     assert adapter.text.startswith("finished already: ") and merged.text == "not made yet"
+
+
+def test_a_champion_whose_files_are_gone_is_said_before_a_gpu_is_held(place: Path, config: dict[str, Any]) -> None:
+    client = tracking.client()
+    client.create_registered_model("tiny")
+    version = client.create_model_version("tiny", source=str(place / "gone")).version
+    assert plan(place, config).champion_version == ""
+    client.set_registered_model_alias("tiny", "champion", version)
+    with pytest.raises(InputError, match=f"champion {version} of tiny: its files are gone from .*gone; put them back"):
+        plan(place, config)
 
 
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_written(

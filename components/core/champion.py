@@ -1,4 +1,7 @@
-"""Today's champion in MLflow, and which of its files a new model can be compared with."""
+"""Today's champion in MLflow, and which of its files a new model can be compared with.
+
+plan_run looks for them before a GPU is held, evaluate_model scores them.
+"""
 
 import dataclasses
 from typing import Any

@@ -1,0 +1,94 @@
+"""A merge that ends before its time: nothing of it is taken for whole, and the next start removes what it left."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from components.core import attempts, streamed_attempts
+from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, save_base, tensors
+
+CHILD = """
+import os, resource, signal, sys
+from components.core import streams
+from components.core.config import MergeConfig
+from components.core.steps import step
+from components.dequantize_and_merge import task
+from tests.components.dequantize_and_merge.conftest import REVISION
+
+how, base, adapter = sys.argv[1:]
+if how == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+else:
+    write = streams._File.write
+    def write_once(file, data):
+        write(file, data)
+        if os.lseek(file._file.fileno(), 0, os.SEEK_CUR) > 40_000:
+            os.kill(os.getpid(), signal.SIGKILL)
+    streams._File.write = write_once
+with step("dequantize_and_merge"):
+    config = MergeConfig(merge_base="original")
+    task.run(config, base_uri=base, base_revision=REVISION, adapter=adapter, merge_key="key")
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_model: Path) -> Path:
+    return save_base(tmp_path / "base", tiny_model)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    return save_adapter(base, tmp_path / "adapter", target_modules="all-linear")
+
+
+def interrupted(how: str, base: Path, adapter: Path, store: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CHILD, how, str(base), str(adapter)]
+    environment = os.environ | {"QLORA_STORE": str(store)}
+    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(
+    base: Path, adapter: Path, tmp_path: Path, merge: Merge
+) -> None:
+    """The operating system's limit on a file's size stands for a full disk: the write fails in the middle."""
+    done = interrupted("full", base, adapter, tmp_path / "own_store")
+    assert done.returncode == 1
+    (line,) = (line for line in done.stdout.splitlines() if "error" in line)
+    assert line.endswith("model/model.safetensors: cannot be written: File too large") and not done.stderr
+    assert not list((tmp_path / "own_store" / "merged" / "key").iterdir())
+
+
+def test_a_killed_merge_is_done_anew_with_the_same_result(
+    base: Path, adapter: Path, tmp_path: Path, merge: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "own_store" / "merged" / "key"
+    assert interrupted("kill", base, adapter, tmp_path / "own_store").returncode == -signal.SIGKILL
+    (torn,) = key.iterdir()
+    assert attempts.find(str(key)) is None and any(path.is_file() for path in (torn / "model").iterdir())
+    hour_ago = time.time() - 3600
+    os.utime(torn / streamed_attempts.ALIVE, (hour_ago, hour_ago))
+    merged = merge(base, adapter)
+    assert [path.name for path in key.iterdir()] == [merged.parent.name]
+    monkeypatch.setenv("QLORA_STORE", str(tmp_path / "undisturbed"))
+    undisturbed = merge(base, adapter)
+    assert attempts.read(str(merged.parent)).files == attempts.read(str(undisturbed.parent)).files
+    assert tensors(merged).keys() == tensors(undisturbed).keys()
+
+
+def test_what_a_dead_attempt_left_beside_a_finished_one_goes_at_the_next_start(
+    base: Path, adapter: Path, tmp_path: Path, merge: Merge
+) -> None:
+    merged = merge(base, adapter)
+    dead = merged.parent.parent / "20200101T000000-dead"
+    shutil.copytree(merged, dead / "model")
+    (dead / streamed_attempts.ALIVE).touch()
+    assert merge(base, adapter) == merged and dead.exists(), "it may be alive"
+    hour_ago = time.time() - 3600
+    os.utime(dead / streamed_attempts.ALIVE, (hour_ago, hour_ago))
+    assert merge(base, adapter) == merged and not dead.exists()
