@@ -43,6 +43,26 @@ def save_base(folder: Path, tokenizer: Path, dtype: str = "bfloat16", tied: bool
     return folder
 
 
+def save_mixtral(folder: Path, tokenizer: Path) -> Path:
+    """A random Mixtral, whose experts transformers fuses when it loads them."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    save_base(folder, tokenizer)  # for its tokenizer
+    torch.manual_seed(1)
+    config = MixtralConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 def save_adapter(base: Path, folder: Path, change: Callable[[Any], None] | None = None, **options: Any) -> Path:
     """An adapter with random values, as peft saves it, with the manifest that training writes.
 

@@ -12,6 +12,7 @@ from tests.components.dequantize_and_merge.conftest import (
     load,
     save_adapter,
     save_base,
+    save_mixtral,
     tensors,
 )
 
@@ -152,21 +153,7 @@ def test_experts_that_transformers_fuses_go_over_under_their_names_in_the_checkp
     tmp_path: Path, tiny_model: Path, merge: Merge
 ) -> None:
     """transformers 5 renames a Mixtral's router and fuses its experts when it loads them."""
-    import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    base = save_base(tmp_path / "base", tiny_model)  # for its tokenizer
-    torch.manual_seed(1)
-    config = MixtralConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-    )
-    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(base)
+    base = save_mixtral(tmp_path / "base", tiny_model)
     assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in tensors(base)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["gate"])
     merged = merge(base, adapter)

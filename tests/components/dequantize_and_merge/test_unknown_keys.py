@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.core.errors import InputError
-from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, save_base
+from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, save_base, save_mixtral
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,30 @@ def test_a_key_that_fits_nothing_is_named(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     stored = load_file(adapter / "adapter_model.safetensors")
     save_file({key.replace(*rename): value for key, value in stored.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=message):
+        merge(base, adapter)
+    assert not list((tmp_path / "own_store").glob("merged/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"modules_to_save": ["experts"]},
+            r"experts\.\w+ changes .*, which transformers makes of \d+ tensors; it cannot",
+        ),
+        (
+            {"target_parameters": ["mlp.experts.gate_up_proj"]},
+            r'target_parameters = \["mlp\.experts\.gate_up_proj"\] is not',
+        ),
+    ],
+    ids=str,
+)
+def test_changes_to_fused_experts_are_refused(
+    options: dict[str, list[str]], message: str, tmp_path: Path, tiny_model: Path, merge: Merge
+) -> None:
+    base = save_mixtral(tmp_path / "base", tiny_model)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], **options)
     with pytest.raises(InputError, match=message):
         merge(base, adapter)
     assert not list((tmp_path / "own_store").glob("merged/*/*"))

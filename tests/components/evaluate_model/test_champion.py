@@ -1,13 +1,17 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from components.core import attempts, champion, tracking
+from components.core import attempts, champion, dataset, models, tracking
 from components.core.config import EvaluateConfig
 from components.core.errors import InputError
-from components.evaluate_model import score_table, task
+from components.evaluate_model import score_table, subjects, task
+from tests.components.conftest import TinyRun
+from tests.components.dequantize_and_merge.conftest import save_adapter
 from tests.components.evaluate_model.conftest import Judge, altered
 
 
@@ -62,18 +66,57 @@ def test_a_champion_without_a_stored_adapter_is_scored_through_its_merged_files(
     assert f"champion {version} in nats a token" in result.reason, "the tokenizer is the same"
 
 
-def test_a_champion_of_another_template_is_compared_in_bits_a_byte(
-    judge: Judge, merged_uri: str, tmp_path: Path
+def without_merges(rules: str) -> str:
+    """A tokenizer of the same vocabulary that writes byte by byte."""
+    found = json.loads(rules)
+    found["model"]["merges"] = []
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("chat_template.jinja", lambda template: template.replace("<|im_start|>", "<|im_start|>\n")),
+        ("tokenizer.json", without_merges),
+    ],
+    ids=["template", "tokens"],
+)
+def test_a_champion_that_writes_otherwise_is_compared_in_bits_a_byte(
+    file: str, change: Callable[[str], str], judge: Judge, merged_uri: str, tmp_path: Path
 ) -> None:
     merged = as_another_training(Path(shutil.copytree(merged_uri, tmp_path / "merged")))
-    template = merged / "model" / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|>\n"))
+    path = merged / "model" / file
+    path.write_text(change(path.read_text()))
     manifest = json.loads((merged / attempts.MANIFEST).read_text())
-    manifest["files"]["model/chat_template.jinja"]["size"] = template.stat().st_size
+    manifest["files"][f"model/{file}"]["size"] = path.stat().st_size
     (merged / attempts.MANIFEST).write_text(json.dumps(manifest))
     version = registered("", str(merged))
     result = judge(model_name="judged", champion_version=version)
     assert f"champion {version} in bits a byte" in result.reason
+    tuned, other = (
+        score_table.read(str(tmp_path / "scores"), name).scores for name in ("tuned", f"champion {version}")
+    )
+    assert other.bytes.tolist() == tuned.bytes.tolist()
+    assert (other.tokens.sum() > tuned.tokens.sum()) == (file == "tokenizer.json")
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_a_champions_adapter_may_be_of_another_kind(
+    options: dict[str, Any], judge: Judge, tiny_run: TinyRun, adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    other = save_adapter(tiny_model, tmp_path / "other", target_modules=["q_proj"], **options)
+    attempts.finish(str(other), attempts.read(str(adapter)).info | {"training_key": "other"}, {})
+    version = registered(str(other), "")
+    result = judge(model_name="judged", champion_version=version)
+    found = score_table.read(str(tmp_path / "scores"), f"champion {version}").scores
+    alone = PeftModel.from_pretrained(models.load_quantized(tiny_model), str(other)).eval()
+    rows = dataset.read(str(tiny_run.folder / "eval.parquet"), tiny_run.data.dataset_digest)
+    expected = subjects.measure(
+        "alone", EvaluateConfig(generation_rows=0), alone, models.load_tokenizer(tiny_model), rows
+    )
+    assert found.loss == pytest.approx(expected.scores.loss, abs=1e-3) and result.passed
 
 
 def test_a_champion_whose_files_are_gone_is_an_error_before_anything_is_scored(
