@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-integration test-kill check golden bench component clean
+.PHONY: help install demo test test-integration test-kill check golden bench bench-quality component clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -42,6 +42,10 @@ check: install ## the house rules: lint, types, imports, generated files, file l
 
 bench: install ## measure speed and memory against peers; writes dist/bench.json (20 minutes)
 	@$(BIN)/python -m tests.benchmarks
+
+bench-quality: install ## the loss after equal supervised tokens against TRL, three seeds; writes dist/bench-quality.json (half an hour)
+	@$(BIN)/python -m pipelines.demo.fetch_model $(MODEL)
+	@$(BIN)/python -m tests.benchmarks.quality_vs_trl
 
 golden: install ## write the compiled pipeline and the generated docs anew
 	@$(BIN)/python -m pipelines.reference

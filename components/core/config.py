@@ -89,6 +89,7 @@ class TrainConfig(StepConfig):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
     processes: Int = Field(1, ge=1, le=64, description="GPUs in the pod: one training process each")
+    fsdp: bool = Field(False, description="cut the base over the processes' GPUs: for one too large for a single GPU")
     attention: Literal["sdpa", "flash_attention_2"] = Field(
         "sdpa", description="PyTorch's own kernels, or the flash-attn package on a GPU", json_schema_extra=NOT_IN_KEY
     )

@@ -1,8 +1,10 @@
 """Loading tokenizers and models the one way all steps load them."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +60,55 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()).hexdigest()
 
 
-def load_quantized(folder: Path, quantization: Quantization | None = None) -> Any:
+def load_quantized(folder: Path, quantization: Quantization | None = None, to_cut: bool = False) -> Any:
     """The base with its linear layers in 4 bit, the rest in 16 bit, on the GPU where there is one.
 
     Args:
         folder: the model's.
         quantization: how; None is NF4 with double quantisation and bfloat16 compute, as in the QLoRA paper (Dettmers et
             al. 2023, section 3).
+        to_cut: whether it will be cut over several GPUs, none of which may have room for it: it stays on the host, and
+            the 4-bit weights are kept in the dtype of all others, as FSDP wants it.
     """
     import bitsandbytes as bnb
 
     quantization = quantization or Quantization()
-    model = load_16bit(folder, quantization.compute_dtype, quantization_config=quantization.as_transformers())
+    dtype = quantization.compute_dtype
+    if to_cut:
+        options = {"quantization_config": quantization.as_transformers(dtype), "device_map": {"": "cpu"}}
+    else:
+        options = {"quantization_config": quantization.as_transformers()}
+    with quantised_on(device()) if to_cut else contextlib.nullcontext():
+        model = load_16bit(folder, dtype, **options)
+    if to_cut:
+        model.__dict__.pop("hf_device_map", None)  # accelerate would take it for where the model stays
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward without gradients,
             # for good: training then gets no gradients, silently, and dequantising gives garbage.
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+@contextlib.contextmanager
+def quantised_on(device: str) -> Iterator[None]:
+    """Has a model that is loaded onto the host quantised on a GPU, tensor by tensor: a CPU takes an hour for 70 B."""
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+
+    convert = Bnb4bitQuantize.convert
+
+    def there_and_back(self: Any, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        there = {
+            name: [value.to(device) for value in values] if isinstance(values, list) else values.to(device)
+            for name, values in input_dict.items()
+        }
+        return {name: value.to("cpu") for name, value in convert(self, there, *args, **kwargs).items()}
+
+    Bnb4bitQuantize.convert = there_and_back
+    try:
+        yield
+    finally:
+        Bnb4bitQuantize.convert = convert
 
 
 def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:

@@ -78,4 +78,5 @@ class Save(TrainerCallback):
         if launch.rank() == 0:
             written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.checkpoints.save(written, state.global_step)
+        self.trainer.accelerator.wait_for_everyone()  # under this limit, not under the next step's
         self.saved = time.monotonic()

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from components.core import attempts, storage
 from components.core.errors import InputError
@@ -28,10 +29,12 @@ class Checkpoints:
     Args:
         uri: their folder, local or on S3.
         keep: how many whole ones stay.
+        made_from: what they are made from, by name: a checkpoint made from anything else is refused.
     """
 
     uri: str
     keep: int
+    made_from: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def check_writable(self) -> None:
         """Tries to write, before a model is loaded.
@@ -51,6 +54,9 @@ class Checkpoints:
 
         Returns:
             Its step and a local folder with it; None where there is none.
+
+        Raises:
+            InputError: it is of another base, other data or other options.
         """
         for place, files in sorted(self._attempts().items(), reverse=True):
             uri = storage.join(self.uri, place)
@@ -59,6 +65,7 @@ class Checkpoints:
                 local = storage.download(uri, folder / place)
                 wrong = _altered(local)
                 if not wrong:
+                    refuse_other(json.loads((local / attempts.MANIFEST).read_text())["info"], self.made_from, uri)
                     return _step(place), local
             log(f"checkpoint {place} is not whole: {wrong}; it is passed over")
         return None
@@ -76,7 +83,7 @@ class Checkpoints:
             for path in attempt.folder.rglob("*"):
                 if path.is_file():
                     _sync(path)
-            attempt.commit({"step": step})
+            attempt.commit({"step": step, **self.made_from})
         self._remove_old()
 
     def _attempts(self) -> dict[str, dict[str, int]]:
@@ -116,6 +123,25 @@ class Checkpoints:
                 if name != attempts.MANIFEST:
                     storage.delete(storage.join(self.uri, place, name))
             _remove_empty(self.uri, place)
+
+
+def refuse_other(info: dict[str, Any], made_from: dict[str, Any], what: str) -> None:
+    """Refuses work that lies under the same key but was made from something else: a key was given by hand.
+
+    Args:
+        info: what its manifest says of it.
+        made_from: what this run starts from, by name.
+        what: the work's address.
+
+    Raises:
+        InputError: names what differs.
+    """
+    for name, value in made_from.items():
+        if name in info and info[name] != value:
+            raise InputError(
+                f"{what} was made with {name} {info[name]}, and this run has {value}: its training_key is not this"
+                " run's; give another"
+            )
 
 
 def _step(place: str) -> int:

@@ -1,6 +1,7 @@
 """One process a GPU, through torch's launcher."""
 
 import logging
+import os
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
 
     Raises:
         InputError: one of the processes failed, and the others were ended; the line is its own.
+        TransientError: one was killed, or failed for a reason that is not the user's.
     """
     if processes == 1:
         return work(*args)
@@ -40,16 +42,31 @@ def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
         place, failure = error.get_first_failure()
         said = failure.message if isinstance(failure.message, str) else failure.message["message"]
         kind, _, line = said.partition(": ")
-        if kind == "TransientError":
-            raise TransientError(line) from None
-        raise InputError(line if kind == "InputError" else f"process {place} failed: {said}") from None
+        if kind == "InputError":
+            raise InputError(line) from None
+        raise TransientError(line if kind == "TransientError" else f"process {place} failed: {said}") from None
 
 
 def rank() -> int:
     """This process' place among them; 0 is the one that writes."""
     import torch.distributed
 
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    if torch.distributed.is_initialized():
+        return int(torch.distributed.get_rank())
+    return int(os.environ["RANK"]) if torch.distributed.is_torchelastic_launched() else 0
+
+
+def check_gpus(processes: int) -> None:
+    """Checks that there is a GPU for each process, where there are GPUs at all.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise InputError(f"processes is {processes}, but this pod has {gpus} GPU(s): lower it, or ask for more GPUs")
 
 
 def agreed(value: bool) -> bool:

@@ -1,7 +1,14 @@
-"""Memory that training takes, and what to do where there is too little."""
+"""Memory and disk that training takes, and what to do where there is too little."""
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 from components.core.config import TrainConfig
-from components.core.errors import InputError
+from components.core.errors import InputError, TransientError
 
 
 def peak_mib() -> int:
@@ -16,11 +23,46 @@ def peak_mib() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
+@contextlib.contextmanager
+def explained(config: TrainConfig, planned_mib: int) -> Iterator[None]:
+    """Says in one line where memory or disk ran out, what the plan had said, and what would help.
+
+    Args:
+        config: the training options.
+        planned_mib: memory that plan_run said training needs; 0: it was not asked.
+
+    Raises:
+        InputError: no memory is left.
+        TransientError: the disk is full.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if is_full(error):
+            raise full(error) from None
+        if is_exhausted(error):
+            raise exhausted(config, planned_mib) from None
+        raise
+
+
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the host."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full: Python's, safetensors', or PyTorch's, which says it least clearly."""
+    said = str(error)
+    return (
+        (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        or "No space left on device" in said
+        or "PytorchStreamWriter failed writing" in said
+        or ("inline_container.cc" in said and "unexpected pos" in said)
+    )
 
 
 def exhausted(config: TrainConfig, planned_mib: int) -> InputError:
@@ -34,3 +76,16 @@ def exhausted(config: TrainConfig, planned_mib: int) -> InputError:
     ways = [] if config.gradient_checkpointing else ["set gradient_checkpointing true"]
     ways += [f"lower batch_tokens (now {config.batch_tokens}) or max_length", "take a larger GPU"]
     return InputError(f"out of memory at {peak_mib():,} MiB; {said}: {', or '.join(ways)}")
+
+
+def full(error: BaseException) -> TransientError:
+    """The error to raise where a disk is full: where, how large it is, and what would help."""
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    place = Path(named).parent if named else Path(tempfile.gettempdir())
+    size = ""
+    with contextlib.suppress(OSError):
+        size = f", {shutil.disk_usage(place).total / 2**30:.1f} GiB in all"
+    return TransientError(
+        f"the disk is full at {place}{size}: a checkpoint needs room for the adapter three times, and the plan's report"
+        " says under Disk what the pod needs; free some, or give the pod more ephemeral storage"
+    )

@@ -11,8 +11,8 @@ from components.core.config import TrainConfig
 from components.core.errors import InputError
 from components.core.quantization import Quantization
 from components.core.steps import log
-from components.train_qlora import launch, training, training_report
-from components.train_qlora.checkpoints import Checkpoints
+from components.train_qlora import launch, memory, sharding, training, training_report, watchdog
+from components.train_qlora.checkpoints import Checkpoints, refuse_other
 
 Config = TrainConfig
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
@@ -61,43 +61,47 @@ def run(
 
     Raises:
         InputError: data of another digest or tokenizer, a target that matches no layer, a loss that is no number, a
-            store that cannot be written, too little memory or disk.
+            store that cannot be written, an adapter or a checkpoint of this key made from something else, too little
+            memory or disk.
     """
     key_uri = storage.join(storage.root(), "adapters", training_key)
     planned = planned_host_mib if models.device() == "cpu" else planned_gpu_mib
-    finished = attempts.find(key_uri)
+    made_from = {"base_revision": base_revision, "dataset_digest": dataset_digest} | config.key_fields()
+    finished = _finished(key_uri, made_from)
     if finished is None:
-        checkpoints = Checkpoints(storage.join(storage.root(), "checkpoints", training_key), config.keep_checkpoints)
+        uri = storage.join(storage.root(), "checkpoints", training_key)
+        checkpoints = Checkpoints(uri, config.keep_checkpoints, made_from)
         checkpoints.check_writable()
-        with failures.once(checkpoints.uri):
-            _check(train_set, dataset_digest)
-            with tempfile.TemporaryDirectory() as folder, attempts.attempt(key_uri) as attempt:
-                base = base_model.fetch(base_uri, Path(folder))
+        with failures.once(uri), watchdog.watched(), memory.explained(config, planned):
+            watchdog.allow(config.setup_limit_minutes)
+            _check(config, train_set, dataset_digest)
+            with tempfile.TemporaryDirectory() as name, attempts.attempt(key_uri) as attempt:
+                folder = Path(name)
+                base = base_model.fetch(base_uri, folder / "base")
                 models.check_folder(base)
                 job = training.Job(
                     config=config,
                     train_set=train_set,
                     dataset_digest=dataset_digest,
                     base=str(base),
+                    base_uri=base_uri,
                     output=str(attempt.folder),
+                    scratch=str(folder / "scratch"),
                     training_key=training_key,
                     checkpoints=checkpoints,
+                    resumed=checkpoints.newest(folder / "checkpoint"),
                     planned_mib=planned,
                 )
+                watchdog.done()  # each training process has its own limits
                 trained = launch.run(training.train, config.processes, job)
+                watchdog.allow(config.step_limit_minutes)
                 finished = attempt.commit(
-                    _info(config, trained)
-                    | {
-                        "training_key": training_key,
-                        "base_uri": base_uri,
-                        "base_revision": base_revision,
-                        "dataset_digest": dataset_digest,
-                    }
+                    made_from | _info(config, trained) | {"training_key": training_key, "base_uri": base_uri}
                 )
     else:
         log(f"this training is finished already: {finished.uri}")
-    with tempfile.TemporaryDirectory() as folder:
-        storage.upload(storage.download(finished.uri, Path(folder)), adapter)
+    with tempfile.TemporaryDirectory() as name:
+        storage.upload(storage.download(finished.uri, Path(name)), adapter)
     losses, peak = finished.info["losses"], finished.info["peak_mib"]
     log(f"Memory at its peak: {peak:,} MiB" + (f"; the plan said {planned:,}" if planned else ""))
     training_report.write(config, losses, peak, planned, report)
@@ -105,8 +109,23 @@ def run(
     return Result(curve[0][1], curve[-1][1], len(losses), peak, finished.uri)
 
 
-def _check(train_set: str, dataset_digest: str) -> None:
-    """Looks at the data before a model is loaded."""
+def _finished(key_uri: str, made_from: dict[str, Any]) -> attempts.Finished | None:
+    """The adapter of this key, if it is whole; one that lost files is named, and made again."""
+    finished = attempts.find(key_uri)
+    if finished is None:
+        return None
+    refuse_other(finished.info, made_from, finished.uri)
+    if gone := attempts.missing(finished):
+        log(f"{finished.uri} has lost {', '.join(gone)}: its adapter is trained again")
+        return None
+    return finished
+
+
+def _check(config: TrainConfig, train_set: str, dataset_digest: str) -> None:
+    """Looks at options and data before a model is loaded."""
+    launch.check_gpus(config.processes)
+    if config.fsdp:
+        sharding.check(config)
     if not any(sample.encoded.supervised for sample in dataset.read(train_set, dataset_digest)):
         raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
 

@@ -1,10 +1,17 @@
 """TRL's trainer on packed rows, with the head computed at supervised positions only."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from trl import SFTTrainer
 
 from components.core import chat
+from components.train_qlora import launch, sharding
+
+SCHEDULE = "scheduler.pt"
 
 
 class PackedTrainer(SFTTrainer):
@@ -16,6 +23,64 @@ class PackedTrainer(SFTTrainer):
 
     supervised_tokens = 0
     """Supervised tokens that this process has trained on since it started."""
+
+    def __init__(self, *, sharded: bool = False, **kwargs: Any) -> None:
+        """Args: sharded: cut the model over all processes; all others are TRL's."""
+        self.model: Any
+        self.sharded = sharded
+        super().__init__(**kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does it."""
+        super().create_accelerator_and_postprocess()
+        if self.sharded:
+            sharding.announce(self)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.sharded:
+            self.model = self.model_wrapped = sharding.cut(self.model)
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def save_adapter(self, folder: str, base_uri: str) -> None:
+        """Writes the adapter as peft reads it, with its base's address; all processes call it, the first one writes."""
+        weights = sharding.adapter(self.model) if self.sharded else None
+        if launch.rank() > 0:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        if weights is None:
+            model.save_pretrained(folder)
+            (Path(folder) / "README.md").unlink()  # peft's form of a model card, to be filled in
+        else:  # peft finds no adapter in a model that is cut
+            model.active_peft_config.save_pretrained(folder)
+            safetensors.torch.save_file(weights, Path(folder) / "adapter_model.safetensors", {"format": "pt"})
+        path = Path(folder) / "adapter_config.json"
+        config = json.loads(path.read_text()) | {"base_model_name_or_path": base_uri, "inference_mode": True}
+        path.write_text(json.dumps(config, indent=1, sort_keys=True))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the adapter into a checkpoint; that of a cut model lies there in parts."""
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        sharding.save(self, output_dir)
+        if launch.rank() == 0:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        sharding.restore(self, checkpoint)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULE, weights_only=True))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -31,8 +96,6 @@ class PackedTrainer(SFTTrainer):
         Returns:
             The loss, a scalar in nats a token.
         """
-        import torch
-
         labels = inputs.pop("labels")
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat.IGNORED)
         supervised = targets != chat.IGNORED

@@ -1,17 +1,15 @@
 """One training process: loads the base in 4 bit, trains the adapter on packed rows, writes checkpoints as it goes."""
 
 import dataclasses
-import errno
 import importlib.util
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from components.core import attention, dataset, lora, models, packing, quantization
 from components.core.config import TrainConfig
-from components.core.errors import InputError, TransientError
+from components.core.errors import InputError
 from components.core.quantization import Quantization
 from components.core.steps import log
 from components.train_qlora import launch, memory, watchdog
@@ -21,15 +19,22 @@ from components.train_qlora.mlflow_run import MlflowRun
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a training process needs to know: options, the prepared set, the base's folder, and where results go."""
+    """What a training process needs to know: options, the prepared set, the base, and where results go.
+
+    `base` is a folder, `base_uri` where it came from. `scratch` is one folder for all processes. `resumed` is the step
+    of the checkpoint to go on from and its folder; None: from the start.
+    """
 
     config: TrainConfig
     train_set: str
     dataset_digest: str
     base: str
+    base_uri: str
     output: str
+    scratch: str
     training_key: str
     checkpoints: Checkpoints
+    resumed: tuple[int, Path] | None
     planned_mib: int
 
 
@@ -49,22 +54,9 @@ def train(job: Job) -> Trained:
         InputError: data of another tokenizer, a name that matches no layer, a loss that is no number, no memory left.
         TransientError: the disk is full.
     """
-    watchdog.allow(job.config.setup_limit_minutes)
-    try:
+    with watchdog.watched(), memory.explained(job.config, job.planned_mib):
+        watchdog.allow(job.config.setup_limit_minutes)
         return _train(job)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise TransientError(
-                f"the disk is full at {error.filename or tempfile.gettempdir()}: a checkpoint needs room for the"
-                " adapter three times; give the pod more ephemeral storage"
-            ) from None
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if memory.is_exhausted(error):
-            raise memory.exhausted(job.config, job.planned_mib) from None
-        raise
-    finally:
-        watchdog.done()
 
 
 def _train(job: Job) -> Trained:
@@ -77,35 +69,32 @@ def _train(job: Job) -> Trained:
     tokenizer = models.load_tokenizer(base)
     samples = dataset.read(job.train_set, job.dataset_digest)
     _check_tokenizer(job.train_set, tokenizer, base)
-    encoded = [sample.encoded for sample in samples]
+    encoded = [sample.encoded for sample in samples if sample.encoded.supervised]
     rows = packing.rows(encoded, config.batch_tokens if config.packing else 1)
     set_seed(config.seed)
-    log(f"loading {base.name} in {config.quant_type.upper()}")
-    model = models.load_quantized(base, Quantization.of(config))
+    _log(f"loading {base.name} in {config.quant_type.upper()}")
+    model = models.load_quantized(base, Quantization.of(config), to_cut=config.fsdp)
     digests = quantization.digests(model)
     if config.packing:
         attention.use(model, config.attention)
     steps = _steps(config, len(rows))
     run = MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0)
-    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as copies:
-        resumed = job.checkpoints.newest(Path(copies))
-        trainer = _trainer(config, model, tokenizer, rows, steps, scratch)
-        done = resumed[0] if resumed else 0
-        _watch(trainer, job, steps, done, run)
-        _say(config, trainer.model, len(encoded), sum(len(item.input_ids) for item in encoded), len(rows), steps, done)
-        try:
-            # Autocast does it; peft, which sees that of CUDA only, would copy each layer's input to float32 first.
-            with disable_input_dtype_casting(trainer.model):
-                trainer.train(resume_from_checkpoint=str(resumed[1]) if resumed else None)
-        except BaseException:
-            run.end(finished=False)
-            raise
+    trainer = _trainer(config, model, tokenizer, rows, steps, job.scratch)
+    done, checkpoint = job.resumed or (0, None)
+    _watch(trainer, job, steps, done, run)
+    _say(config, trainer.model, len(encoded), sum(len(item.input_ids) for item in encoded), len(rows), steps, done)
+    try:
+        # Autocast does it; peft, which sees that of CUDA only, would copy each layer's input to float32 first.
+        with disable_input_dtype_casting(trainer.model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < steps:
             raise InputError(f"training ended at step {trainer.state.global_step} of {steps}")
+    except BaseException:
+        run.end(finished=False)
+        raise
     watchdog.allow(config.step_limit_minutes)
+    trainer.save_adapter(job.output, job.base_uri)
     if launch.rank() == 0:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(job.output, safe_serialization=True)
-        (Path(job.output) / "README.md").unlink(missing_ok=True)  # peft's template of a card, not filled in
         tokenizer.save_pretrained(job.output)
     run.end(finished=True)
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
@@ -155,6 +144,7 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
             fp16=half,
             use_cpu=not on_gpu,
             ddp_backend=None if config.processes == 1 else "nccl" if on_gpu else "gloo",
+            ddp_find_unused_parameters=False,
             use_liger_kernel=liger,
             liger_kernel_config={"fused_linear_cross_entropy": False} if liger else None,  # the head is our own
             dataset_kwargs={"skip_prepare_dataset": True},
@@ -171,6 +161,7 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
         data_collator=packing.collate,
         processing_class=tokenizer,
         peft_config=lora.config(config, model),
+        sharded=config.fsdp,
     )
     _in_full_precision(trainer.model)
     return trainer
@@ -180,7 +171,7 @@ def _optimizer(config: TrainConfig, on_gpu: bool) -> str:
     """The name that transformers has for it."""
     if on_gpu:
         return config.optimizer
-    log(f"no GPU: {config.optimizer.removeprefix('paged_')} stays in the host's memory, nothing is paged")
+    _log(f"no GPU: {config.optimizer.removeprefix('paged_')} stays in the host's memory, nothing is paged")
     return "adamw_torch" if config.optimizer == "paged_adamw_32bit" else "adamw_bnb_8bit"
 
 
@@ -195,13 +186,17 @@ def _watch(trainer: Any, job: Job, steps: int, done: int, run: MlflowRun) -> Non
 
 
 def _say(config: TrainConfig, model: Any, conversations: int, tokens: int, rows: int, steps: int, done: int) -> None:
-    if launch.rank():
-        return
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     full = f", {tokens / rows / config.batch_tokens:.0%} full" if config.packing else ""
-    log(f"{conversations} conversations in {rows} rows{full}")
+    _log(f"{conversations} conversations in {rows} rows{full}")
     went_on = f", going on after step {done}" if done else ""
-    log(f"training {trainable:,} parameters for {steps} steps{went_on}")
+    _log(f"training {trainable:,} parameters for {steps} steps{went_on}")
+
+
+def _log(message: str) -> None:
+    """One line, from the first process."""
+    if launch.rank() == 0:
+        log(message)
 
 
 def _limit_caches() -> None:

@@ -1,7 +1,9 @@
 """Ends a process that hangs, instead of letting it hold a GPU: the stack of every thread is printed first."""
 
+import contextlib
 import faulthandler
 import sys
+from collections.abc import Iterator
 
 
 def allow(minutes: float) -> None:
@@ -15,3 +17,12 @@ def allow(minutes: float) -> None:
 def done() -> None:
     """Nothing is timed any more."""
     faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Whatever limit is set within ends with it."""
+    try:
+        yield
+    finally:
+        done()

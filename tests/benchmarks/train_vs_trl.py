@@ -8,6 +8,7 @@ gradient checkpointing), and TRL at its best here (packing to 1024, no gradient 
 to take instead of the demo's.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from peft.helpers import disable_input_dtype_casting
+from transformers import set_seed
 
 from components.core import attention, chat, models, packing
 from components.core.config import TrainConfig
@@ -31,12 +33,11 @@ ROWS, STEPS = 320, 20
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_linear")
 
 
-def encoded(max_length: int) -> list[chat.Encoded]:
-    """The first rows of the data as token ids and labels."""
+def encoded(first: int = 0, rows: int = ROWS) -> list[chat.Encoded]:
+    """So many rows of the data as token ids and labels, from the first one on."""
     tokenizer = models.load_tokenizer(MODEL)
     data = os.environ.get("BENCH_DATA", "pipelines/demo/tickets_train.jsonl")
-    rows = [row for _, row in zip(range(ROWS), json_rows(data), strict=False)]
-    return [chat.encode(tokenizer, row, max_length) for row in rows]
+    return [chat.encode(tokenizer, row, 512) for row in itertools.islice(json_rows(data), first, first + rows)]
 
 
 def json_rows(path: str) -> Any:
@@ -53,7 +54,7 @@ def json_rows(path: str) -> Any:
 
 def ours() -> float:
     """Supervised tokens a second of train_qlora's own loop, with its log lines, once it is set up."""
-    trainer = _our_trainer()
+    trainer = our_trainer()
     started = time.monotonic()
     with disable_input_dtype_casting(trainer.model):
         trainer.train()
@@ -67,7 +68,7 @@ def floor() -> float:
     """
     import torch
 
-    trainer = _our_trainer(steps=4)
+    trainer = our_trainer(max_steps=4)
     with (
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
         disable_input_dtype_casting(trainer.model),
@@ -77,61 +78,71 @@ def floor() -> float:
     return float(sum(spent.get(name, 0) for name in PRODUCTS) / sum(spent.values()))
 
 
-def _our_trainer(steps: int = STEPS) -> Any:
+def our_trainer(**options: Any) -> Any:
+    """The trainer of train_qlora on the first rows, with its log lines and without its checkpoints."""
     training._limit_caches()
-    config = TrainConfig(max_steps=steps, batch_tokens=1024)
+    config = TrainConfig(**{"max_steps": STEPS, "batch_tokens": 1024} | options)
+    set_seed(config.seed)
     model = models.load_quantized(MODEL)
     attention.use(model)
     scratch = tempfile.mkdtemp()
-    rows = packing.rows(encoded(512), config.batch_tokens)
+    rows = packing.rows(encoded(), config.batch_tokens)
+    steps = config.max_steps or len(rows)
     trainer = training._trainer(config, model, models.load_tokenizer(MODEL), rows, steps, scratch)
     job = training.Job(config, "", "", "", "", "", Checkpoints(scratch, 1), 0)
     training._watch(trainer, job, steps, 0, MlflowRun("", {}, muted=True))
     return trainer
 
 
-def trl(packed: bool) -> float:
-    """Supervised tokens a second of TRL's trainer."""
+BEST: dict[str, Any] = {"packing": True, "max_length": 1024, "gradient_checkpointing": False}
+"""TRL at its best here."""
+USUAL: dict[str, Any] = {"max_length": 512, "per_device_train_batch_size": 4}
+
+
+def trl_trainer(**settings: Any) -> tuple[Any, list[int]]:
+    """TRL's trainer on the same rows, and a list that the supervised tokens of each batch are added to."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    rows = [{"input_ids": item.input_ids, "labels": item.labels} for item in encoded(512)]
-    best: dict[str, Any] = {"packing": True, "max_length": 1024, "gradient_checkpointing": False}
-    usual: dict[str, Any] = {"max_length": 512}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SFTTrainer(
-            model=models.load_quantized(MODEL),
-            args=SFTConfig(
-                output_dir=folder,
-                max_steps=STEPS,
-                per_device_train_batch_size=1 if packed else 4,
-                bf16=True,
-                use_cpu=not torch.cuda.is_available(),
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                **(best if packed else usual),
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=models.load_tokenizer(MODEL),
-            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        seen, collate = [], trainer.data_collator
+    rows = [{"input_ids": item.input_ids, "labels": item.labels} for item in encoded()]
+    common = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 1,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    trainer = SFTTrainer(
+        model=models.load_quantized(MODEL),
+        args=SFTConfig(output_dir=tempfile.mkdtemp(), **common | settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=models.load_tokenizer(MODEL),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    seen, collate = [], trainer.data_collator
 
-        def counting(batch: Any) -> Any:
-            inputs = collate(batch)
-            seen.append(int((inputs["labels"][:, 1:] != chat.IGNORED).sum()))
-            return inputs
+    def counting(batch: Any) -> Any:
+        inputs = collate(batch)
+        seen.append(int((inputs["labels"][:, 1:] != chat.IGNORED).sum()))
+        return inputs
 
-        trainer.data_collator = counting
-        started = time.monotonic()
-        trainer.train()
-        return sum(seen[:STEPS]) / (time.monotonic() - started)
+    trainer.data_collator = counting
+    return trainer, seen
 
 
-VARIANTS = {"ours": ours, "trl": lambda: trl(packed=False), "trl_packed": lambda: trl(packed=True), "floor": floor}
+def trl(settings: dict[str, Any]) -> float:
+    """Supervised tokens a second of TRL's trainer."""
+    trainer, seen = trl_trainer(**settings)
+    started = time.monotonic()
+    trainer.train()
+    return sum(seen[:STEPS]) / (time.monotonic() - started)
+
+
+VARIANTS = {"ours": ours, "trl": lambda: trl(USUAL), "trl_packed": lambda: trl(BEST), "floor": floor}
 
 
 def measure() -> dict[str, float]:

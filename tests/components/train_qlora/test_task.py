@@ -11,16 +11,19 @@ from components.train_qlora import task
 from tests.components.conftest import TinyRun
 
 
-def train(run: TinyRun, base: Path, folder: Path, config: TrainConfig, key: str, digest: str = "") -> task.Result:
+def train(
+    run: TinyRun, base: Path, folder: Path, config: TrainConfig, key: str, digest: str = "", **inputs: object
+) -> task.Result:
     return task.run(
         config,
         train_set=str(run.folder / "train.parquet"),
         dataset_digest=digest or run.data.dataset_digest,
         base_uri=str(base),
-        base_revision="revision",
+        base_revision=run.plan.base_revision,
         training_key=key,
         adapter=str(folder / "adapter"),
         report=str(folder / "training.html"),
+        **inputs,
     )
 
 

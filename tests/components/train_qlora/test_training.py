@@ -6,7 +6,7 @@ import pytest
 from components.core import attempts, models, storage
 from components.core.config import TrainConfig
 from components.core.errors import InputError
-from components.train_qlora import memory, task
+from components.train_qlora import task
 from tests.components.conftest import TinyRun
 from tests.components.train_qlora.test_task import train
 
@@ -65,22 +65,6 @@ def test_the_manifest_holds_a_digest_of_each_quantised_weight(
     assert not set(other.values()) & set(info["quantised"].values())
 
 
-def test_two_processes_lose_what_one_with_twice_the_accumulation_loses(
-    tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
-) -> None:
-    """Gloo on the CPU; the same rows a step, so the same losses but for the order of summation."""
-    alone = trained(tiny_run, tiny_model, tmp_path / "alone", gradient_accumulation_steps=2)
-    two = trained(tiny_run, tiny_model, tmp_path / "two", processes=2)
-    assert two["losses"] == pytest.approx(alone["losses"], rel=2e-3)
-
-
-def test_a_failure_in_another_process_is_said_in_its_own_words(
-    tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=r"^target_modules: no_proj matches no linear layer"):
-        trained(tiny_run, tiny_model, tmp_path, processes=2, target_modules="no_proj")
-
-
 def test_a_module_to_save_that_is_none_is_named(tiny_run: TinyRun, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^modules_to_save: embeddings is no module of this model; it has "):
         trained(tiny_run, tiny_model, tmp_path, modules_to_save="embeddings")
@@ -118,16 +102,6 @@ def test_data_tokenised_for_another_tokenizer_is_refused(tiny_run: TinyRun, tiny
     template.write_text(template.read_text() + " ")
     with pytest.raises(InputError, match="was tokenised for another tokenizer than that of"):
         trained(tiny_run, other, tmp_path, seed=7)
-
-
-def test_out_of_memory_says_what_the_plan_had_said_and_what_would_help() -> None:
-    import torch
-
-    assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
-    assert memory.is_exhausted(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
-    assert not memory.is_exhausted(RuntimeError("shapes differ"))
-    said = str(memory.exhausted(TrainConfig(), 15_000))
-    assert "the plan said 15,000 MiB: set gradient_checkpointing true, or lower batch_tokens (now 2048)" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core import attempts, storage
+from components.core.config import TrainConfig
+from components.core.errors import InputError, TransientError
+from components.train_qlora import launch, task
+from tests.components.conftest import TinyRun
+from tests.components.train_qlora.test_task import train
+from tests.components.train_qlora.test_training import trained
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_run: TinyRun, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process that accumulates over two rows a step."""
+    folder = tmp_path_factory.mktemp("alone")
+    trained(tiny_run, tiny_model, folder, gradient_accumulation_steps=2)
+    return folder
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_learn_what_one_with_twice_the_accumulation_learns(
+    fsdp: bool, alone: Path, tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Gloo on the CPU; the same rows a step, so the same losses and weights but for the order of summation."""
+    import torch
+    from safetensors.torch import load_file
+
+    two = trained(tiny_run, tiny_model, tmp_path, processes=2, fsdp=fsdp)
+    one = attempts.read(str(alone / "adapter")).info
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-3)
+    assert two["quantised"] == one["quantised"]
+    expected, found = load_file(alone / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert found.keys() == expected.keys()
+    distance = sum((found[name] - expected[name]).square().sum() for name in found)
+    assert distance < 1e-3 * sum(value.square().sum() for value in expected.values())
+    assert all(value.dtype == torch.float32 for value in found.values())
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_go_on_from_a_checkpoint_bit_for_bit(
+    fsdp: bool, tiny_run: TinyRun, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each process with its own random numbers, which dropout draws."""
+    config = TrainConfig(
+        max_steps=3, batch_tokens=256, learning_rate=0.01, lora_dropout=0.2, processes=2, fsdp=fsdp, checkpoint_steps=2
+    )
+    key = f"goes-on-{fsdp}"
+    train(tiny_run, tiny_model, tmp_path / "first", config, key)
+    shutil.rmtree(storage.join(storage.root(), "adapters", key))
+    train(tiny_run, tiny_model, tmp_path / "second", config, key)
+    said = capfd.readouterr().out
+    assert said.count("going on after step 2") == 1
+    assert said.count("nothing is paged") == 2  # once a training
+    assert (tmp_path / "first" / WEIGHTS).read_bytes() == (tmp_path / "second" / WEIGHTS).read_bytes()
+
+
+def test_a_failure_in_another_process_is_said_in_its_own_words(
+    tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^target_modules: no_proj matches no linear layer"):
+        trained(tiny_run, tiny_model, tmp_path, processes=2, target_modules="no_proj")
+
+
+def die(name: str) -> None:
+    os.kill(os.getpid(), getattr(signal, name))
+
+
+def test_a_process_that_was_killed_is_no_failure_that_would_repeat() -> None:
+    with pytest.raises(TransientError, match="SIGKILL"):
+        launch.run(die, 2, "SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"processes": 1}, "fsdp cuts the base over several GPUs: set processes"),
+        ({"use_dora": True}, "use_dora and fsdp do not go together"),
+        ({"modules_to_save": "embed_tokens"}, "modules_to_save and fsdp do not go together"),
+        ({"compute_dtype": "float16"}, "compute_dtype float16 and fsdp do not go together"),
+    ],
+)
+def test_what_does_not_go_with_fsdp_is_refused(
+    options: dict[str, Any], said: str, tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=said):
+        trained(tiny_run, tiny_model, tmp_path, **{"fsdp": True, "processes": 2} | options)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"processes is 2, but this pod has 1 GPU"):
+        launch.check_gpus(2)
+    assert task.Config().processes == 1
