@@ -14,17 +14,16 @@ from tests.components.conftest import TinyRun
 def train(
     run: TinyRun, base: Path, folder: Path, config: TrainConfig, key: str, digest: str = "", **inputs: object
 ) -> task.Result:
-    return task.run(
-        config,
-        train_set=str(run.folder / "train.parquet"),
-        dataset_digest=digest or run.data.dataset_digest,
-        base_uri=str(base),
-        base_revision=run.plan.base_revision,
-        training_key=key,
-        adapter=str(folder / "adapter"),
-        report=str(folder / "training.html"),
-        **inputs,
-    )
+    given = {
+        "train_set": str(run.folder / "train.parquet"),
+        "dataset_digest": digest or run.data.dataset_digest,
+        "base_uri": str(base),
+        "base_revision": run.plan.base_revision,
+        "training_key": key,
+        "adapter": str(folder / "adapter"),
+        "report": str(folder / "training.html"),
+    }
+    return task.run(config, **given | inputs)
 
 
 def test_the_adapter_is_whole_and_the_loss_fell(tiny_run: TinyRun, adapter: Path) -> None:
