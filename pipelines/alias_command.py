@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from components.core import registered, registry, tracking, transfer
+from pipelines import runs_folder
 
 
 @click.command("promote")
@@ -19,6 +20,7 @@ def promote(uri: str, as_json: bool) -> None:
       qlora promote models:/ticket-parser/3
       qlora promote models:/ticket-parser@candidate
     """
+    runs_folder.use_existing()
     client = tracking.client(with_store=False)
     version = registry.resolve(client, uri)
     _check_whole(version)
@@ -35,6 +37,7 @@ def rollback(name: str, as_json: bool) -> None:
     Example:
       qlora rollback ticket-parser
     """
+    runs_folder.use_existing()
     client = tracking.client(with_store=False)
     version = registry.resolve(client, f"models:/{name}@{registry.PREVIOUS}")
     _check_whole(version)

@@ -17,6 +17,7 @@ from pipelines import (
     plan_command,
     pull_command,
     run_file,
+    runs_folder,
     step_command,
 )
 
@@ -47,7 +48,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--config", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
-@click.option("--runs", default=Path("runs"), type=click.Path(path_type=Path), help="Folder that keeps runs.")
+@click.option("--runs", default=runs_folder.DEFAULT, type=click.Path(path_type=Path), help="Folder that keeps runs.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 @click.pass_context
 def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:

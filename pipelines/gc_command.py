@@ -7,7 +7,7 @@ import os
 import click
 
 from components.core import storage, tracking, transfer
-from pipelines import garbage
+from pipelines import garbage, runs_folder
 
 
 @click.command("gc")
@@ -25,6 +25,7 @@ def gc(dry_run: bool, days: float, as_json: bool) -> None:
     Example:
       qlora gc --dry-run
     """
+    runs_folder.use_existing()
     store, models = storage.root().rstrip("/"), os.environ.get(transfer.MODELS_VARIABLE, "").rstrip("/")
     refer = garbage.references(tracking.client())
     if not dry_run:

@@ -16,9 +16,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from components.core import storage, tracking
 from components.core.errors import InputError
-from pipelines import screen
+from pipelines import runs_folder, screen
 from pipelines.run_file import Run
 from pipelines.screen import Screen
 
@@ -43,7 +42,7 @@ class Outcome:
     """How a local run ended.
 
     `results` holds each step's small results by task name; `error` is the failing step's line, or ''; `registry` is the
-    MLflow that the run chose itself, or '' where the environment named one.
+    MLflow that later commands must be told of, or '' where they find it by themselves.
     """
 
     folder: Path
@@ -71,9 +70,7 @@ def run(wanted: Run, runs: Path) -> Outcome:
     """
     runs = runs.absolute()
     folder = _new_folder(runs, wanted.config.model_name)
-    os.environ.setdefault(storage.STORE_VARIABLE, str(runs / "store"))
-    registry = "" if os.environ.get(tracking.URI_VARIABLE) else f"sqlite:///{runs / 'mlflow.db'}"
-    os.environ.setdefault(tracking.URI_VARIABLE, registry)
+    registry = runs_folder.use(runs)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     spec = _compile(folder / "pipeline.yaml")
     shown = screen.on(sys.stdout, screen.titles(spec))

@@ -13,7 +13,7 @@ from components.core import base_model
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import access, compare, fit, gpus, memory, time_and_cost
-from pipelines import run_file
+from pipelines import run_file, runs_folder
 
 GIB = fit.GIB
 
@@ -162,6 +162,7 @@ class _Price(click.ParamType[Any]):
     "--price", "prices", multiple=True, type=_Price(), help="Price of an hour of a GPU type; may be repeated."
 )
 @click.option("--access/--no-access", "reach", default=True, help="Also try data, store and MLflow.")
+@click.option("--runs", default=runs_folder.DEFAULT, type=click.Path(path_type=Path), help="Folder that keeps runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON; sizes in bytes.")
 @click.pass_context
 def plan(
@@ -172,14 +173,18 @@ def plan(
     efficiency: float,
     prices: tuple[tuple[str, float], ...],
     reach: bool,
+    runs: Path,
     as_json: bool,
 ) -> None:
     r"""Say what a run needs: memory, time, disk, and whether all it reaches for is there.
+
+    Store and registry are $QLORA_STORE and $MLFLOW_TRACKING_URI, or RUNS/store and RUNS/mlflow.db, as for `qlora run`.
 
     \b
     Example:
       qlora plan --config pipelines/demo/demo.yaml --compare
     """
+    runs_folder.use(runs)
     figures = estimate(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
     click.echo(json.dumps(figures) if as_json else text(figures, with_compare))
     fatal = any(finding["level"] == "fatal" for finding in figures["findings"])

@@ -12,6 +12,7 @@ import yaml
 
 from components.core import pulling, registered, registry, signatures, storage, tracking, transfer
 from components.core.errors import InputError
+from pipelines import runs_folder
 
 
 def find(uri: str, public_key: str) -> tuple[Any, registered.Registered, str]:
@@ -72,6 +73,7 @@ def pull(uri: str, folder: Path | None, public_key: str, kserve: bool, as_json: 
     """
     if folder is None and not kserve:
         raise click.UsageError("give --to DIR, --kserve, or both")
+    runs_folder.use_existing()
     version, whole, signed = find(uri, public_key)
     found: dict[str, Any] = {
         "name": version.name,

@@ -1,15 +1,16 @@
-"""All benchmarks: `make bench` writes their figures to dist/bench.json, one flat object.
+"""All benchmarks: `make bench` writes their figures to dist/bench.json, one flat object, and docs/benchmarks.md.
 
 Each figure is a ratio against a peer measured in the same run, or a peak of memory; BENCH_DATA names rows to take
 instead of generated ones.
 """
 
 import json
+import time
 from pathlib import Path
 
 from components.core.steps import quiet_libraries
 from pipelines.demo import fetch_model
-from tests.benchmarks import evaluate_vs_lm_eval, merge_vs_peft, plan_vs_measured, prepare_vs_trl, train_vs_trl
+from tests.benchmarks import evaluate_vs_lm_eval, merge_vs_peft, page, plan_vs_measured, prepare_vs_trl, train_vs_trl
 
 MODEL = Path("runs/models/SmolLM2-135M-Instruct")
 
@@ -18,6 +19,7 @@ def main() -> None:
     """Runs them one after another."""
     quiet_libraries()
     fetch_model.fetch(MODEL)
+    started = time.monotonic()
     figures: dict[str, float] = {}
     for benchmark in (train_vs_trl, prepare_vs_trl, plan_vs_measured, evaluate_vs_lm_eval, merge_vs_peft):
         figures |= benchmark.measure()
@@ -25,6 +27,7 @@ def main() -> None:
     target = Path("dist/bench.json")
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(figures, indent=1) + "\n")
+    page.PAGE.write_text(page.text(figures, time.monotonic() - started))
 
 
 if __name__ == "__main__":
