@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import click
 
 from components.core import base_model
 from components.core.config import RunConfig
-from components.core.errors import InputError
 from components.plan_run import access, compare, fit, gpus, memory, time_and_cost
 from pipelines import run_file, runs_folder
 
@@ -30,27 +29,48 @@ def estimate(
         prices: of an hour, by GPU type.
         reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.
 
+    Returns:
+        What could be found out: without a base that can be read, findings only.
+
     Raises:
-        InputError: the base cannot be read or planned, or its architecture is not known.
+        InputError: with `reach` false, the base cannot be read or planned, or its architecture is not known.
     """
     with tempfile.TemporaryDirectory() as folder:
         found = access.check(config, Path(folder)) if reach else access.Access()
-        plan = found.plan
-        if plan is None:
-            if found.fatal:
-                raise InputError("; ".join(found.fatal))
+        if not reach:
             files = base_model.small_files(config.base_model, config.base_revision, Path(folder))
-            plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
-        several = {
-            how: memory.estimate(plan.architecture, plan.activations, plan.tokens, gpu_count, how).parts()
-            for how in ("ddp", "fsdp")
+            found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
+        work = time_and_cost.of_run(config, found.samples)
+        figures = {
+            "work": dataclasses.asdict(work) if work else {},
+            "findings": [dataclasses.asdict(finding) for finding in found.findings],
+            "keys": found.run_keys._asdict() if found.run_keys else {},
+            "fits": True,
+            "verdict": "",
         }
-        work = time_and_cost.work(plan.train, found.rows, found.tokens_a_row) if found.rows else None
-        operations = time_and_cost.flops(plan.architecture, plan.train, work, found.tokens_a_row) if work else 0.0
-        smallest = gpus.smallest(plan.estimate.total, plan.train.compute_dtype)
-        limit = config.gpu_memory_gib
-        change = "" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE))
-        fits, verdict = fit.verdict(plan, int(limit * GIB), f"a GPU of {limit:g} GiB") if limit else (True, change)
+        if found.plan is None:
+            return figures
+        return figures | _of_plan(config, found, found.plan, work, gpu_count, efficiency, prices)
+
+
+def _of_plan(
+    config: RunConfig,
+    found: access.Access,
+    plan: fit.Plan,
+    work: time_and_cost.Work | None,
+    gpu_count: int,
+    efficiency: float,
+    prices: dict[str, float],
+) -> dict[str, Any]:
+    several = {
+        how: memory.estimate(plan.architecture, plan.activations, plan.tokens, gpu_count, how).parts()
+        for how in ("ddp", "fsdp")
+    }
+    operations = time_and_cost.flops(plan.architecture, plan.train, work) if work else 0.0
+    smallest = gpus.smallest(plan.estimate.total, plan.train.compute_dtype)
+    limit = config.gpu_memory_gib
+    change = "" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE))
+    fits, verdict = fit.verdict(plan, int(limit * GIB), f"a GPU of {limit:g} GiB") if limit else (True, change)
     return {
         "architecture": plan.architecture.name,
         "parameters": plan.architecture.parameters,
@@ -64,54 +84,56 @@ def estimate(
         "verdict": verdict,
         "several_gpus": several if gpu_count > 1 else {},
         "compare": [dataclasses.asdict(way) | {"total": way.total} for way in compare.ways(plan.architecture)],
-        "work": dataclasses.asdict(work) if work else {},
         "gpus": [
             dataclasses.asdict(line) | {"fits": not line.why_not}
             for line in time_and_cost.table(
                 plan.estimate.total, plan.train.compute_dtype, operations, efficiency, prices
             )
         ],
-        "disk": time_and_cost.disk(plan.architecture, found.weights_size),
-        "findings": [dataclasses.asdict(finding) for finding in found.findings],
+        "disk": access.disk_of(found, config, plan),
     }
 
 
 def text(figures: dict[str, Any], with_compare: bool) -> str:
     """The same figures for people, in GiB."""
-    lines = [
+    lines = [line for part in _parts(figures, with_compare) for line in (*part, "")]
+    lines += [f"{finding['level']:<8} {finding['subject']}: {finding['text']}" for finding in figures["findings"]]
+    lines += [f"{name.replace('_', ' '):<12} {key}" for name, key in figures["keys"].items()]
+    if smallest := figures.get("smallest_gpu"):
+        lines.append(f"The smallest GPU that fits: {smallest}")
+    elif "memory" in figures:
+        lines.append("No single GPU in the table fits.")
+    return "\n".join([*lines, *([figures["verdict"]] if figures["verdict"] else [])])
+
+
+def _parts(figures: dict[str, Any], with_compare: bool) -> Iterator[list[str]]:
+    """The tables, each with what belongs to it."""
+    if "memory" not in figures:
+        return
+    yield [
         f"{figures['architecture']}: {figures['parameters'] / 1e9:.2f} B parameters,"
-        f" {figures['trainable'] / 1e6:.1f} M trained, packed rows of {figures['row_tokens']} tokens",
-        "",
-        *_columns([("memory on one GPU", "GiB"), *_sizes(figures["memory"]), ("total", _gib(figures["total"]))]),
+        f" {figures['trainable'] / 1e6:.1f} M trained, packed rows of {figures['row_tokens']} tokens"
     ]
+    if work := figures["work"]:
+        yield [
+            f"about {work['rows']:,} rows of {work['tokens']:,} tokens in all, packed to {work['packed_rows']:,} rows:"
+            f" {work['steps']:,} steps over {work['tokens_in_all']:,} tokens"
+        ]
+    yield _columns([("memory on one GPU", "GiB"), *_sizes(figures["memory"]), ("total", _gib(figures["total"]))])
     if figures["in_fused_experts"]:
         share = figures["in_fused_experts"] / figures["parameters"]
-        lines += ["", f"{share:.0%} of the parameters are fused experts, which bitsandbytes leaves in 16 bit."]
+        yield [f"{share:.0%} of the parameters are fused experts, which bitsandbytes leaves in 16 bit."]
     for how, parts in figures["several_gpus"].items():
-        lines += [
-            "",
-            f"each GPU with {how.upper()}, an estimate (training runs on one): {_gib(sum(parts.values()))} GiB",
-        ]
+        yield [f"each GPU with {how.upper()}, an estimate: {_gib(sum(parts.values()))} GiB"]
     if with_compare:
-        ways = [
-            (
-                way["weights_in"],
-                way["trained"],
-                *(_gib(way[part]) for part in ("weights", "gradients", "optimiser", "total")),
-            )
-            for way in figures["compare"]
-        ]
-        head = ("weights in", "trained", "weights", "gradients", "optimiser", "total")
-        lines += ["", *_columns([head, *ways]), "GiB, without activations"]
+        sizes = ("weights", "gradients", "optimiser", "total")
+        ways = [(way["weights_in"], way["trained"], *(_gib(way[part]) for part in sizes)) for way in figures["compare"]]
+        yield [*_columns([("weights in", "trained", *sizes), *ways]), "GiB, without activations"]
     fields = [field.name for field in dataclasses.fields(time_and_cost.OnGpu)]
     table = [time_and_cost.OnGpu(**{name: gpu[name] for name in fields}) for gpu in figures["gpus"]]
     rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in (line.cells() for line in table)]
-    rows = [("GPU type", "GiB", "time on one", "cost", ""), *rows]
-    lines += ["", *_columns(rows), "", *_columns([("disk", "GiB"), *_sizes(figures["disk"])]), ""]
-    lines += [f"{finding['level']:<8} {finding['subject']}: {finding['text']}" for finding in figures["findings"]]
-    smallest = figures["smallest_gpu"]
-    lines.append(f"The smallest GPU that fits: {smallest}" if smallest else "No single GPU in the table fits.")
-    return "\n".join([*lines, *([figures["verdict"]] if figures["verdict"] else [])])
+    yield _columns([("GPU type", "GiB", "time on one", "cost", ""), *rows])
+    yield _columns([("disk, with a store on S3", "GiB"), *_sizes(figures["disk"])])
 
 
 def _sizes(parts: dict[str, int]) -> list[tuple[str, str]]:

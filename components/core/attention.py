@@ -100,12 +100,7 @@ def use(model: Any, kernel: str = "sdpa") -> None:
     """
     from transformers import AttentionInterface
 
-    if not supports(model):
-        config = model.config.get_text_config()
-        raise InputError(
-            f"{config.model_type} cannot be trained on packed conversations: its layers are"
-            f" {', '.join(sorted(_kinds(config)))}; set train_qlora.packing false"
-        )
+    check(model)
     if kernel == "flash_attention_2":
         if importlib.util.find_spec("flash_attn") is None:
             raise InputError("attention flash_attention_2: the package flash-attn is not installed; take sdpa")
@@ -113,6 +108,20 @@ def use(model: Any, kernel: str = "sdpa") -> None:
         return
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
+
+
+def check(model: Any) -> None:
+    """Refuses a model whose layers would mix packed conversations.
+
+    Raises:
+        InputError: says which layers.
+    """
+    if not supports(model):
+        config = model.config.get_text_config()
+        raise InputError(
+            f"{config.model_type} cannot be trained on packed conversations: its layers are"
+            f" {', '.join(sorted(_kinds(config)))}; set train_qlora.packing false"
+        )
 
 
 def supports(model: Any) -> bool:

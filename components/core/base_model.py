@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from components.core import keys, storage
+from components.core import hub, keys, storage
 from components.core.errors import InputError
 from components.core.steps import log
 
@@ -122,6 +122,11 @@ def _check_names(base_model: str, names: Iterable[str]) -> None:
         )
 
 
+def place_in_store(base_model: str, revision: str) -> str:
+    """Where the store keeps a revision of a hub's base; the manifest below it says whether it is there whole."""
+    return storage.join(storage.root(), "bases", base_model.replace("/", "--"), revision)
+
+
 def hub_files(base_model: str, revision: str) -> tuple[str, list[HubFile]]:
     """The commit that a revision means now, and the files of it that a model consists of.
 
@@ -135,7 +140,9 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[HubFile]]:
             base_model, revision=revision or None, files_metadata=True, timeout=10
         )
     except Exception as error:  # the hub's client raises many unrelated kinds
-        raise InputError(f"base model {base_model}: {why(error, revision)}") from None
+        raise InputError(
+            f"base model {base_model}: {hub.why(error, revision, 'no folder of that name here, and ')}"
+        ) from None
     siblings: list[Any] = info.siblings or []
     _check_names(base_model, [file.rfilename for file in siblings])
     return str(info.sha), [
@@ -147,18 +154,6 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[HubFile]]:
 
 def _is_wanted(name: str) -> bool:
     return any(Path(name).match(pattern) for pattern in [*SMALL_FILES, "*.safetensors"])
-
-
-def why(error: Exception, revision: str) -> str:
-    """What the hub's client says, in one line."""
-    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        return "it is gated: ask for access on its page on the hub, and set HF_TOKEN to a token of that account"
-    if isinstance(error, RevisionNotFoundError):
-        return f"the hub has no revision {revision} of it; give a branch, a tag or a commit"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"no folder of that name here, and the Hugging Face hub says: {reason}"
 
 
 def small_files(base_model: str, revision: str, folder: Path) -> Path:
@@ -175,9 +170,22 @@ def small_files(base_model: str, revision: str, folder: Path) -> Path:
                 base_model, revision=revision, allow_patterns=SMALL_FILES, local_dir=folder
             )
         except Exception as error:  # as above
-            raise InputError(f"base model {base_model}: {why(error, revision)}") from None
+            raise InputError(f"base model {base_model}: {hub.why(error, revision)}") from None
         return folder
     for entry in storage.listing(base_model) if storage.is_s3(base_model) else []:
         if any(Path(entry.path).match(pattern) for pattern in SMALL_FILES) and "/" not in entry.path:
             storage.write_bytes(str(folder / entry.path), storage.read_bytes(storage.join(base_model, entry.path)))
     return folder if storage.is_s3(base_model) else storage.local_path(base_model)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What to keep of a base for steps that need its tokenizer only, its config.json included."""
+    found = {path for pattern in SMALL_FILES for path in folder.glob(pattern)}
+    return sorted(path for path in found if "index.json" not in path.name)
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Names the tokenizer of a base by the content of its files."""
+    return keys.digest(
+        {path.name: storage.sha256_file(path) for path in tokenizer_files(folder) if path.name != "config.json"}
+    )

@@ -6,7 +6,7 @@ Training, evaluation and serving all see the text that `render` gives.
 import dataclasses
 from typing import Any
 
-from components.core.errors import InputError
+from components.core.errors import InputError, first_line
 
 IGNORED = -100
 """The label of a token that is not supervised (PyTorch's cross-entropy ignores it)."""
@@ -48,7 +48,7 @@ def render(tokenizer: Any, messages: list[Message], *, tools: Tools | None = Non
             messages, tools=tools or None, tokenize=False, add_generation_prompt=for_answer
         )
     except jinja2.TemplateError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"the chat template refuses: {reason}") from None
     except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
         # What a template's expressions raise on turns it was not written for; their texts may quote the data.
@@ -161,3 +161,11 @@ def encode_spans(tokenizer: Any, text: str, spans: list[Span], max_length: int) 
         for token, (first, last) in zip(ids, tokens["offset_mapping"], strict=True)
     ]
     return Encoded(ids, labels)
+
+
+def encode_text(tokenizer: Any, text: str, max_length: int) -> Encoded:
+    """Tokenises plain text, which is supervised whole and ends with the end of text."""
+    ids = [*tokenizer(text)["input_ids"]]
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    return Encoded(ids[:max_length], ids[:max_length])

@@ -229,14 +229,19 @@ class RunConfig(StepConfig):
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
-        for step in self.options:
-            if step not in OPTION_STEPS:
-                raise ValueError(f"options.{step}: no such step{nearest(step, OPTION_STEPS)}")
+        wrong = [f"options.{step}: no such step{nearest(step, OPTION_STEPS)}" for step in self.options
+                 if step not in OPTION_STEPS]  # fmt: skip
         for step in STEPS:
             try:
                 self.for_step(step)
             except InputError as error:
-                raise ValueError(f"{step}: {error}") from None
+                wrong.append(f"{step}: {error}")
+        if not wrong and self.for_step("prepare_dataset").decontaminate_words and not self.eval_dataset_uri:
+            wrong.append(
+                "prepare_dataset: decontaminate_words compares with evaluation data: give eval_dataset_uri too"
+            )
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
     def for_step(self, step: str) -> Any:

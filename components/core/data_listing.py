@@ -4,11 +4,14 @@ It lies at `STORE/listings/<data_digest>.json`, so that later steps get an addre
 """
 
 import dataclasses
+import functools
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from components.core import hub_data, keys, storage
+from components.core import hub_data, keys, storage, streams
 from components.core.errors import InputError
 from components.core.storage import Entry
 
@@ -38,6 +41,51 @@ class DataFile:
         if self.source.startswith(hub_data.PREFIX):
             return hub_data.fetch(self.source, self.entry.path, self.entry.etag, folder)
         return storage.fetch(self.uri, self.entry.etag, folder)
+
+    def open(self) -> BinaryIO:
+        """The file where it lies, to read from any place in it; of a remote one only what is read is transferred.
+
+        Raises:
+            InputError: it cannot be read; reading may raise this too.
+        """
+        if self.source.startswith(hub_data.PREFIX):
+            return _buffered(functools.partial(hub_data.read, self.source, self.entry.path), self.entry.size)
+        if storage.is_s3(self.uri):
+            return _buffered(streams.Reader(self.uri, self.entry.size).read, self.entry.size)
+        try:
+            return storage.local_path(self.uri).open("rb")
+        except OSError as error:
+            raise InputError(f"data {self.uri}: {error.strerror}") from None
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file of which any part can be had."""
+
+    def __init__(self, read: Callable[[int, int], bytes | bytearray], size: int) -> None:
+        self._read, self._size, self._at = read, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._read(self._at, max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def _buffered(read: Callable[[int, int], bytes | bytearray], size: int) -> BinaryIO:
+    return io.BufferedReader(_Ranges(read, size), 1 << 18)
 
 
 def make(dataset_uri: str, eval_dataset_uri: str = "") -> Listing:

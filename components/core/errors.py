@@ -10,3 +10,8 @@ class InputError(Exception):
 
 class TransientError(InputError):
     """One that may pass by itself: a store that does not answer, a disk that is full."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

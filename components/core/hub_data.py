@@ -9,10 +9,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from components.core import hub
 from components.core.errors import InputError
 from components.core.storage import Entry, sha256_file
 
 PREFIX = "hf://datasets/"
+DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+"""Files beside the data that `datasets` writes of it."""
 _ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.%-]+))?(/(?P<path>.+))?")
 
 
@@ -48,15 +51,15 @@ def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]
             source.name, revision=source.revision, files_metadata=True, timeout=20
         )
     except Exception as error:  # the hub's client raises many unrelated kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"data {source.name}: no file or folder of that name here, and the Hugging Face hub says: {reason}"
-        ) from None
+        but = "no file or folder of that name here, and "
+        raise InputError(f"data {source.name}: {hub.why(error, source.revision, but)}") from None
     below = source.path.rstrip("/")
     entries = [
         Entry(file.rfilename, file.size or 0, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
         for file in info.siblings or []
-        if file.rfilename.endswith(suffixes) and (not below or f"{file.rfilename}/".startswith(f"{below}/"))
+        if file.rfilename.endswith(suffixes)
+        and not file.rfilename.endswith(DESCRIPTIONS)
+        and (not below or f"{file.rfilename}/".startswith(f"{below}/"))
     ]
     train = [entry for entry in entries if re.search(r"(^|[/_.-])train([/_.-]|$)", entry.path)]
     path = f"/{below}" if below else ""
@@ -80,10 +83,34 @@ def fetch(uri: str, path: str, etag: str, folder: Path) -> Path:
             )
         )
     except Exception as error:  # as above
-        raise InputError(f"data {uri}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}") from None
+        raise InputError(f"data {uri}: {hub.why(error, source.revision)}") from None
     if f"{etag.partition(':')[0]}:{_content(found, etag)}" != etag:
         raise InputError(f"data {uri}: {path} is not the file that was listed; start a new run")
     return found
+
+
+def read(uri: str, path: str, offset: int, size: int) -> bytes:
+    """Some bytes of one listed file, without the rest.
+
+    Raises:
+        InputError: the hub does not give them.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    source = parse(uri)
+    assert source is not None
+    if not size:
+        return b""
+    url = huggingface_hub.hf_hub_url(source.name, path, repo_type="dataset", revision=source.revision)
+    wanted = {"Range": f"bytes={offset}-{offset + size - 1}"}
+    try:
+        answer = get_session().get(url, headers=build_hf_headers() | wanted, follow_redirects=True, timeout=20)
+        hf_raise_for_status(answer)
+    except Exception as error:  # as above
+        raise InputError(f"data {uri}: {hub.why(error, source.revision)}") from None
+    data = bytes(answer.content)
+    return data if answer.status_code == 206 else data[offset : offset + size]
 
 
 def _content(path: Path, etag: str) -> str:

@@ -10,9 +10,9 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
-from components.core.config import MergeConfig, PrepareConfig, TrainConfig
+from components.core.config import MergeConfig, PrepareConfig, RunConfig, TrainConfig
 from components.core.options import StepConfig
 
 FORMAT = 1
@@ -41,3 +41,18 @@ def training_key(base_revision: str, data: str, config: TrainConfig) -> str:
 def merge_key(training: str, config: MergeConfig) -> str:
     """Names the model that dequantize_and_merge will make."""
     return _key("merge", config, training=training)
+
+
+class RunKeys(NamedTuple):
+    """The keys of a whole run."""
+
+    data_key: str
+    training_key: str
+    merge_key: str
+
+
+def of_run(config: RunConfig, *, base_revision: str, data_digest: str, tokenizer_digest: str) -> RunKeys:
+    """The keys of a run whose base, data and tokenizer are resolved."""
+    data = data_key(data_digest, config.for_step("prepare_dataset"), tokenizer_digest)
+    training = training_key(base_revision, data, config.for_step("train_qlora"))
+    return RunKeys(data, training, merge_key(training, config.for_step("dequantize_and_merge")))

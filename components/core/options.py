@@ -34,7 +34,7 @@ class StepConfig(BaseModel):
             **values: fields given one by one; the same field in `options` is an error.
 
         Raises:
-            InputError: one line that names the option and what is wrong with it.
+            InputError: one line that names every option that is wrong, and how.
         """
         if isinstance(options, str):
             try:
@@ -53,14 +53,17 @@ class StepConfig(BaseModel):
 
     @classmethod
     def _explain(cls, error: ValidationError) -> str:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            return f"unknown option {where}{nearest(str(first['loc'][-1]), cls.model_fields)}"
-        if first["type"] == "missing":
+        return "; ".join(cls._explain_one(found) for found in error.errors())
+
+    @classmethod
+    def _explain_one(cls, found: Any) -> str:
+        where = ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            return f"unknown option {where}{nearest(str(found['loc'][-1]), cls.model_fields)}"
+        if found["type"] == "missing":
             return f"{where} is required"
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{where}: {message} (got {first['input']!r})" if where else message
+        message = found["msg"].removeprefix("Value error, ")
+        return f"{where}: {message} (got {found['input']!r})" if where else message
 
     def key_fields(self) -> dict[str, Any]:
         """The options that decide the result, for the keys by content."""

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from components.core import storage, transfer
-from components.core.errors import InputError
+from components.core.errors import InputError, first_line
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 OLDEST = (3, 10)
@@ -128,7 +128,7 @@ def reason(error: Exception) -> str:
         deepest = inner
     if isinstance(deepest, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
         return deepest.strerror or str(deepest) or type(deepest).__name__
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     login = os.environ.get(URI_VARIABLE, "").partition("://")[2].rpartition("@")[0]
     for secret in filter(None, (login, os.environ.get("MLFLOW_TRACKING_PASSWORD"))):
         line = line.replace(f"{secret}@", "").replace(secret, "...")

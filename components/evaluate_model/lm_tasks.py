@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from typing import Any
 
-from components.core.errors import InputError
+from components.core.errors import InputError, first_line
 
 FILE = ".yaml"
 
@@ -53,7 +53,7 @@ def run(model: Any, tokenizer: Any, tasks: list[str], batch_size: int) -> dict[s
             log_samples=False,
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"lm_eval_tasks {', '.join(tasks)}: {reason}") from None
     return {
         f"{task}/{metric.removesuffix(',none')}": float(value)

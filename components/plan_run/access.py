@@ -6,14 +6,15 @@ Each check gives findings; none stops another, so that a person mends all there 
 import concurrent.futures
 import contextlib
 import dataclasses
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from components.core import attempts, base_model, champion, data_listing, models, storage, tracking
+from components.core import attempts, base_model, champion, data_listing, keys, models, storage, streams, tracking
 from components.core.config import RunConfig
 from components.core.errors import InputError
-from components.plan_run import architecture, fit, sampling, weight_files
+from components.plan_run import architecture, base_checks, disk, fit, sampling, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +30,32 @@ class Finding:
 class Access:
     """What the checks found out; what could not be found out is empty, and a finding says why.
 
-    `tokens_a_row` and `supervised`, the share of tokens that is, come from the first rows; `weights_size` is
-    that of the base's weight files in bytes.
+    `samples` holds what the first rows of each side tell, `weights` what the headers of the base's files do; `staged`
+    says whether a hub's base lies in the store already. `run_keys` are there where nothing is fatal.
     """
 
     champion: str = ""
     revision: str = ""
     files: Path | None = None
     listing: data_listing.Listing = dataclasses.field(default_factory=dict)
-    rows: int = 0
-    tokens_a_row: float = 0.0
-    supervised: float = 1.0
-    weights_size: int = 0
+    samples: dict[str, sampling.Sample] = dataclasses.field(default_factory=dict)
+    weights: weight_files.Weights | None = None
+    staged: bool = False
     plan: fit.Plan | None = None
+    data_digest: str = ""
+    tokenizer_digest: str = ""
+    run_keys: keys.RunKeys | None = None
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
     @property
     def fatal(self) -> list[str]:
         """One line for each thing without which the run would fail."""
         return [finding.text for finding in self.findings if finding.level == "fatal"]
+
+    @property
+    def supervised(self) -> float:
+        """The share of the training tokens that is supervised, 1 where it is not known."""
+        return self.samples["train"].supervised if "train" in self.samples else 1.0
 
     def note(self, level: str, subject: str, text: str) -> None:
         """Adds a finding."""
@@ -84,8 +92,10 @@ def check(config: RunConfig, folder: Path) -> Access:
         for job in [pool.submit(check) for check in checks]:
             job.result()
     if found.files and found.listing:
-        with found.about("data"):
-            _look(found, config, found.files)
+        _look(found, config, found.files)
+    if found.files and found.listing and not found.fatal:
+        with found.about("store"):
+            _finished(found, config, found.files)
     order = {"fatal": 0, "warning": 1, "ok": 2}
     found.findings.sort(key=lambda finding: (order[finding.level], finding.subject, finding.text))
     return found
@@ -116,18 +126,16 @@ def _base(found: Access, config: RunConfig, folder: Path) -> None:
         found.revision = base_model.resolve(config.base_model, config.base_revision)
         files = base_model.small_files(config.base_model, found.revision, folder)
         found.note("ok", "base model", f"{config.base_model} can be read at {found.revision[:19]}, in safetensors")
-        code = models.describe(files).get("auto_map")
-        if code:
-            found.note("warning", "base model", "it brings code of its own (auto_map); that is not run")
         found.files = files
         with found.about("tokenizer"):
             models.load_tokenizer(files)
             found.note("ok", "tokenizer", "can be read and has a chat template")
         described = architecture.skeleton(files)
+        for level, text in base_checks.check(files, described, config):
+            found.note(level, "base model", text)
         with found.about("weights"):
-            weights = weight_files.read(config.base_model, found.revision)
-            found.weights_size = weights.size
-            level, text = weight_files.compare(weights.shapes, described)
+            found.weights = weight_files.read(config.base_model, found.revision)
+            level, text = weight_files.compare(found.weights.shapes, described)
             found.note(level, "weights", f"base model {config.base_model}: {text}")
         try:
             found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
@@ -148,25 +156,74 @@ def _memory(found: Access, plan: fit.Plan, gib: float) -> None:
 def _data(found: Access, config: RunConfig) -> None:
     with found.about("data"):
         found.listing = data_listing.make(config.dataset_uri, config.eval_dataset_uri)
+        found.data_digest = data_listing.data_digest(found.listing)
         files = sum(len(source["files"]) for source in found.listing.values())
-        found.note("ok", "data", f"{files} files, digest {data_listing.data_digest(found.listing)[:12]}")
+        found.note("ok", "data", f"{files} files, digest {found.data_digest[:12]}")
 
 
 def _look(found: Access, config: RunConfig, files: Path) -> None:
+    allowed = config.for_step("prepare_dataset").max_rejected_share
     for side, source in found.listing.items():
-        sample = sampling.look(source, config, files)
-        if sample is None:
-            name = source["files"][0][0]
-            found.note("ok", "data", f"{side}: {name} is looked into by prepare_dataset, not here")
-        elif side == "train" and sample.rows:
-            found.rows, found.tokens_a_row, found.supervised = sample.rows, sample.tokens_a_row, sample.supervised
+        with found.about("data"):
+            sample = found.samples[side] = sampling.look(source, config, files)
+            found.note("ok", "data", f"{side}: about {sample.rows:,} rows of form {sample.form},"
+                       f" {sample.tokens_a_row:.0f} tokens a row, {sample.supervised:.0%} supervised")  # fmt: skip
+            if sample.unusable > allowed * sample.looked_at:
+                text = f"{sample.unusable} of the first {sample.looked_at} rows cannot be used ({sample.reason})"
+                found.note("warning", "data", f"{side}: {text}; {allowed:.1%} of all are allowed")
 
 
-def finished(training_key: str, merge_key: str) -> list[Finding]:
-    """What of this run's work lies finished in the store, so that it will not be done again."""
-    findings = []
-    for what, folder, key in (("adapter", "adapters", training_key), ("merged model", "merged", merge_key)):
-        done = attempts.find(storage.join(storage.root(), folder, key))
-        text = f"finished already: {done.uri}" if done else "not made yet"
-        findings.append(Finding("ok", what, text))
-    return findings
+def _finished(found: Access, config: RunConfig, files: Path) -> None:
+    """Forms the keys, and says what of this run's work lies in the store already, so that it will not be done again."""
+    found.tokenizer_digest = base_model.tokenizer_digest(files)
+    found.run_keys = keys.of_run(
+        config,
+        base_revision=found.revision,
+        data_digest=found.data_digest,
+        tokenizer_digest=found.tokenizer_digest,
+    )
+    adapter = attempts.find(storage.join(storage.root(), "adapters", found.run_keys.training_key))
+    merged = attempts.find(storage.join(storage.root(), "merged", found.run_keys.merge_key))
+    for what, done in (("adapter", adapter), ("merged model", merged)):
+        found.note("ok", what, f"finished already: {done.uri}" if done else "not made yet")
+    step = 0 if adapter else _checkpoint(found.run_keys.training_key)
+    if not adapter:
+        found.note("ok", "checkpoint", f"training goes on from step {step}" if step else "none; training begins anew")
+    if base_model.is_on_hub(config.base_model):
+        found.staged = attempts.find(base_model.place_in_store(config.base_model, found.revision)) is not None
+        size = found.weights.size / fit.GIB if found.weights else 0.0
+        text = "is in the store already" if found.staged else f"will be copied into the store, {size:.1f} GiB"
+        found.note("ok", "base model", f"{config.base_model} {text}")
+    if found.plan and not merged:
+        _room(found, config, found.plan)
+
+
+def _checkpoint(training_key: str) -> int:
+    """The step of the newest finished checkpoint, 0 where there is none."""
+    names = storage.sizes(storage.join(storage.root(), "checkpoints", training_key))
+    steps = (re.fullmatch(rf"step-(\d+)/[^/]+/{re.escape(attempts.MANIFEST)}", name) for name in names)
+    return max((int(step[1]) for step in steps if step), default=0)
+
+
+def _room(found: Access, config: RunConfig, plan: fit.Plan) -> None:
+    free = streams.free_bytes(storage.root())
+    written = disk_of(found, config, plan)["store, written by this run"]
+    if free is not None and free < written:
+        found.note(
+            "fatal",
+            "store",
+            f"{storage.root()} has {free / fit.GIB:.1f} GiB free, and this run writes {written / fit.GIB:.1f} GiB: make"
+            f" room, or name another place in {storage.STORE_VARIABLE}",
+        )
+
+
+def disk_of(found: Access, config: RunConfig, plan: fit.Plan) -> dict[str, int]:
+    """Bytes of disk by what they hold, as far as was found out."""
+    return disk.need(
+        plan.architecture,
+        plan.train,
+        base_files=found.weights.sizes if found.weights else (),
+        from_hub=base_model.is_on_hub(config.base_model) and not found.staged,
+        data_files=tuple(file[1] for source in found.listing.values() for file in source["files"]),
+        sample=found.samples.get("train"),
+    )

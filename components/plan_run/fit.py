@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.config import TrainConfig
-from components.core.errors import InputError
+from components.core.errors import InputError, first_line
 from components.plan_run import activations, architecture, memory
 from components.plan_run.architecture import Architecture
 from components.plan_run.memory import Estimate
@@ -57,7 +57,7 @@ def plan(folder: Path, train: TrainConfig, max_length: int) -> Plan:
         tokens = row_tokens(train, max_length)
         held = activations.trace(folder, train, tokens)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise Unplannable(f"memory is not known: {found.name} cannot be run without data: {reason}") from None
     return Plan(folder, found, train, max_length, held, memory.estimate(found, held, tokens, train.processes))
 

@@ -6,34 +6,31 @@ from pathlib import Path
 from components.core.config import OPTION_STEPS, RunConfig
 from components.core.report import Report
 from components.plan_run import compare, fit, time_and_cost
-from components.plan_run.access import Access, Finding
+from components.plan_run.access import Access, disk_of
 
 GIB = 1 << 30
 
 
-def write(
-    config: RunConfig, found: Access, keys: list[tuple[str, str]], finished: list[Finding], host: int, path: str | Path
-) -> None:
+def write(config: RunConfig, found: Access, shown: list[tuple[str, object]], host: int, path: str | Path) -> None:
     """Writes the page: findings first, then memory, time and disk, and what the run works from.
 
     Args:
         config: the whole run.
         found: what the checks found.
-        keys: what the run works from, by name.
-        finished: work of this run that is finished already.
+        shown: what the run works from, by name.
         host: bytes that the training process needs on a machine without a GPU; 0: not known.
         path: file to write.
     """
     report = Report("Plan", "What this run works from; none of it changes while the run lasts.")
     fatal = len(found.fatal)
     report.verdict(not fatal, f"{fatal} things to mend" if fatal else "Nothing stands in the way")
-    report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in [*found.findings, *finished]])
+    report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in found.findings])
     if found.plan:
         _memory(report, found.plan, host)
-        _time(report, found, found.plan)
-    if keys:
+        _time(report, config, found, found.plan)
+    if shown:
         report.section("What it works from")
-        report.table(["", ""], [("base model", config.base_model), *keys])
+        report.table(["", ""], [("base model", config.base_model), *shown])
     for side, source in found.listing.items():
         report.section("Training data" if side == "train" else "Evaluation data", source["uri"])
         report.table(["file", "bytes", "content"], source["files"])
@@ -64,16 +61,15 @@ def _memory(report: Report, plan: fit.Plan, host: int) -> None:
     )
 
 
-def _time(report: Report, found: Access, plan: fit.Plan) -> None:
+def _time(report: Report, config: RunConfig, found: Access, plan: fit.Plan) -> None:
+    work = time_and_cost.of_run(config, found.samples)
     operations = 0.0
-    if found.rows:
-        work = time_and_cost.work(plan.train, found.rows, found.tokens_a_row)
-        operations = time_and_cost.flops(plan.architecture, plan.train, work, found.tokens_a_row)
+    if work:
+        operations = time_and_cost.flops(plan.architecture, plan.train, work)
         report.section("Work", "Rows and tokens are reckoned from the first rows and the size of the files.")
         report.table(["", ""], [(name.replace("_", " "), value) for name, value in dataclasses.asdict(work).items()])
     lines = time_and_cost.table(plan.estimate.total, plan.train.compute_dtype, operations, time_and_cost.EFFICIENCY, {})
     report.section("GPU types", f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed.")
     report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in lines])
-    report.section("Disk")
-    disk = time_and_cost.disk(plan.architecture, found.weights_size)
-    report.table(["", "GiB"], [(what, size / GIB) for what, size in disk.items()])
+    report.section("Disk", "Of the pods where the store is on S3; a local store is read where it lies.")
+    report.table(["", "GiB"], [(what, size / GIB) for what, size in disk_of(found, config, plan).items()])

@@ -1,45 +1,56 @@
 """The first rows of the data, looked at and tokenised as training will see them: what there is to reckon with."""
 
 import contextlib
-import csv
 import dataclasses
+import io
+import itertools
 import json
-import tempfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core import chat, data_listing, forms, hub_data, models, storage
+from components.core import chat, data_listing, forms, models, reading
 from components.core.config import RunConfig
 from components.core.data_listing import DataFile
 from components.core.errors import InputError
 
-START = 1 << 18
-"""Bytes of a data file that are read to look at its first rows."""
-LARGEST_PARQUET = 64 << 20
-"""Bytes up to which a Parquet file is fetched from S3 for that: its rows can only be found from its end."""
+START = 1 << 20
+"""Bytes of a data file that are read to look at its first rows; more where they hold no whole row."""
 ROWS = 200
 """Rows that are tokenised."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The first rows of a file, and how many rows it has in all as far as that can be told."""
+    """The first rows of a file, with their numbers, and how many rows it has in all as far as that can be told.
 
-    rows: list[dict[str, Any]]
+    `broken` says of the rows among them that hold none why not.
+    """
+
+    rows: list[tuple[int, dict[str, Any]]]
+    broken: list[tuple[int, str]]
     in_all: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Rows of one side reckoned from its first file; mean tokens of a row, and the share of them that is supervised."""
+    """What the first rows of one side's first file tell.
 
+    Rows of the side as reckoned from them; a row's mean bytes of text and tokens, and the share of these that is
+    supervised; how many were looked at and how many of them cannot be used, with the first reason.
+    """
+
+    form: str
     rows: int
+    bytes_a_row: float
     tokens_a_row: float
     supervised: float
+    looked_at: int
+    unusable: int
+    reason: str
 
 
-def look(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sample | None:
+def look(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sample:
     """Looks at the first file of one side.
 
     Args:
@@ -47,140 +58,134 @@ def look(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sa
         config: the whole run.
         tokenizer_files: folder of the base's tokenizer.
 
-    Returns:
-        None where the file can only be read whole: in hub data sets, compressed or large Parquet.
-
     Raises:
-        InputError: the first rows are of no known form, or no rows.
+        InputError: the first rows cannot be read, are of no known form, or none of them can be used.
     """
     file = data_listing.first_file(source)
     start = first_rows(file)
-    if start is None:
-        return None
-    encoded = _encoded(start.rows[:ROWS], file.uri, config, tokenizer_files)
-    if not encoded:
-        return Sample(0, 0.0, 1.0)
+    form, encoded, reasons = _encoded(start.rows[:ROWS], file.uri, config, tokenizer_files)
+    last = start.rows[:ROWS][-1][0]
+    reasons = sorted([*reasons, *((number, why) for number, why in start.broken if number < last)])
     tokens = sum(len(item.input_ids) for item in encoded)
     rows = start.in_all * sum(entry[1] for entry in source["files"]) / file.entry.size
-    return Sample(max(1, round(rows)), tokens / len(encoded), sum(item.supervised for item in encoded) / tokens)
+    return Sample(
+        form=form,
+        rows=max(1, round(rows)),
+        bytes_a_row=sum(len(json.dumps(row, default=str)) for _, row in start.rows) / len(start.rows),
+        tokens_a_row=tokens / len(encoded),
+        supervised=sum(item.supervised for item in encoded) / tokens,
+        looked_at=len(encoded) + len(reasons),
+        unusable=len(reasons),
+        reason="row {}: {}".format(*reasons[0]) if reasons else "",
+    )
 
 
-def first_rows(file: DataFile) -> Start | None:
-    """The whole rows at the start of a file, or None where it would have to be read whole.
+def first_rows(file: DataFile) -> Start:
+    """The whole rows at the start of a file.
 
     Raises:
-        InputError: the first row is none.
+        InputError: there is none.
     """
-    name = file.entry.path.lower()
-    if file.source.startswith(hub_data.PREFIX):
-        return None
-    if ".parquet" in name:
-        large = storage.is_s3(file.uri) and file.entry.size > LARGEST_PARQUET
-        return None if large or not name.endswith(".parquet") else _parquet(file)
-    raw = storage.read_bytes(file.uri, START)
-    text = _unpacked(raw, name).decode("utf-8-sig", errors="ignore")
-    rows = _rows(text, name)
-    if not rows or not isinstance(rows[0], dict):
-        raise InputError(
-            f"data {file.uri}: its first row is not a JSON object; see the README for the forms that are read"
-        )
-    rows = [row for row in rows if isinstance(row, dict)]
-    read = sum(len(json.dumps(row)) for row in rows)
-    return Start(rows, file.entry.size * len(text) / len(raw) * len(rows) / read)
+    if ".parquet" in file.entry.path.lower():
+        return _parquet(file)
+    size = START
+    while True:
+        with file.open() as opened:
+            data = opened.read(size)
+        whole = len(data) >= file.entry.size
+        rows, broken = _rows(data, file.uri, whole)
+        if rows or whole or size > reading.LONGEST_LINE:
+            break
+        size *= 16
+    if not rows:
+        raise InputError(f"data {file.uri}: its first rows cannot be read; see the README for the kinds that are read")
+    read = len(rows) + len(broken)
+    return Start(rows, broken, read if whole else (read + 0.5) * file.entry.size / len(data))
+
+
+def _rows(data: bytes, name: str, whole: bool) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, str]]]:
+    """The rows at the start of a file, and why others hold none. Where it goes on, the last one may be cut."""
+    rows: list[tuple[int, dict[str, Any]]] = []
+    broken: list[tuple[int, str]] = []
+    records = reading.records(io.BufferedReader(io.BytesIO(data)), name)
+    with contextlib.nullcontext() if whole else contextlib.suppress(InputError):
+        for number, record in records if whole else _but_the_last(records):
+            try:
+                rows.append((number, reading.decode(record)))
+            except ValueError as error:
+                broken.append((number, str(error)))
+    return rows, broken
+
+
+def _but_the_last(records: Iterator[reading.Record]) -> Iterator[reading.Record]:
+    for one, _ in itertools.pairwise(records):
+        yield one
 
 
 def _parquet(file: DataFile) -> Start:
+    """The first rows, and how many the file's own description says there are; a packed one is unpacked for that."""
     import pyarrow
     import pyarrow.parquet
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = file.fetch(Path(folder))
-        try:
-            with pyarrow.parquet.ParquetFile(path) as opened:
-                batch = next(opened.iter_batches(batch_size=ROWS), None)
-                rows = batch.to_pylist() if batch else []
-                in_all = opened.metadata.num_rows
-        except (OSError, pyarrow.ArrowException):
-            raise InputError(f"data {file.uri}: damaged, or not .parquet; write the file again") from None
+    rows = []
+    in_all = 0
+    with file.open() as opened:
+        for number, row in reading.records(opened, file.uri):
+            rows.append((number, reading.decode(row)))
+            in_all = number
+            if number == ROWS:
+                break
+        if file.uri.lower().endswith(".parquet"):
+            with contextlib.suppress(OSError, pyarrow.ArrowException):
+                in_all = pyarrow.parquet.read_metadata(opened).num_rows
     if not rows:
         raise InputError(f"data {file.uri}: it has no rows")
-    return Start(rows, in_all)
+    return Start(rows, [], in_all)
 
 
-def _unpacked(raw: bytes, name: str) -> bytes:
-    """What the start of a file unpacks to; it may end anywhere."""
-    if name.endswith(".gz"):
-        with contextlib.suppress(zlib.error):
-            return zlib.decompressobj(wbits=31).decompress(raw, START * 4)
-        return b""
-    if not name.endswith(".zst"):
-        return raw
-    import pyarrow
-
-    found = b""
-    with contextlib.suppress(OSError), pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd") as stream:
-        while len(found) < START * 4 and (part := stream.read(1 << 12)):
-            found += part
-    return found
-
-
-def _rows(text: str, name: str) -> list[Any]:
-    name = name.removesuffix(".gz").removesuffix(".zst")
-    if name.endswith(".csv"):
-        return list(csv.DictReader(text.splitlines()))
-    if name.endswith(".json"):
-        return _elements(text)
-    rows: list[Any] = []
-    for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-            continue
-        break  # the last line of a sample may be cut; a first line that is no JSON leaves no rows
-    return rows
-
-
-def _elements(text: str) -> list[Any]:
-    """The whole elements at the start of a JSON array."""
-    decoder = json.JSONDecoder()
-    rows: list[Any] = []
-    position = text.find("[") + 1
-    while position:
-        while position < len(text) and text[position] in " \r\n\t,":
-            position += 1
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError:
-            break
-        rows.append(row)
-    return rows
-
-
-def _encoded(rows: list[dict[str, Any]], uri: str, config: RunConfig, files: Path) -> list[chat.Encoded]:
-    """A file's first rows as they will be trained on; those that prepare_dataset will reject are left out.
+def _encoded(
+    rows: list[tuple[int, dict[str, Any]]], uri: str, config: RunConfig, files: Path
+) -> tuple[str, list[chat.Encoded], list[tuple[int, str]]]:
+    """A file's first rows as they will be trained on, their form, and why the others of them will be rejected.
 
     Raises:
-        InputError: they are of no known form, so all will be rejected.
+        InputError: they are of no known form, or all will be rejected.
     """
     prepare = config.for_step("prepare_dataset")
-    try:
-        rows = [forms.renamed(row, prepare.columns) for row in rows]
-    except ValueError as error:
-        raise InputError(f"data {uri}: {error}") from None
-    form = forms.most_common_form(rows) if prepare.form == "auto" else prepare.form
-    if not form:
-        columns = ", ".join(sorted(rows[0]))
+    renamed = []
+    for _, row in rows:
+        with contextlib.suppress(ValueError):
+            renamed.append(forms.renamed(row, prepare.columns))
+    form = forms.most_common_form(renamed) if prepare.form == "auto" else prepare.form
+    if renamed and not form:
+        columns = ", ".join(sorted(renamed[0]))
         raise InputError(
             f"data {uri}: its rows are of no known form (columns {columns}); name theirs in options,"
             " prepare_dataset.columns"
         )
     tokenizer = models.load_tokenizer(files)
-    encoded = []
-    for row in rows:
-        with contextlib.suppress(ValueError, InputError):
-            found = forms.conversation(row, form)
-            encoded.append(
-                chat.encode(tokenizer, found.messages, config.max_length, tools=found.tools)
+    encoded, reasons = [], []
+    for number, row in rows:
+        try:
+            found = forms.conversation(forms.renamed(row, prepare.columns), form)
+            item = (
+                chat.encode(
+                    tokenizer,
+                    found.messages,
+                    config.max_length,
+                    tools=found.tools,
+                    last_only=prepare.supervise == "last",
+                )
                 if found.messages
-                else chat.encode_spans(tokenizer, found.text, [(0, len(found.text))], config.max_length)
+                else chat.encode_text(tokenizer, found.text, config.max_length)
             )
-    return encoded
+            if not item.supervised:
+                raise ValueError(f"nothing of an answer within {config.max_length} tokens")
+            encoded.append(item)
+        except (ValueError, InputError) as error:
+            reasons.append((number, str(error)))
+    if not encoded:
+        raise InputError(
+            f"data {uri}: none of its first {len(rows)} rows can be used: row {{}}: {{}}".format(*reasons[0])
+        )
+    return form, encoded, reasons

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from components.core import base_model, data_listing, keys, storage
+from components.core import base_model, data_listing, storage
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.core.steps import log
@@ -55,26 +55,19 @@ def run(config: RunConfig, *, report: str) -> Result:
             if finding.level != "fatal":
                 log(f"{finding.subject}: {finding.text}")
         host = host_memory.peak(found.plan, found.supervised) if found.plan else 0
-        if found.fatal or found.files is None:
-            plan_report.write(config, found, [], [], host, report)
+        if found.fatal or found.files is None or found.run_keys is None:
+            plan_report.write(config, found, [], host, report)
             raise InputError("; ".join(found.fatal))
         if found.plan:
             log(f"memory: {found.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, {host / fit.GIB:.1f} GiB without one")
-        tokenizer_uri, tokenizer_digest = _tokenizer(found.files)
-
-    digest = data_listing.data_digest(found.listing)
-    data_key = keys.data_key(digest, config.for_step("prepare_dataset"), tokenizer_digest)
-    training = config.for_step("train_qlora")
-    training_key = keys.training_key(found.revision, data_key, training)
+        tokenizer_uri = _keep_tokenizer(found.files, found.tokenizer_digest)
     result = Result(
         base_revision=found.revision,
         tokenizer_uri=tokenizer_uri,
         listing_uri=data_listing.save(found.listing),
-        data_digest=digest,
+        data_digest=found.data_digest,
         champion_version=found.champion,
-        data_key=data_key,
-        training_key=training_key,
-        merge_key=keys.merge_key(training_key, config.for_step("dequantize_and_merge")),
+        **found.run_keys._asdict(),
         prepare_options=_options(config, "prepare_dataset"),
         train_options=_options(config, "train_qlora"),
         evaluate_options=_options(config, "evaluate_model"),
@@ -83,15 +76,12 @@ def run(config: RunConfig, *, report: str) -> Result:
         planned_gpu_mib=round(found.plan.estimate.total / MIB) if found.plan else 0,
         planned_host_mib=round(host / MIB),
     )
-    finished = access.finished(result.training_key, result.merge_key)
-    for finding in finished:
-        log(f"{finding.subject}: {finding.text}")
     shown = [
         (name.replace("_", " "), value)
         for name, value in result._asdict().items()
         if "options" not in name and name != "run_config"
     ]
-    plan_report.write(config, found, shown, finished, host, report)
+    plan_report.write(config, found, shown, host, report)
     return result
 
 
@@ -104,13 +94,9 @@ def _fixed(config: RunConfig, revision: str) -> str:
     return json.dumps(config.model_copy(update={"base_revision": revision}).model_dump(exclude_defaults=True))
 
 
-def _tokenizer(files: Path) -> tuple[str, str]:
-    """Puts the tokenizer into the store, where steps without the hub's token read it; returns its URI and digest."""
-    names = sorted(
-        path for pattern in base_model.SMALL_FILES for path in files.glob(pattern) if "index.json" not in path.name
-    )
-    digest = keys.digest({path.name: storage.sha256_file(path) for path in names if path.name != "config.json"})
+def _keep_tokenizer(files: Path, digest: str) -> str:
+    """Puts the tokenizer into the store, where steps without the hub's token read it; returns its address."""
     uri = storage.join(storage.root(), "tokenizers", digest)
-    for path in names:
+    for path in base_model.tokenizer_files(files):
         storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
-    return uri, digest
+    return uri

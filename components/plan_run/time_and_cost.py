@@ -1,13 +1,13 @@
-"""How long a run takes, how much disk it needs and what it costs: arithmetic on counted tokens."""
+"""How long a run takes and what it costs: arithmetic on counted tokens."""
 
 import dataclasses
 import math
 
-from components.core.config import TrainConfig
+from components.core.config import RunConfig, TrainConfig
 from components.core.steps import duration
-from components.plan_run import memory
 from components.plan_run.architecture import Architecture
 from components.plan_run.gpus import TABLE, Gpu
+from components.plan_run.sampling import Sample
 
 EFFICIENCY = 0.3
 """Share of a GPU's dense 16-bit speed that training reaches; a guess to be replaced by one's own measurement."""
@@ -26,6 +26,20 @@ class Work:
     tokens_in_all: int
 
 
+def of_run(config: RunConfig, samples: dict[str, Sample]) -> Work | None:
+    """What the whole run goes through, duplicates not known; None where its data is not known.
+
+    Args:
+        config: the whole run.
+        samples: of the first rows, by side.
+    """
+    if "train" not in samples:
+        return None
+    kept = 1.0 if "eval" in samples else 1 - config.for_step("prepare_dataset").eval_share
+    sample = samples["train"]
+    return work(config.for_step("train_qlora"), max(1, round(sample.rows * kept)), sample.tokens_a_row)
+
+
 def work(train: TrainConfig, rows: int, tokens_a_row: float) -> Work:
     """Counts steps as train_qlora makes them.
 
@@ -41,7 +55,7 @@ def work(train: TrainConfig, rows: int, tokens_a_row: float) -> Work:
     return Work(rows, tokens, packed, steps, round(steps / an_epoch * tokens))
 
 
-def flops(architecture: Architecture, train: TrainConfig, work: Work, tokens_a_row: float) -> float:
+def flops(architecture: Architecture, train: TrainConfig, work: Work) -> float:
     """Floating-point operations of the run.
 
     A product with a matrix of P parameters takes 2P operations a token forward and 2P backward to its input; weights
@@ -51,7 +65,7 @@ def flops(architecture: Architecture, train: TrainConfig, work: Work, tokens_a_r
     """
     again = 1 if train.gradient_checkpointing else 0
     matrices = 2 * (2 + again) * architecture.active + 2 * (3 + again) * architecture.trainable
-    attention = 4 * (3 + again) * architecture.layers * architecture.hidden * tokens_a_row / 2
+    attention = 4 * (3 + again) * architecture.layers * architecture.hidden * (work.tokens / work.rows) / 2
     return work.tokens_in_all * (matrices + attention)
 
 
@@ -98,22 +112,3 @@ def table(
         cost = time * prices[gpu.name] if gpu.name in prices and time >= 0 else -1.0
         lines.append(OnGpu(gpu.name, gpu.gib, why_not, time, cost))
     return lines
-
-
-def disk(architecture: Architecture, files: int = 0) -> dict[str, int]:
-    """Bytes of disk by what they hold; pods that train or evaluate need the base, the one that merges both.
-
-    Args:
-        architecture: base and adapter.
-        files: bytes of the base's weight files; 0: not known, and reckoned at 16 bits a parameter.
-    """
-    merged = 2 * architecture.parameters
-    base = files or merged
-    adapter = memory.adapter_bytes(architecture)
-    return {
-        "base model": base,
-        "adapter": adapter,
-        "merged model": merged,
-        "pod that trains": base + 2 * adapter,
-        "pod that merges": base + merged + adapter,
-    }

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from typing import Any
 
-from components.core import base_model, storage
+from components.core import base_model, hub, storage
 from components.core.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -22,10 +22,15 @@ _PARALLEL = 8
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The tensors of a base by name, and the bytes of the files that hold them."""
+    """The tensors of a base by name, and the sizes in bytes of the files that hold them."""
 
     shapes: Shapes
-    size: int
+    sizes: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.sizes)
 
 
 def read(name: str, revision: str) -> Weights:
@@ -45,7 +50,7 @@ def read(name: str, revision: str) -> Weights:
     with concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool:
         headers = list(pool.map(lambda file: _header(storage.join(name, file), sizes[file]), files))
     shapes = {tensor: shape for header in headers for tensor, shape in header.items()}
-    return Weights(shapes, sum(sizes[file] for file in files))
+    return Weights(shapes, tuple(sizes[file] for file in files))
 
 
 def _files(name: str, sizes: dict[str, int]) -> list[str]:
@@ -91,7 +96,7 @@ def _from_hub(name: str, revision: str) -> Weights:
     try:
         found = huggingface_hub.HfApi().get_safetensors_metadata(name, revision=revision)
     except Exception as error:  # the hub's client raises many unrelated kinds
-        raise InputError(f"base model {name}: {base_model.why(error, revision)}") from None
+        raise InputError(f"base model {name}: {hub.why(error, revision)}") from None
     sizes = {file.path: file.size for file in base_model.hub_files(name, revision)[1]}
     shapes: Shapes = {}
     for file, header in found.files_metadata.items():
@@ -99,7 +104,7 @@ def _from_hub(name: str, revision: str) -> Weights:
         if end + 8 > sizes.get(file, 0):  # how long the header is, the client does not say
             _check_size(f"{name}/{file}", end + 8, sizes.get(file, 0))
         shapes |= {tensor: tuple(info.shape) for tensor, info in header.tensors.items()}
-    return Weights(shapes, sum(sizes[file] for file in found.files_metadata))
+    return Weights(shapes, tuple(sizes[file] for file in found.files_metadata))
 
 
 def compare(shapes: Shapes, model: Any) -> tuple[str, str]:

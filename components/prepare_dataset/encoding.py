@@ -229,9 +229,7 @@ def by_definition(tokenizer: Any, conversation: Conversation, max_length: int, l
         edges = np.flatnonzero(marks[1:] != marks[:-1]).tolist()
         spans = list(zip(edges[::2], edges[1::2], strict=True))
     else:
-        ids = [*tokenizer(conversation.text)["input_ids"]]
-        if ids[-1:] != [tokenizer.eos_token_id]:
-            ids.append(tokenizer.eos_token_id)
+        ids = chat.encode_text(tokenizer, conversation.text, 2**31 - 1).input_ids
         spans = [(0, len(ids))]
     length = min(len(ids), max_length)
     kept = [(start, min(end, length)) for start, end in spans if start < length]

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core import forms, models
+from components.core import forms, models, reading
 from components.core.config import PrepareConfig
 from components.core.data_listing import DataFile
 from components.core.forms import Conversation
 from components.core.steps import quiet_libraries
-from components.prepare_dataset import reading
 from components.prepare_dataset.encoding import Encoder, Row
 from components.prepare_dataset.signatures import PERMUTATIONS, shingles, signatures
 
@@ -27,7 +26,7 @@ CHUNK_ROWS = 500
 CHUNK_BYTES = 8 << 20
 """A chunk ends at either, whatever the number of processes; arrays of so many rows still fit the cache."""
 
-Records = list[tuple[int, bytes | reading.Row | None]]
+Records = list[reading.Record]
 Content = tuple[bytes, bytes]
 
 
@@ -73,7 +72,7 @@ def chunks(file: DataFile, path: Path, held_out: bool, config: PrepareConfig) ->
         yield Chunk(file.uri, form, held_out, records)
 
 
-def _grouped(records: Iterator[tuple[int, bytes | reading.Row | None]]) -> Iterator[Records]:
+def _grouped(records: Iterator[reading.Record]) -> Iterator[Records]:
     chunk: Records = []
     size = 0
     for number, record in records:

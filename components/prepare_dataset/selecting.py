@@ -45,7 +45,9 @@ class Contamination:
         if held_out:
             self._known = np.union1d(self._known, hashes)
         elif len(self._known):
-            shared = np.logical_or.reduceat(np.isin(hashes, self._known), offsets[:-1].astype(np.int64))
+            # `_known` is sorted: np.isin would sort it anew for each chunk.
+            nearest = self._known[np.minimum(np.searchsorted(self._known, hashes), len(self._known) - 1)]
+            shared = np.logical_or.reduceat(nearest == hashes, offsets[:-1].astype(np.int64))
             self.rows.append(np.flatnonzero(shared) + first)
 
 

@@ -82,6 +82,8 @@ def run(
         InputError: unreadable data, too many unusable rows, or nothing left to train on or to evaluate.
     """
     files = data_listing.load(listing_uri)
+    if config.decontaminate_words and "eval" not in files:
+        raise InputError("decontaminate_words compares with evaluation data, and the listing has none")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tokenizer_folder = storage.download(tokenizer_uri, folder / "tokenizer")

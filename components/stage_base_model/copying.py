@@ -8,7 +8,7 @@ from typing import Any
 
 from components.core import storage
 from components.core.base_model import HubFile
-from components.core.errors import InputError
+from components.core.errors import InputError, first_line
 from components.core.steps import Progress, log
 
 PARALLEL = 4
@@ -81,7 +81,7 @@ def _download(name: str, revision: str, file: HubFile, folder: Path) -> Path:
             return Path(huggingface_hub.hf_hub_download(name, file.path, revision=revision, local_dir=folder))
         except Exception as error:  # the hub's client raises many unrelated kinds
             if not left:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise InputError(
                     f"base model {name} at {revision[:12]}: {file.path} could not be copied: {reason};"
                     " run again, what has come is kept"

@@ -32,19 +32,20 @@ def run(config: StageConfig) -> Result:
         log(f"base {config.base_model} is used where it lies")
         uri = config.base_model
         return Result(uri if storage.is_s3(uri) else str(storage.local_path(uri)))
-    key_uri = storage.join(storage.root(), "bases", config.base_model.replace("/", "--"))
-    staged = attempts.find(storage.join(key_uri, config.base_revision)) if config.base_revision else None
+    revision, place = config.base_revision, base_model.place_in_store(config.base_model, config.base_revision)
+    staged = attempts.find(place) if revision else None
     if staged is None:
         revision, files = base_model.hub_files(config.base_model, config.base_revision)
-        staged = attempts.find(storage.join(key_uri, revision))
+        place = base_model.place_in_store(config.base_model, revision)
+        staged = attempts.find(place)
     if staged is None:
-        uri = storage.join(key_uri, revision, "files")
+        uri = storage.join(place, "files")
         copied = copying.copy(config.base_model, revision, files, uri)
         info = {"base_model": config.base_model, "revision": revision}
         manifest = {"format": 1, "info": info, "files": copied}
         storage.write_bytes(storage.join(uri, attempts.MANIFEST), json.dumps(manifest, indent=1).encode())
         staged = attempts.Finished(uri, info, copied)
     # Says that a run is at work with it: clean-up keeps what was written lately.
-    storage.write_bytes(storage.join(key_uri, staged.info["revision"], USED), b"")
+    storage.write_bytes(storage.join(place, USED), b"")
     log(f"base lies at {staged.uri}")
     return Result(staged.uri)

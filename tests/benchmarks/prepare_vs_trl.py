@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
+from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
 
 MODEL = Path("runs/models/SmolLM2-135M-Instruct")
@@ -64,8 +65,7 @@ def generate(path: Path, rows: int) -> None:
 
 def as_messages(source: Path, target: Path) -> None:
     """Writes the usable conversations of a file as JSONL of `messages`; the others would stop TRL."""
-    from components.core import forms
-    from components.prepare_dataset import reading
+    from components.core import forms, reading
 
     written = 0
     with target.open("w") as file:
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--memory-rows", type=int, default=1_000_000)
     parser.add_argument("--only", nargs=2, metavar=("WHAT", "DATA"), help="one side alone: ours or trl; prints seconds")
     given = parser.parse_args()
+    quiet_libraries()
     if given.only:
         what, data = given.only
         print({"ours": ours, "trl": trl}[what](data))

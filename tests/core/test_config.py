@@ -56,6 +56,30 @@ def test_options_reach_their_step() -> None:
     assert set(OPTION_STEPS) <= set(STEPS)
 
 
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    options = {"train_qlora": {"lora_alpa": 1, "weight_decay": -1}, "merge": {}, "evaluate_model": {"confidence": 2}}
+    with pytest.raises(InputError) as error:
+        RunConfig.parse(**REQUIRED, options=options)
+    assert str(error.value) == (
+        "options.merge: no such step; there are: prepare_dataset, train_qlora, evaluate_model, dequantize_and_merge;"
+        " train_qlora: weight_decay: Input should be greater than or equal to 0 (got -1); unknown option lora_alpa; did"
+        " you mean lora_alpha?; evaluate_model: confidence: Input should be less than or equal to 0.999 (got 2)"
+    )
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_no_number_is_endless(number: float) -> None:
+    with pytest.raises(InputError, match="epochs: Input should be a finite number"):
+        RunConfig.parse(**REQUIRED, epochs=number)
+
+
+def test_there_must_be_something_to_decontaminate_from() -> None:
+    options = {"prepare_dataset": {"decontaminate_words": 13}}
+    with pytest.raises(InputError, match="decontaminate_words compares with evaluation data: give eval_dataset_uri"):
+        RunConfig.parse(**REQUIRED, options=options)
+    assert RunConfig.parse(**REQUIRED, options=options, eval_dataset_uri="e")
+
+
 def test_a_missing_option_is_named() -> None:
     with pytest.raises(InputError, match="model_name is required"):
         RunConfig.parse(base_model="m", dataset_uri="d")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts, storage, tracking
+from components.core import attempts, storage, streams, tracking
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import access, task
@@ -38,8 +38,19 @@ def test_finished_work_is_found_by_its_key(place: Path, config: dict[str, Any]) 
     result = plan(place, config)
     with attempts.attempt(storage.join(storage.root(), "adapters", result.training_key)) as attempt:
         attempt.commit({})
-    adapter, merged = access.finished(result.training_key, result.merge_key)
-    assert adapter.text.startswith("finished already: ") and merged.text == "not made yet"
+    found = {finding.subject: finding.text for finding in access.check(RunConfig.parse(**config), place).findings}
+    assert found["adapter"].startswith("finished already: ") and found["merged model"] == "not made yet"
+    assert "checkpoint" not in found
+
+
+def test_the_newest_whole_checkpoint_is_named(place: Path, config: dict[str, Any]) -> None:
+    result = plan(place, config)
+    checkpoints = place / "store" / "checkpoints" / result.training_key
+    for name in ("step-00000020/a/manifest.json", "step-00000040/b/manifest.json", "step-00000060/c/optimizer.pt"):
+        (checkpoints / name).parent.mkdir(parents=True)
+        (checkpoints / name).write_text("{}")
+    plan(place, config)
+    assert "training goes on from step 40" in (place / "plan.html").read_text()
 
 
 def test_a_champion_whose_files_are_gone_is_said_before_a_gpu_is_held(place: Path, config: dict[str, Any]) -> None:
@@ -81,8 +92,16 @@ def refused(place: Path, config: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("{broken\n", "its first row is not a JSON object; see the README for the forms that are read"),
-        ("[1]\n", "its first row is not a JSON object; see the README for the forms that are read"),
+        ("{broken\n", "its first rows cannot be read; see the README for the kinds that are read"),
+        ("[1]\n", "its first rows cannot be read; see the README for the kinds that are read"),
+        (
+            '{"a": 1, "b": 2}\n',
+            "its rows are of no known form (columns a, b); name theirs in options, prepare_dataset.columns",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "q"}]}\n',
+            "none of its first 1 rows can be used: row 1: no assistant turn",
+        ),
     ],
 )
 def test_data_that_is_none(rows: str, message: str, place: Path, config: dict[str, Any]) -> None:
@@ -125,3 +144,67 @@ def test_a_gpu_that_is_too_small(place: Path, config: dict[str, Any]) -> None:
     text = refused(place, config | {"gpu_memory_gib": 0.59})
     assert text.startswith("the run does not fit a GPU of 0.59 GiB: ") and "would fit" in text
     assert plan(place, config | {"gpu_memory_gib": 16}).training_key == plan(place, config).training_key
+
+
+def levels(place: Path, config: dict[str, Any]) -> dict[str, str]:
+    """What is not as it should be: the level of each text."""
+    found = access.check(RunConfig.parse(**config), place / "files").findings
+    return {finding.text: finding.level for finding in found if finding.level != "ok"}
+
+
+def test_some_unusable_rows_are_a_warning(place: Path, config: dict[str, Any]) -> None:
+    rows = Path(config["dataset_uri"])
+    rows.write_text("{broken\n" + rows.read_text() + '{"messages": []}\n' * 3)
+    assert levels(place, config) == {
+        "train: 4 of the first 44 rows cannot be used (row 1: not JSON); 1.0% of all are allowed": "warning"
+    }
+
+
+def changed_base(place: Path, tiny_model: Path, **values: Any) -> dict[str, Any]:
+    """The run with a base whose config.json has other values."""
+    base = shutil.copytree(tiny_model, place / "base")
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return {"base_model": str(base)}
+
+
+def test_a_base_that_is_quantised_already(place: Path, config: dict[str, Any], tiny_model: Path) -> None:
+    other = changed_base(place, tiny_model, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    found = levels(place, config | other)
+    text = f"base model {place}/base: its weights are quantised already; give the 16-bit model"
+    assert found[text] == "fatal"
+
+
+def test_conversations_beyond_the_positions_of_the_base(place: Path, config: dict[str, Any], tiny_model: Path) -> None:
+    other = changed_base(place, tiny_model, max_position_embeddings=32)
+    assert levels(place, config | other) == {
+        f"base model {place}/base: max_length is 64, and its config.json says 32 positions: it was not trained beyond,"
+        " and may do badly": "warning"
+    }
+
+
+def test_a_table_of_positions_ends(place: Path, config: dict[str, Any], tiny_model: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    base = shutil.copytree(tiny_model, place / "base")
+    (base / "model.safetensors").unlink()
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, vocab_size=512)).save_pretrained(base)
+    text = f"base model {base}: max_length is 64, and its config.json says 32 positions: it has no position beyond"
+    assert levels(place, config | {"base_model": str(base)})[text] == "fatal"
+
+
+def test_layers_that_would_mix_packed_conversations(place: Path, config: dict[str, Any], tiny_model: Path) -> None:
+    other = changed_base(place, tiny_model, layer_types=["full_attention", "linear_attention"])
+    found = levels(place, config | other)
+    text = f"base model {place}/base: llama cannot be trained on packed conversations: its layers are full_attention,"
+    assert any(line.startswith(text) and level == "fatal" for line, level in found.items()), found
+    options = {"train_qlora": {"packing": False}}
+    assert not any("packed" in line for line in levels(place, config | other | {"options": options}))
+
+
+def test_a_store_without_room(place: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "free_bytes", lambda _: 1 << 10)
+    assert refused(place, config) == (
+        f"{place}/store has 0.0 GiB free, and this run writes 0.0 GiB: make room, or name another place in QLORA_STORE"
+    )
+    assert not (place / "store" / "listings").exists()

@@ -1,8 +1,9 @@
 """The first rows of every kind of file, and what is reckoned from them."""
 
 import gzip
+import json
+import random
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -14,11 +15,10 @@ from components.core.errors import InputError
 from components.plan_run import sampling
 from tests.conftest import conversation, write_jsonl
 
-NO_ROW = "its first row is not a JSON object; see the README for the forms that are read"
 ROWS = [conversation(f"question {n}", "cat sat on the mat") for n in range(5000)]
 
 
-def first_rows(path: Path) -> sampling.Start | None:
+def first_rows(path: Path) -> sampling.Start:
     return sampling.first_rows(data_listing.first_file(data_listing.make(str(path))["train"]))
 
 
@@ -30,16 +30,16 @@ def zstd(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows.json", '[{"text": "a, b"}, {"text": "c"}, {"te'),
+        ("rows.json", '[{"text": "a, b"}, {"text": "c"}]'),
         ("rows.jsonl", '{"text": "a, b"}\n{"text": "c"}\n{"te'),
-        ("rows.csv", "text\n'a, b'\nc\n"),
+        ("rows.csv", 'text\n"a, b"\n"c\nd"\n'),
     ],
 )
 def test_the_first_rows_of_each_kind_of_file(tmp_path: Path, name: str, content: str, compressed: str) -> None:
     path = tmp_path / f"{name}{compressed}"
     path.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstd}[compressed](content.encode()))
     start = first_rows(path)
-    assert start and len(start.rows) == 2
+    assert len(start.rows) == 2 == start.in_all - len(start.broken)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
@@ -52,33 +52,51 @@ def test_rows_and_tokens_are_reckoned_from_the_start(tmp_path: Path, tiny_model:
         path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstd}[kind](plain))
     config = RunConfig.parse(base_model=str(tiny_model), dataset_uri=str(path), model_name="n", max_length=64)
     found = sampling.look(data_listing.make(str(path))["train"], config, tiny_model)
-    assert found and found.rows == pytest.approx(5000, rel=0 if kind == "parquet" else 0.1)
+    assert found.rows == pytest.approx(5000, rel=0 if kind == "parquet" else 0.1)
     assert 5 < found.tokens_a_row < 64 and 0 < found.supervised < 1
 
 
-@pytest.mark.parametrize("cut", [1000, 100_000])
-@pytest.mark.parametrize("kind", [".gz", ".zst"])
-def test_a_start_that_ends_within_a_packed_block_still_gives_rows(tmp_path: Path, kind: str, cut: int) -> None:
-    import random
-
+@pytest.mark.parametrize("start", [1000, 100_000])
+@pytest.mark.parametrize("kind", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".csv", ".csv.zst"])
+def test_a_start_that_ends_anywhere_gives_whole_rows(
+    tmp_path: Path, kind: str, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(0)
-    rows = [conversation(str(rng.getrandbits(400)), str(rng.getrandbits(400))) for _ in range(3000)]
-    data = {".gz": gzip.compress, ".zst": zstd}[kind](write_jsonl(tmp_path / "plain", rows).read_bytes())
-    start = sampling._rows(sampling._unpacked(data[:cut], f"a.jsonl{kind}").decode(errors="ignore"), "a.jsonl")
-    assert start == rows[: len(start)]
-    assert len(start) > 10 or cut == 1000
+    rows = [{"prompt": str(rng.getrandbits(400)), "completion": str(rng.getrandbits(400))} for _ in range(6000)]
+    plain = "".join(json.dumps(row) + "\n" for row in rows)
+    if kind.startswith(".json") and "jsonl" not in kind:
+        plain = json.dumps(rows)
+    if kind.startswith(".csv"):
+        plain = "prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in rows)
+    path = tmp_path / f"rows{kind}"
+    path.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstd}[kind.removeprefix(f".{kind.split('.')[1]}")](
+        plain.encode()))  # fmt: skip
+    monkeypatch.setattr(sampling, "START", start)
+    found = first_rows(path)
+    assert [row for _, row in found.rows] == rows[: len(found.rows)]
+    assert found.in_all == pytest.approx(len(rows), rel=0.1 if start > 1000 and kind.count(".") == 1 else 0.5)
+
+
+def test_a_first_row_longer_than_the_start_is_read(tmp_path: Path) -> None:
+    long = {"prompt": "q", "completion": "a " * 2_500_000}
+    start = first_rows(write_jsonl(tmp_path / "rows.jsonl", [long] * 4))
+    assert start.rows[0] == (1, long) and 2 < start.in_all < 6
+
+
+def test_a_first_line_that_is_broken_is_passed_over(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    path.write_text("{broken\n" + path.read_text())
+    assert first_rows(path).rows[0] == (2, ROWS[0])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.parquet", b"PAR1 no more", "damaged, or not .parquet; write the file again"),
-        ("rows.jsonl.gz", b"no gzip", "its first row is not a JSON object; see the README for the forms that are read"),
-        (
-            "rows.jsonl.zst",
-            b"no zstd",
-            "its first row is not a JSON object; see the README for the forms that are read",
-        ),
+        ("rows.parquet", b"PAR1 no more", "damaged, or not .parquet after row 0; write the file again"),
+        ("rows.json", b'[{"text": "a"}, {"te', "damaged, or not .json after row 1; write the file again"),
+        ("rows.jsonl.gz", b"no gzip", "compressed data cut short or damaged after row 0; write the file again"),
+        ("rows.jsonl.zst", b"no zstd", "compressed data cut short or damaged after row 0; write the file again"),
+        ("rows.jsonl", b"\n \n", "its first rows cannot be read; see the README for the kinds that are read"),
     ],
 )
 def test_a_start_that_is_none(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -96,8 +114,17 @@ def test_a_parquet_file_without_rows(tmp_path: Path) -> None:
         first_rows(path)
 
 
-def test_compressed_parquet_and_hub_data_are_left_to_preparation(tmp_path: Path) -> None:
-    hub: dict[str, Any] = {"uri": "hf://datasets/org/name@abc", "files": [["rows.jsonl", 10, "git:1"]]}
-    assert sampling.first_rows(data_listing.first_file(hub)) is None
-    (tmp_path / "rows.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
-    assert first_rows(tmp_path / "rows.parquet.gz") is None
+def test_of_a_large_parquet_file_a_few_pages_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": [str(rng.getrandbits(4000)) for _ in range(40_000)]}), path)
+    content, read = path.read_bytes(), []
+
+    def part(offset: int, size: int) -> bytes:
+        read.append(size)
+        return content[offset : offset + size]
+
+    monkeypatch.setattr(data_listing.DataFile, "open", lambda _: data_listing._buffered(part, len(content)))
+    found = first_rows(path)
+    assert (len(found.rows), found.in_all) == (sampling.ROWS, 40_000)
+    assert sum(read) < len(content) / 5

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from components.core.config import TrainConfig
+from components.core.config import RunConfig, TrainConfig
 from components.core.quantization import Quantization
-from components.plan_run import architecture, compare, gpus, memory, time_and_cost
+from components.plan_run import architecture, compare, disk, gpus, memory, sampling, time_and_cost
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -29,11 +29,11 @@ def test_steps_are_counted_over_packed_rows() -> None:
 def test_operations_are_four_a_frozen_parameter_and_token(llama: architecture.Architecture) -> None:
     train = TrainConfig(lora_r=64)
     work = time_and_cost.work(train, rows=1000, tokens_a_row=512)
-    found = time_and_cost.flops(llama, train, work, 512)
+    found = time_and_cost.flops(llama, train, work)
     head_and_layers = llama.parameters - 32000 * 4096
     assert llama.active == pytest.approx(head_and_layers, rel=1e-3)
     assert found == pytest.approx(work.tokens_in_all * (4 * head_and_layers + 6 * llama.trainable), rel=0.05)
-    again = time_and_cost.flops(llama, train.model_copy(update={"gradient_checkpointing": True}), work, 512)
+    again = time_and_cost.flops(llama, train.model_copy(update={"gradient_checkpointing": True}), work)
     assert again / found == pytest.approx(1.5, rel=0.05)
 
 
@@ -92,7 +92,29 @@ def test_int8_weights_are_what_bitsandbytes_holds() -> None:
     assert planned.weights == quantised.nbytes + scales.nbytes
 
 
-def test_disk_holds_the_base_twice_while_merging(llama: architecture.Architecture) -> None:
-    disk = time_and_cost.disk(llama)
-    assert disk["pod that merges"] == disk["base model"] + disk["merged model"] + disk["adapter"]
-    assert time_and_cost.disk(llama, 3 << 30)["pod that merges"] == (3 << 30) + disk["merged model"] + disk["adapter"]
+def sample(rows: int) -> sampling.Sample:
+    return sampling.Sample("messages", rows, 1000.0, 250.0, 0.5, 200, 0, "")
+
+
+def test_what_is_held_out_is_not_trained_on() -> None:
+    config = RunConfig.parse(base_model="m", dataset_uri="d", model_name="n")
+    found = time_and_cost.of_run(config, {"train": sample(1000)})
+    assert found and found.rows == 900
+    given = time_and_cost.of_run(config, {"train": sample(1000), "eval": sample(10)})
+    assert given and given.rows == 1000
+    assert time_and_cost.of_run(config, {}) is None
+
+
+def test_disk_by_what_it_holds(llama: architecture.Architecture) -> None:
+    train = TrainConfig(lora_r=64, keep_checkpoints=2)
+    found = disk.need(llama, train)
+    adapter = 4 * llama.trainable
+    assert found["base model"] == found["merged model"] == 2 * llama.parameters
+    assert found["checkpoint"] == 3 * adapter  # and two moments in 32 bits
+    assert found["store, written by this run"] == 3 * found["checkpoint"] + adapter + found["merged model"]
+    assert "pod that prepares" not in found
+    files = (5 << 30, 5 << 30, 4 << 30, 1 << 30, 1 << 30)
+    hub = disk.need(llama, train, base_files=files, from_hub=True, data_files=(7 << 20, 9 << 20), sample=sample(1000))
+    assert hub["base model"] == sum(files) and hub["pod that stages"] == sum(files[:4])
+    assert hub["store, written by this run"] - found["store, written by this run"] == sum(files)
+    assert hub["pod that prepares"] == (9 << 20) + 1000 * (800 + 1.5 * 2000)

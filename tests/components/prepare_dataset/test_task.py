@@ -86,6 +86,8 @@ def test_training_rows_that_share_words_with_evaluation_rows_go_where_asked(tmp_
     data = write_jsonl(tmp_path / "train.jsonl", [within, *rows[5:]])
     assert prepared(data, evaluation, max_length=512).result.duplicate_rows == 0
     assert prepared(data, evaluation, max_length=512, decontaminate_words=10).result.duplicate_rows == 1
+    with pytest.raises(InputError, match="decontaminate_words compares with evaluation data, and the listing has none"):
+        prepared(data, decontaminate_words=10)
 
 
 def test_group_and_slice_and_tools_reach_the_reader(tmp_path: Path, prepared: Callable) -> None:

@@ -10,6 +10,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "a" * 40
 
 
@@ -34,7 +37,7 @@ class Hub:
         for name, content in self.files.items():
             blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
             entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
-            if name.endswith(".safetensors"):
+            if name.endswith((".safetensors", ".parquet")):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
@@ -47,7 +50,10 @@ def _etag(name: str, content: bytes) -> str:
 
 @contextlib.contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    """Serves the repository `org/model` for as long as the context lasts."""
+    """Serves the repository for as long as the context lasts, and is what huggingface_hub asks.
+
+    It is a model and a data set at once: `org/model`.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -65,11 +71,11 @@ def serve(hub: Hub) -> Iterator[Hub]:
             path = self.path.partition("?")[0]
             if hub.gated:
                 self.send(403, b"{}", body, {"X-Error-Code": "GatedRepo", "X-Error-Message": "access is restricted"})
-            elif found := re.fullmatch(r"/api/models/org/model(/revision/(?P<revision>.+))?", path):
+            elif found := re.fullmatch(r"/api/(models|datasets)/org/model(/revision/(?P<revision>.+))?", path):
                 known = found["revision"] in (None, "main", COMMIT)
                 header = {} if known else {"X-Error-Code": "RevisionNotFound"}
                 self.send(200 if known else 404, json.dumps(hub.listing()).encode(), body, header)
-            elif re.fullmatch(r"/api/models/org/model/tree/.*", path):
+            elif re.fullmatch(r"/api/(models|datasets)/org/model/tree/.*", path):
                 tree = [
                     {
                         "type": "file",
@@ -81,12 +87,17 @@ def serve(hub: Hub) -> Iterator[Hub]:
                     for file in hub.listing()["siblings"]
                 ]
                 self.send(200, json.dumps(tree).encode(), body, {})
-            elif (file := re.fullmatch(rf"/org/model/resolve/{COMMIT}/(.+)", path)) and file[1] in hub.files:
+            elif (file := re.fullmatch(rf"(?:/datasets)?/org/model/resolve/{COMMIT}/(.+)", path)) and file[
+                1
+            ] in hub.files:
                 self.file(file[1], body)
             else:
                 self.send(404, b"{}", body, {"X-Error-Code": "RepoNotFound"})
 
         def file(self, name: str, body: bool) -> None:
+            if name not in hub.files:
+                self.send(404, b"{}", body, {"X-Error-Code": "EntryNotFound"})
+                return
             content = hub.files[name]
             asked = self.headers.get("Range", "")
             hub.requests.append(("GET" if body else "HEAD", name, asked))
@@ -95,15 +106,16 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 return
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(name, content)}"', "Accept-Ranges": "bytes"}
             sent = content[::-1] if name in hub.wrong else content
-            start = int(asked.removeprefix("bytes=").partition("-")[0] or 0) if asked else 0
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            status = 206 if start else 200
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first or 0), min(int(last or len(content)) + 1, len(content))
+            if asked:
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+            status = 206 if asked else 200
             if body and name in hub.broken:
                 hub.broken.remove(name)
-                self.send(status, sent[start:], body, headers, cut=len(content) // 2)
+                self.send(status, sent[start:end], body, headers, cut=len(content) // 2)
             else:
-                self.send(status, sent[start:], body, headers)
+                self.send(status, sent[start:end], body, headers)
 
         def send(self, status: int, data: bytes, body: bool, headers: dict[str, str], cut: int = 0) -> None:
             self.send_response(status)
@@ -120,7 +132,13 @@ def serve(hub: Hub) -> Iterator[Hub]:
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
-        yield hub
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "ENDPOINT", hub.url)
+            patch.setattr(
+                constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+            )
+            patch.setattr(constants, "HF_HUB_OFFLINE", False)
+            yield hub
     finally:
         server.shutdown()
         server.server_close()

@@ -33,10 +33,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, place: Path) -> Iterator[Hub]:
     from huggingface_hub import constants
 
     with serve(Hub(dict(FILES))) as hub:
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # what it writes at a time, and so resumes from
         yield hub
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from components.core import forms
+from components.core import forms, reading
 from components.core.errors import InputError
-from components.prepare_dataset import reading
 
 ROWS = [{"prompt": f"question {number}", "completion": "né 中"} for number in range(300)]
 

@@ -14,18 +14,19 @@ from components.core.data_listing import KINDS
 from components.core.errors import InputError
 
 Row = dict[str, Any]
+Record = tuple[int, bytes | Row | None]
 LONGEST_LINE = 64 << 20
 """Bytes; a longer line is rejected unread, so that a file without line ends cannot fill the memory."""
 
 
-def records(path: Path, name: str) -> Iterator[tuple[int, bytes | Row | None]]:
+def records(source: Path | BinaryIO, name: str) -> Iterator[Record]:
     """The rows of one file as they lie in it, each with its number from 1.
 
     Lines of JSONL come undecoded (`decode` does that, row by row and in any process), None for a line that is too long;
     the other kinds come as rows.
 
     Args:
-        path: the local file.
+        source: the local file, or one that is open; Parquet must be one that can be read from any place.
         name: its name to people; its ending says what kind it is and how it is compressed.
 
     Yields:
@@ -38,7 +39,7 @@ def records(path: Path, name: str) -> Iterator[tuple[int, bytes | Row | None]]:
     read = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kind]
     number = 0
     try:
-        with _opened(path, name) as file:
+        with _opened(source, name) as file:
             for number, row in read(file, name):
                 yield number, row
     except InputError:
@@ -63,16 +64,17 @@ def _compression(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
+def _opened(source: Path | BinaryIO, name: str) -> Iterator[BinaryIO]:
     import pyarrow
 
     with contextlib.ExitStack() as stack:
+        given = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
         if not _compression(name):
-            yield stack.enter_context(path.open("rb"))
+            yield given
             return
         # Unlike the bindings of zstd, pyarrow says when a stream was cut short.
-        inner = stack.enter_context(pyarrow.input_stream(str(path), compression=_compression(name)))
-        file = stack.enter_context(io.BufferedReader(inner, 1 << 16))
+        inner = stack.enter_context(pyarrow.input_stream(given, compression=_compression(name)))
+        file = stack.enter_context(io.BufferedReader(inner, 1 << 14))
         if ".parquet" in Path(name.lower()).suffixes:  # is read from its end
             whole = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(file, whole, 1 << 20)
@@ -153,7 +155,9 @@ def _parquet(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
     import pyarrow.parquet
 
     number = 0
-    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+    # Page by page: a row group, which may be the whole file, need not fit in memory.
+    opened = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+    for batch in opened.iter_batches(batch_size=256):
         for row in batch.to_pylist():
             number += 1
             yield number, row

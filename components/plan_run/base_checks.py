@@ -1,0 +1,47 @@
+"""What of a base's config.json would make a run fail, or come out badly, on the GPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components.core import attention, models
+from components.core.config import RunConfig
+from components.core.errors import InputError
+
+
+def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Level and text of what was found.
+
+    Args:
+        files: folder with the base's config.json.
+        model: the base without data.
+        config: the whole run.
+    """
+    described = models.describe(files)
+    name = f"base model {config.base_model}"
+    if described.get("auto_map"):
+        yield "warning", f"{name}: it brings code of its own (auto_map); that is not run"
+    if described.get("quantization_config"):
+        yield "fatal", f"{name}: its weights are quantised already; give the 16-bit model"
+    if config.for_step("train_qlora").packing:
+        try:
+            attention.check(model)
+        except InputError as error:
+            yield "fatal", f"{name}: {error}"
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_length
+    if config.max_length > positions:
+        learned = _has_learned_positions(model, positions)
+        outcome = "it has no position beyond" if learned else "it was not trained beyond, and may do badly"
+        yield (
+            "fatal" if learned else "warning",
+            f"{name}: max_length is {config.max_length}, and its config.json says {positions} positions: {outcome}",
+        )
+
+
+def _has_learned_positions(model: Any, positions: int) -> bool:
+    """Whether positions are rows of a table, as in GPT-2 and OPT, and not computed, as with rotary embeddings."""
+    import torch
+
+    words = model.get_input_embeddings()
+    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words)
+    return any(table.num_embeddings >= positions for table in tables)
