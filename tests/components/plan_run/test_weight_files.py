@@ -108,7 +108,7 @@ def test_a_plan_names_what_does_not_fit_its_config(base: Path, place: Path) -> N
 
 
 @pytest.fixture
-def hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(base: Path) -> Iterator[Hub]:
     with serve(Hub({name: (base / name).read_bytes() for name in ("config.json", ONE)})) as hub:
         yield hub
 
