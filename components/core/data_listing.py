@@ -134,10 +134,15 @@ def load(uri: str) -> dict[str, list[DataFile]]:
     """The files to read, by side (`train`, `eval`), after checking that they are still the listed ones.
 
     Raises:
-        InputError: a file changed or is gone since plan_run listed it.
+        InputError: there is no listing, or a file changed or is gone since plan_run listed it.
     """
-    listing: Listing = json.loads(storage.read_bytes(uri))
-    return {side: _files(source["uri"], [Entry(*file) for file in source["files"]]) for side, source in listing.items()}
+    try:
+        listing: Listing = json.loads(storage.read_bytes(uri))
+        sides = {side: (source["uri"], [Entry(*file) for file in source["files"]]) for side, source in listing.items()}
+        sides["train"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{uri} is no listing of data; give the listing_uri that plan_run printed") from None
+    return {side: _files(*source) for side, source in sides.items()}
 
 
 def first_file(source: dict[str, Any]) -> DataFile:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import InputError
+from components.core.errors import InputError, first_line
 from components.core.quantization import Quantization
 
 COMPUTE_DTYPE = "bfloat16"
@@ -34,10 +34,12 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not folder.is_dir():
+        raise InputError(f"tokenizer in {folder}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer in {folder}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the library raises kinds of its own on files that are torn
+        raise InputError(f"tokenizer in {folder} cannot be read: {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise InputError(f"tokenizer in {folder} has no chat template: take the model's chat or instruct version")
     if tokenizer.pad_token is None:

@@ -14,16 +14,18 @@ from components.core.data_listing import KINDS
 from components.core.errors import InputError
 
 Row = dict[str, Any]
-Record = tuple[int, bytes | Row | None]
+Raw = bytes | Row | str
+"""A row as it lies in its file: a line of JSONL undecoded, a decoded row, or why there is none."""
+Record = tuple[int, Raw]
 LONGEST_LINE = 64 << 20
 """Bytes; a longer line is rejected unread, so that a file without line ends cannot fill the memory."""
+NO_OBJECT = "not a JSON object with columns"
 
 
 def records(source: Path | BinaryIO, name: str) -> Iterator[Record]:
     """The rows of one file as they lie in it, each with its number from 1.
 
-    Lines of JSONL come undecoded (`decode` does that, row by row and in any process), None for a line that is too long;
-    the other kinds come as rows.
+    Lines of JSONL come undecoded: `decode` does that, row by row and in any process.
 
     Args:
         source: the local file, or one that is open; Parquet must be one that can be read from any place.
@@ -83,7 +85,7 @@ def _opened(source: Path | BinaryIO, name: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
+def _lines(file: BinaryIO, name: str) -> Iterator[Record]:
     number = 0
     while line := file.readline(LONGEST_LINE):
         number += 1
@@ -92,12 +94,12 @@ def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
         if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
             while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
                 pass
-            yield number, None
+            yield number, f"the line is longer than {LONGEST_LINE >> 20} MiB"
         elif line.strip():
             yield number, line
 
 
-def decode(record: bytes | Row | None) -> Row:
+def decode(record: Raw) -> Row:
     """The row a record holds.
 
     Raises:
@@ -105,8 +107,8 @@ def decode(record: bytes | Row | None) -> Row:
     """
     import orjson
 
-    if record is None:
-        raise ValueError(f"the line is longer than {LONGEST_LINE >> 20} MiB")
+    if isinstance(record, str):
+        raise ValueError(record)
     if not isinstance(record, bytes):
         return record
     try:
@@ -114,7 +116,7 @@ def decode(record: bytes | Row | None) -> Row:
     except orjson.JSONDecodeError:
         row = _lenient(record)
     if not isinstance(row, dict):
-        raise ValueError("not a JSON object with columns")
+        raise ValueError(NO_OBJECT)
     return row
 
 
@@ -131,7 +133,7 @@ def _lenient(record: bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def _json(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
+def _json(file: BinaryIO, name: str) -> Iterator[Record]:
     import ijson
 
     if file.peek(3).startswith(b"\xef\xbb\xbf"):  # type: ignore[attr-defined]
@@ -139,19 +141,25 @@ def _json(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
     if file.peek(64).lstrip()[:1] != b"[":  # type: ignore[attr-defined]
         raise InputError(f"data {name}: a .json file must hold one list of rows; one row a line is .jsonl")
     for number, row in enumerate(ijson.items(file, "item", use_float=True), 1):
-        yield number, row if isinstance(row, dict) else {}
+        yield number, row if isinstance(row, dict) else NO_OBJECT
 
 
-def _csv(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
+def _csv(file: BinaryIO, name: str) -> Iterator[Record]:
     csv.field_size_limit(LONGEST_LINE)
     # What is not UTF-8 becomes lone surrogates, which no UTF-8 text can hold: that row alone is rejected later.
-    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), strict=True)
-    for row in reader:
-        # More cells than columns come under None, which is no column's name.
-        yield reader.line_num, {} if None in row or None in row.values() else dict(row)
+    reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), strict=True)
+    columns = next(reader, [])
+    for column in columns:
+        if columns.count(column) > 1:
+            raise InputError(f"data {name}: two columns are called {column}; rename one")
+    for cells in reader:
+        if len(cells) == len(columns):
+            yield reader.line_num, dict(zip(columns, cells, strict=True))
+        elif cells:
+            yield reader.line_num, f"{len(cells)} cells in a file of {len(columns)} columns"
 
 
-def _parquet(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
+def _parquet(file: BinaryIO, name: str) -> Iterator[Record]:
     import pyarrow.parquet
 
     number = 0

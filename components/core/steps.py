@@ -1,6 +1,7 @@
 """What every step does around its work: quiet libraries, lines that show progress, errors in one line."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,8 @@ from components.core.errors import InputError
 
 _VARIABLE = "QLORA_STEP"
 """Names the step at work for the processes it starts."""
+_OF_A_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
+"""What is wrong with a folder or disk that a path names, which is for people to mend."""
 _current = os.environ.get(_VARIABLE, "qlora")
 
 
@@ -89,6 +92,10 @@ def step(name: str) -> Iterator[None]:
         log(f"error: {error}")
         raise SystemExit(1) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_A_PLACE:
+            where = f"{error.filename}: " if error.filename else ""
+            log(f"error: {where}{os.strerror(error.errno)}; give another place, or make room and rights there")
+            raise SystemExit(1) from None
         # Not the user's doing: the traceback goes to the log, and its last line where people look.
         traceback.print_exc()
         log(f"error: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")

@@ -26,6 +26,8 @@ CHUNK_ROWS = 500
 CHUNK_BYTES = 8 << 20
 """A chunk ends at either, whatever the number of processes; arrays of so many rows still fit the cache."""
 
+NO_JSON = "holds a value that JSON has no form for"
+
 Records = list[reading.Record]
 Content = tuple[bytes, bytes]
 
@@ -109,7 +111,7 @@ def sample(chunk: Chunk, config: PrepareConfig, rows: int) -> list[Conversation]
     return found
 
 
-def _read(record: bytes | reading.Row | None, form: str, config: PrepareConfig) -> tuple[Conversation, Content]:
+def _read(record: reading.Raw, form: str, config: PrepareConfig) -> tuple[Conversation, Content]:
     row = forms.renamed(reading.decode(record), config.columns)
     try:
         conversation = forms.conversation(row, form)
@@ -160,8 +162,19 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
 
 def _content(conversation: Conversation) -> Content:
     """Messages and tools as JSON, in the order in which the template will see them; what the row is known by."""
-    tools = _json(conversation.tools) if conversation.tools else b""
-    return _json(conversation.messages) if conversation.messages else _json(conversation.text), tools
+    calls_tools = any("tool_calls" in message for message in conversation.messages)
+    tools = _json_of_any(conversation.tools) if conversation.tools else b""
+    if not conversation.messages:
+        return _json(conversation.text), tools
+    return (_json_of_any if calls_tools else _json)(conversation.messages), tools
+
+
+def _json_of_any(value: Any) -> bytes:
+    """As `_json`, of what may hold more than text: what is written must read back as the template sees it now."""
+    written = _json(value)
+    if json.loads(written) != value:  # a date, NaN
+        raise ValueError(NO_JSON)
+    return written
 
 
 def _json(value: Any) -> bytes:
@@ -174,7 +187,7 @@ def _json(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False).encode()  # numbers of more than 64 bits
     except TypeError:
-        raise ValueError("holds a value that JSON has no form for") from None
+        raise ValueError(NO_JSON) from None
 
 
 def _unsupervised(row: Row, max_length: int) -> str:

@@ -84,6 +84,8 @@ def run(
     files = data_listing.load(listing_uri)
     if config.decontaminate_words and "eval" not in files:
         raise InputError("decontaminate_words compares with evaluation data, and the listing has none")
+    for path in (train_set, eval_set, rejected, report):  # found out now, not when all is done
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tokenizer_folder = storage.download(tokenizer_uri, folder / "tokenizer")
@@ -202,7 +204,6 @@ def _check_left(found: Any, rows: int) -> None:
 def _aside(path: str) -> Iterator[Any]:
     """A text file that appears under its name when whole; a run that stops later still leaves the reasons there."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("w", encoding="utf-8") as file:

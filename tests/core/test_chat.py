@@ -74,3 +74,13 @@ def test_a_tokenizer_without_template_or_pad_token(tiny_model: Path, tmp_path: P
     bare.save_pretrained(tmp_path / "no_template")
     with pytest.raises(InputError, match="has no chat template: take the model's chat or instruct version"):
         models.load_tokenizer(tmp_path / "no_template")
+
+
+def test_a_folder_that_holds_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        models.load_tokenizer(tmp_path / "none")
+    assert str(error.value) == f"tokenizer in {tmp_path}/none: no such folder"
+    (tmp_path / "tokenizer.json").write_text('{"torn')
+    with pytest.raises(InputError, match=f"tokenizer in {tmp_path} cannot be read: ") as error:
+        models.load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)

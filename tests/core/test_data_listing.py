@@ -97,3 +97,11 @@ def test_content_from_the_hub_is_checked_by_git_or_lfs(data: Path) -> None:
     blob = hashlib.sha1(b'blob 14\0{"text": "a"}\n').hexdigest()
     assert hub_data._content(file, f"git:{blob}") == blob
     assert hub_data._content(file, "sha256:x") == storage.sha256_file(file)
+
+
+@pytest.mark.parametrize("content", ["{no", "[]", '{"train": 5}', '{"train": {"uri": "a"}}', "{}"])
+def test_what_is_no_listing_is_refused(place: Path, content: str) -> None:
+    (place / "listing.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        data_listing.load(str(place / "listing.json"))
+    assert str(error.value) == f"{place}/listing.json is no listing of data; give the listing_uri that plan_run printed"

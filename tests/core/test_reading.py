@@ -71,6 +71,7 @@ def test_compressed_data_cut_short_names_the_file_and_the_row(compression: str, 
         ("a.parquet", b"PAR1 no", "damaged, or not .parquet after row 0"),
         ("a.jsonl.gz", b"plain", "compressed data cut short or damaged after row 0"),
         ("a.csv", b'a,b\n"1,2', "damaged, or not .csv after row 0"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "two columns are called a; rename one"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(name: str, data: bytes, message: str, tmp_path: Path) -> None:
@@ -87,10 +88,10 @@ def test_a_file_that_cannot_be_read_is_named(name: str, data: bytes, message: st
         (b'{"text": "secret"\n', "not JSON"),
         (b"[1]\n", "not a JSON object with columns"),
         (b"[" * 100_000 + b"\n", "nested too deep"),
-        (None, "longer than 64 MiB"),
+        ("the line is longer than 64 MiB", "longer than 64 MiB"),
     ],
 )
-def test_a_line_that_holds_no_row_has_a_reason_that_quotes_nothing(line: bytes | None, reason: str) -> None:
+def test_a_line_that_holds_no_row_has_a_reason_that_quotes_nothing(line: bytes | str, reason: str) -> None:
     with pytest.raises(ValueError) as error:
         reading.decode(line)
     assert reason in str(error.value) and "secret" not in str(error.value)
@@ -106,7 +107,7 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(reading, "LONGEST_LINE", 100)
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + b"x" * 1000 + b'\n{"a": 2}\n')
     records = list(reading.records(tmp_path / "a.jsonl", "a.jsonl"))
-    assert records == [(1, b'{"a": 1}\n'), (2, None), (3, b'{"a": 2}\n')]
+    assert records == [(1, b'{"a": 1}\n'), (2, "the line is longer than 0 MiB"), (3, b'{"a": 2}\n')]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz"])
@@ -164,3 +165,27 @@ def test_gzip_of_several_members_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n') + gzip.compress(b'{"a": 2}\n'))
     assert [row for _, row in rows(path)] == [{"a": 1}, {"a": 2}]
+
+
+def test_rows_that_are_none_say_why(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n\n3\n4,5,6\n")
+    assert [record for _, record in reading.records(tmp_path / "a.csv", "a.csv")] == [
+        {"a": "1", "b": "2"},
+        "1 cells in a file of 2 columns",
+        "3 cells in a file of 2 columns",
+    ]
+    (tmp_path / "a.json").write_text('[{"a": 1}, [1], null]')
+    records = [record for _, record in reading.records(tmp_path / "a.json", "a.json")]
+    assert records == [{"a": 1}, reading.NO_OBJECT, reading.NO_OBJECT]
+
+
+def test_a_parquet_file_is_read_in_less_memory_than_its_row_group(tmp_path: Path) -> None:
+    rows = 60_000
+    text = pa.array([f"{number} " * 150 for number in range(rows)])
+    pyarrow.parquet.write_table(pa.table({"text": text}), tmp_path / "a.parquet", row_group_size=rows, compression=None)
+    before = pa.default_memory_pool().bytes_allocated()
+    del text
+    most = 0
+    for _ in reading.records(tmp_path / "a.parquet", "a.parquet"):
+        most = max(most, pa.default_memory_pool().bytes_allocated())
+    assert most - before < (tmp_path / "a.parquet").stat().st_size / 4

@@ -1,3 +1,4 @@
+import datetime
 import json
 import random
 from collections.abc import Callable
@@ -5,10 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 
 from components.core import chat, data_listing, models
 from components.core.errors import InputError
 from components.prepare_dataset import preparing
+from pipelines.cli import main
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat", "on", "the"]
@@ -214,3 +217,26 @@ def test_row_groups_are_small_however_many_rows(
     file = pyarrow.parquet.ParquetFile(run.folder / "train.parquet")
     assert file.num_row_groups >= 3
     assert len(run.side("train")) == run.result.train_rows
+
+
+def test_values_that_json_has_no_form_for_are_rejected(tmp_path: Path, prepared: Callable) -> None:
+    call = {"function": {"name": "add", "arguments": {"when": datetime.datetime(2026, 1, 1), "number": float("nan")}}}
+    bad = {"role": "assistant", "content": "cat", "tool_calls": [call]}
+    rows = [*distinct(40), {"messages": [{"role": "user", "content": "one"}, bad]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    run = prepared(tmp_path / "rows.parquet", max_rejected_share=0.1)
+    assert json.loads(run.rejected)["reason"] == "holds a value that JSON has no form for"
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "file").write_text("")
+    data = write_jsonl(tmp_path / "rows.jsonl", distinct(40))
+    places = {name: str(tmp_path / "file" / name) for name in ("train-set", "eval-set", "rejected", "report")}
+    options = [f"--{name}={place}" for name, place in places.items()]
+    listing = data_listing.save(data_listing.make(str(data)))
+    command = ["step", "prepare_dataset", f"--listing-uri={listing}", f"--tokenizer-uri={tiny_model}", *options]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert result.output == (
+        f"[prepare_dataset] error: {tmp_path}/file: File exists; give another place, or make room and rights there\n"
+    )
