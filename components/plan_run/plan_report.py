@@ -5,7 +5,7 @@ from pathlib import Path
 
 from components.core.config import OPTION_STEPS, RunConfig
 from components.core.report import Report
-from components.plan_run import compare, fit, time_and_cost
+from components.plan_run import compare, fit, gpus, time_and_cost
 from components.plan_run.access import Access, disk_of
 
 GIB = 1 << 30
@@ -69,7 +69,15 @@ def _time(report: Report, config: RunConfig, found: Access, plan: fit.Plan) -> N
         report.section("Work", "Rows and tokens are reckoned from the first rows and the size of the files.")
         report.table(["", ""], [(name.replace("_", " "), value) for name, value in dataclasses.asdict(work).items()])
     lines = time_and_cost.table(plan.estimate.total, plan.train.compute_dtype, operations, time_and_cost.EFFICIENCY, {})
-    report.section("GPU types", f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed.")
+    speed = f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed."
+    report.section("GPU types", f"{_fits(plan)} {speed}")
     report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in lines])
     report.section("Disk", "Of the pods where the store is on S3; a local store is read where it lies.")
     report.table(["", "GiB"], [(what, size / GIB) for what, size in disk_of(found, config, plan).items()])
+
+
+def _fits(plan: fit.Plan) -> str:
+    smallest = gpus.smallest(plan.estimate.total, plan.train.compute_dtype)
+    if smallest:
+        return f"The smallest that fits: {smallest.name}."
+    return f"None fits: {fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE))}."

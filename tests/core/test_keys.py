@@ -8,6 +8,7 @@ import pytest
 from components.core import keys
 from components.core.config import (
     NOT_IN_KEY,
+    STEPS,
     EvaluateConfig,
     MergeConfig,
     PrepareConfig,
@@ -85,6 +86,50 @@ def test_an_option_changes_the_keys_of_what_it_changes_and_no_other(config: type
     changed = config(**{name: another(config, name)})
     expected = set() if name in NOT_IN_ANY.get(config, set()) else MADE[config]
     assert differing(computed(), computed(**{config.__name__: changed})) == expected
+
+
+RUN: dict[str, Any] = {"base_model": "m", "dataset_uri": "d", "model_name": "n", "eval_dataset_uri": "e"}
+OF_A_RUN: dict[str, tuple[Any, set[str]]] = {
+    # What these name is in the keys by its content: the revision, the data's digest, the tokenizer's.
+    "base_model": ("other", set()),
+    "base_revision": ("other", set()),
+    "dataset_uri": ("other", set()),
+    "eval_dataset_uri": ("other", set()),
+    "model_name": ("other", set()),
+    "gpu_memory_gib": (80.0, set()),
+    "max_length": (512, {"data_key", "training_key", "merge_key"}),
+    "epochs": (2.0, {"training_key", "merge_key"}),
+    "learning_rate": (1e-3, {"training_key", "merge_key"}),
+    "lora_r": (8, {"training_key", "merge_key"}),
+    "seed": (1, {"training_key", "merge_key"}),
+    "options": ({}, set()),
+}
+"""Every option of a run: another value, and the keys that it changes."""
+
+
+def of_run(**changed: Any) -> dict[str, str]:
+    config = RunConfig.parse(**{**RUN, **changed})
+    found = keys.of_run(config, base_revision="revision", data_digest="data", tokenizer_digest="tokenizer")
+    return found._asdict()
+
+
+def test_the_table_of_a_runs_options_is_whole() -> None:
+    assert OF_A_RUN.keys() == RunConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", OF_A_RUN)
+def test_an_option_of_a_run_changes_its_keys_and_no_other(name: str) -> None:
+    value, expected = OF_A_RUN[name]
+    assert differing(of_run(), of_run(**{name: value})) == expected
+
+
+@pytest.mark.parametrize(("config", "name"), OPTIONS, ids=[f"{c.__name__}.{n}" for c, n in OPTIONS])
+def test_an_option_that_travels_in_options_does_too(config: type[StepConfig], name: str) -> None:
+    value = another(config, name)
+    step = next(step for step, of_step in STEPS.items() if of_step is config)
+    changed = of_run(**({name: value} if name in RunConfig.model_fields else {"options": {step: {name: value}}}))
+    expected = set() if name in NOT_IN_ANY.get(config, set()) else {f"{key}_key" for key in MADE[config]}
+    assert differing(of_run(), changed) == expected
 
 
 def test_what_takes_part_in_no_key_is_marked_so() -> None:

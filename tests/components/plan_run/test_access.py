@@ -29,7 +29,8 @@ def test_a_good_run_leaves_no_probe_and_finds_nothing_finished(place: Path, conf
     result = plan(place, config)
     assert {path.name for path in (place / "store").iterdir()} == {"listings", "tokenizers"}
     page = (place / "plan.html").read_text()
-    for text in ("Nothing stands in the way", "not made yet", "lets one register", "has a chat template", "L40S 48 GB"):
+    for text in ("Nothing stands in the way", "not made yet", "lets one register", "has a chat template", "L40S 48 GB",
+                 "The smallest that fits: RTX A4000 16 GB.", "rows of form messages"):  # fmt: skip
         assert text in page
     assert plan(place, config) == result
 
