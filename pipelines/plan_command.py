@@ -24,7 +24,7 @@ def estimate(
 
     Args:
         config: the whole run.
-        gpu_count: GPUs for the estimates with DDP and FSDP; training itself runs on one.
+        gpu_count: GPUs for the estimates with DDP and FSDP.
         efficiency: share of a GPU's 16-bit speed.
         prices: of an hour, by GPU type.
         reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.

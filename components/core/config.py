@@ -110,6 +110,21 @@ class TrainConfig(StepConfig):
         30.0, gt=0, description="a step, or a checkpoint, that takes longer stops it", json_schema_extra=NOT_IN_KEY
     )
 
+    @model_validator(mode="after")
+    def _check_fsdp(self) -> Self:
+        if not self.fsdp:
+            return self
+        if self.processes == 1:
+            raise ValueError("fsdp cuts the base over several GPUs: set processes to their number")
+        for option in ("use_dora", "modules_to_save"):
+            if getattr(self, option):
+                raise ValueError(
+                    f"{option} and fsdp do not go together: it needs weights that are cut; unset one of them"
+                )
+        if self.compute_dtype == "float16":
+            raise ValueError("compute_dtype float16 and fsdp do not go together: take GPUs that have bfloat16")
+        return self
+
 
 class EvaluateConfig(StepConfig):
     """evaluate_model."""

@@ -59,7 +59,8 @@ def plan(folder: Path, train: TrainConfig, max_length: int) -> Plan:
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise Unplannable(f"memory is not known: {found.name} cannot be run without data: {reason}") from None
-    return Plan(folder, found, train, max_length, held, memory.estimate(found, held, tokens, train.processes))
+    how = "fsdp" if train.fsdp else "ddp"
+    return Plan(folder, found, train, max_length, held, memory.estimate(found, held, tokens, train.processes, how))
 
 
 def change_that_fits(run: Plan, limit: int) -> str:
@@ -80,8 +81,8 @@ def change_that_fits(run: Plan, limit: int) -> str:
     for gpus in (2**power for power in range(1, 7)):
         cut = memory.estimate(now.architecture, now.activations, now.tokens, gpus, "fsdp")
         if cut.total <= limit:
-            also = f", with {' and '.join(steps)}" if steps else ""
-            return f"one such GPU is too small; FSDP over {gpus} of them would fit{also}, or take a larger GPU"
+            also = f" and {' and '.join(steps)}" if steps else ""
+            return f"{gpus} such GPUs would fit, with fsdp true and processes {gpus}{also}; or take a larger GPU"
     return f"no change of length, batch, rank or up to {MOST_GPUS} GPUs would fit: take a smaller base model"
 
 

@@ -10,24 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core import models
-from components.core.config import TrainConfig
-from components.core.errors import InputError
 from components.train_qlora import launch
-
-
-def check(config: TrainConfig) -> None:
-    """Refuses what does not go together with a base that is cut.
-
-    Raises:
-        InputError: names the option.
-    """
-    if config.processes == 1:
-        raise InputError("fsdp cuts the base over several GPUs: set processes to their number")
-    for option in ("use_dora", "modules_to_save"):
-        if getattr(config, option):
-            raise InputError(f"{option} and fsdp do not go together: it needs weights that are cut; unset one of them")
-    if config.compute_dtype == "float16":
-        raise InputError("compute_dtype float16 and fsdp do not go together: take GPUs that have bfloat16")
 
 
 def announce(trainer: Any) -> None:

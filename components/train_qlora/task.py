@@ -11,7 +11,7 @@ from components.core.config import TrainConfig
 from components.core.errors import InputError
 from components.core.quantization import Quantization
 from components.core.steps import log
-from components.train_qlora import launch, memory, sharding, training, training_report, watchdog
+from components.train_qlora import launch, memory, training, training_report, watchdog
 from components.train_qlora.checkpoints import Checkpoints, refuse_other
 
 Config = TrainConfig
@@ -124,8 +124,6 @@ def _finished(key_uri: str, made_from: dict[str, Any]) -> attempts.Finished | No
 def _check(config: TrainConfig, train_set: str, dataset_digest: str) -> None:
     """Looks at options and data before a model is loaded."""
     launch.check_gpus(config.processes)
-    if config.fsdp:
-        sharding.check(config)
     if not any(sample.encoded.supervised for sample in dataset.read(train_set, dataset_digest)):
         raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
 

@@ -80,6 +80,20 @@ def test_there_must_be_something_to_decontaminate_from() -> None:
     assert RunConfig.parse(**REQUIRED, options=options, eval_dataset_uri="e")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"processes": 1}, "fsdp cuts the base over several GPUs: set processes"),
+        ({"use_dora": True}, "use_dora and fsdp do not go together"),
+        ({"modules_to_save": "embed_tokens"}, "modules_to_save and fsdp do not go together"),
+        ({"compute_dtype": "float16"}, "compute_dtype float16 and fsdp do not go together"),
+    ],
+)
+def test_what_does_not_go_with_fsdp_is_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=f"^train_qlora: {said}"):
+        RunConfig.parse(**REQUIRED, options={"train_qlora": {"fsdp": True, "processes": 2} | options})
+
+
 def test_a_missing_option_is_named() -> None:
     with pytest.raises(InputError, match="model_name is required"):
         RunConfig.parse(base_model="m", dataset_uri="d")

@@ -48,6 +48,8 @@ OTHER: dict[str, Any] = {
     "baseline_messages": [{"a": "b"}],
 }
 """Another value, where none can be made from the default."""
+BESIDE: dict[str, dict[str, Any]] = {"fsdp": {"processes": 2}}
+"""What an option's other value needs beside it."""
 
 
 def another(config: type[StepConfig], name: str) -> Any:
@@ -83,9 +85,10 @@ def differing(first: dict[str, str], second: dict[str, str]) -> set[str]:
 
 @pytest.mark.parametrize(("config", "name"), OPTIONS, ids=[f"{c.__name__}.{n}" for c, n in OPTIONS])
 def test_an_option_changes_the_keys_of_what_it_changes_and_no_other(config: type[StepConfig], name: str) -> None:
-    changed = config(**{name: another(config, name)})
+    beside = BESIDE.get(name, {})
+    changed, before = config(**{name: another(config, name)}, **beside), config(**beside)
     expected = set() if name in NOT_IN_ANY.get(config, set()) else MADE[config]
-    assert differing(computed(), computed(**{config.__name__: changed})) == expected
+    assert differing(computed(**{config.__name__: before}), computed(**{config.__name__: changed})) == expected
 
 
 RUN: dict[str, Any] = {"base_model": "m", "dataset_uri": "d", "model_name": "n", "eval_dataset_uri": "e"}
@@ -127,9 +130,14 @@ def test_an_option_of_a_run_changes_its_keys_and_no_other(name: str) -> None:
 def test_an_option_that_travels_in_options_does_too(config: type[StepConfig], name: str) -> None:
     value = another(config, name)
     step = next(step for step, of_step in STEPS.items() if of_step is config)
-    changed = of_run(**({name: value} if name in RunConfig.model_fields else {"options": {step: {name: value}}}))
+    beside = BESIDE.get(name, {})
+    before = of_run(options={step: beside})
+    if name in RunConfig.model_fields:
+        changed = of_run(**{name: value})
+    else:
+        changed = of_run(options={step: {name: value} | beside})
     expected = set() if name in NOT_IN_ANY.get(config, set()) else {f"{key}_key" for key in MADE[config]}
-    assert differing(of_run(), changed) == expected
+    assert differing(before, changed) == expected
 
 
 def test_what_takes_part_in_no_key_is_marked_so() -> None:

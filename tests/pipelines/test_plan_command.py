@@ -58,6 +58,16 @@ def test_without_checkpointing_to_turn_on_shorter_rows_are_named(tmp_path: Path)
     assert "; batch_tokens " in result.output and " with gradient_accumulation_steps " in result.output
 
 
+def test_a_base_that_is_cut_over_several_gpus(tmp_path: Path) -> None:
+    options = {"train_qlora": {"gradient_checkpointing": True, "batch_tokens": 1024}}
+    result = plan(tmp_path, "llama-2-70b", "--no-access", gpu_memory_gib=24, options=options)
+    assert result.exit_code == 1
+    assert " such GPUs would fit, with fsdp true and processes 4" in result.output
+    options["train_qlora"] |= {"fsdp": True, "processes": 4}
+    result = plan(tmp_path, "llama-2-70b", "--no-access", gpu_memory_gib=24, options=options)
+    assert result.exit_code == 0 and "fits a GPU of 24 GiB" in result.output
+
+
 def test_an_unknown_base_is_one_line(tmp_path: Path) -> None:
     result = plan(tmp_path, "none", "--no-access")
     assert result.exit_code == 1 and result.output.count("error: ") == 1

@@ -2,7 +2,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -76,22 +75,6 @@ def die(name: str) -> None:
 def test_a_process_that_was_killed_is_no_failure_that_would_repeat() -> None:
     with pytest.raises(TransientError, match="SIGKILL"):
         launch.run(die, 2, "SIGKILL")
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"processes": 1}, "fsdp cuts the base over several GPUs: set processes"),
-        ({"use_dora": True}, "use_dora and fsdp do not go together"),
-        ({"modules_to_save": "embed_tokens"}, "modules_to_save and fsdp do not go together"),
-        ({"compute_dtype": "float16"}, "compute_dtype float16 and fsdp do not go together"),
-    ],
-)
-def test_what_does_not_go_with_fsdp_is_refused(
-    options: dict[str, Any], said: str, tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=said):
-        trained(tiny_run, tiny_model, tmp_path, **{"fsdp": True, "processes": 2} | options)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
