@@ -67,7 +67,7 @@ def change_that_fits(run: Plan, limit: int) -> str:
     """The least costly change with which the run fits `limit` bytes whole, in words; or that there is none.
 
     Tried in this order: checkpointing (the same result, more time), shorter rows with accumulation (as many tokens a
-    step), a shorter length (cuts conversations), a smaller rank, and last more GPUs with FSDP.
+    step), a shorter length (cuts conversations), a smaller rank; and where none of it is enough, more GPUs with FSDP.
     """
     steps: list[str] = []
     now = run
@@ -78,11 +78,15 @@ def change_that_fits(run: Plan, limit: int) -> str:
             steps = [step for step in steps if not _replaces(name, step)] + [name]
         if now.estimate.total <= limit:
             return f"{' and '.join(steps)} would fit, with {_gib(limit - now.estimate.total)} GiB left"
-    for gpus in (2**power for power in range(1, 7)):
-        cut = memory.estimate(now.architecture, now.activations, now.tokens, gpus, "fsdp")
-        if cut.total <= limit:
-            also = f" and {' and '.join(steps)}" if steps else ""
-            return f"{gpus} such GPUs would fit, with fsdp true and processes {gpus}{also}; or take a larger GPU"
+    # Checkpointing changes nothing of the result, so it goes before cutting conversations short.
+    light = run if run.train.gradient_checkpointing else _with(run, {"gradient_checkpointing": True})
+    lighter = [] if light is run else ["gradient_checkpointing true"]
+    for trial, also in ((light, lighter), (now, steps)):
+        for gpus in (2**power for power in range(1, MOST_GPUS.bit_length())):
+            cut = memory.estimate(trial.architecture, trial.activations, trial.tokens, gpus, "fsdp")
+            if cut.total <= limit:
+                options = " and ".join([f"fsdp true and processes {gpus}", *also])
+                return f"{gpus} such GPUs would fit, with {options}; or take a larger GPU"
     return f"no change of length, batch, rank or up to {MOST_GPUS} GPUs would fit: take a smaller base model"
 
 
