@@ -29,7 +29,7 @@ test: install ## all quick tests: every task on a tiny model, the contracts, the
 test-integration: install ## against real servers: S3 (Ceph's gateway, AWS_ENDPOINT_URL_S3 or moto), MLflow with logins
 	@$(BIN)/pytest tests/integration -s
 
-test-kill: install ## kill -9 training at 24 random moments: the adapter must be bit for bit that of an undisturbed run
+test-kill: install ## kill -9 training at 24 random moments, on disk and on S3: the adapter must be bit for bit that of an undisturbed run
 	@$(BIN)/pytest tests/kill -s
 
 check: install ## the house rules: lint, types, imports, generated files, file length
@@ -43,7 +43,7 @@ check: install ## the house rules: lint, types, imports, generated files, file l
 bench: install ## measure speed and memory against peers; writes dist/bench.json (20 minutes)
 	@$(BIN)/python -m tests.benchmarks
 
-bench-quality: install ## the loss after equal supervised tokens against TRL, three seeds; writes dist/bench-quality.json (half an hour)
+bench-quality: install ## the loss after equal supervised tokens against TRL, three seeds; writes dist/bench-quality.json (20 minutes)
 	@$(BIN)/python -m pipelines.demo.fetch_model $(MODEL)
 	@$(BIN)/python -m tests.benchmarks.quality_vs_trl
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.quality_vs_trl
 
-One epoch of the same rows with the same options, so the same supervised tokens; then the loss on 100 other rows, each
+One epoch of the same 160 rows with the same options, so the same supervised tokens; then the loss on 100 others, each
 alone and with all logits, by the same plain code. TRL packs and does not checkpoint gradients, as where it is fastest,
 so a step sees as many tokens. `ours_bf16` is train_qlora with the adapter in bfloat16, as TRL has it. BENCH_DATA names
 rows to take instead of the demo's.
@@ -22,17 +22,17 @@ from components.core import packing
 from components.core.config import TrainConfig
 from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
-from tests.benchmarks.train_vs_trl import BEST, ROWS, encoded, our_trainer, trl_trainer
+from tests.benchmarks.train_vs_trl import BEST, encoded, our_trainer, trl_trainer
 
 SEEDS = (0, 1, 2)
-HELD_OUT = 100
+ROWS, HELD_OUT = 160, 100
 
 
 def ours(seed: int, dtype: str) -> tuple[float, int]:
     """Loss on the other rows, and the supervised tokens trained on."""
     import torch
 
-    trainer = our_trainer(max_steps=0, seed=seed)
+    trainer = our_trainer(ROWS, max_steps=0, seed=seed)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -45,7 +45,7 @@ def trl(seed: int) -> tuple[float, int]:
     """The same of TRL's trainer."""
     options = TrainConfig()
     set_seed(seed)
-    steps = len(packing.rows(encoded(), 1024))
+    steps = len(packing.rows(encoded(rows=ROWS), 1024))
     settings = {
         "max_steps": -1,
         "num_train_epochs": 1,
@@ -56,7 +56,7 @@ def trl(seed: int) -> tuple[float, int]:
         "optim": "adamw_torch",
         "seed": seed,
     }
-    trainer, seen = trl_trainer(**BEST | settings)
+    trainer, seen = trl_trainer(ROWS, **BEST | settings)
     trainer.train()
     return held_out_loss(trainer.model), sum(seen)
 

@@ -78,7 +78,7 @@ def floor() -> float:
     return float(sum(spent.get(name, 0) for name in PRODUCTS) / sum(spent.values()))
 
 
-def our_trainer(**options: Any) -> Any:
+def our_trainer(rows: int = ROWS, **options: Any) -> Any:
     """The trainer of train_qlora on the first rows, with its log lines and without its checkpoints."""
     training._limit_caches()
     config = TrainConfig(**{"max_steps": STEPS, "batch_tokens": 1024} | options)
@@ -86,10 +86,10 @@ def our_trainer(**options: Any) -> Any:
     model = models.load_quantized(MODEL)
     attention.use(model)
     scratch = tempfile.mkdtemp()
-    rows = packing.rows(encoded(), config.batch_tokens)
-    steps = config.max_steps or len(rows)
-    trainer = training._trainer(config, model, models.load_tokenizer(MODEL), rows, steps, scratch)
-    job = training.Job(config, "", "", "", "", "", Checkpoints(scratch, 1), 0)
+    packed = packing.rows(encoded(rows=rows), config.batch_tokens)
+    steps = config.max_steps or len(packed)
+    trainer = training._trainer(config, model, models.load_tokenizer(MODEL), packed, steps, scratch)
+    job = training.Job(config, "", "", "", "", "", scratch, "", Checkpoints(scratch, 1), None, 0)
     training._watch(trainer, job, steps, 0, MlflowRun("", {}, muted=True))
     return trainer
 
@@ -99,14 +99,14 @@ BEST: dict[str, Any] = {"packing": True, "max_length": 1024, "gradient_checkpoin
 USUAL: dict[str, Any] = {"max_length": 512, "per_device_train_batch_size": 4}
 
 
-def trl_trainer(**settings: Any) -> tuple[Any, list[int]]:
+def trl_trainer(rows: int = ROWS, **settings: Any) -> tuple[Any, list[int]]:
     """TRL's trainer on the same rows, and a list that the supervised tokens of each batch are added to."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    rows = [{"input_ids": item.input_ids, "labels": item.labels} for item in encoded()]
+    data = [{"input_ids": item.input_ids, "labels": item.labels} for item in encoded(rows=rows)]
     common = {
         "max_steps": STEPS,
         "per_device_train_batch_size": 1,
@@ -119,7 +119,7 @@ def trl_trainer(**settings: Any) -> tuple[Any, list[int]]:
     trainer = SFTTrainer(
         model=models.load_quantized(MODEL),
         args=SFTConfig(output_dir=tempfile.mkdtemp(), **common | settings),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(data),
         processing_class=models.load_tokenizer(MODEL),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from components.core import attempts, storage
 from components.core.config import TrainConfig
 from tests.components.conftest import TinyRun
 
@@ -19,26 +20,20 @@ CONFIG = TrainConfig(
     learning_rate=0.01,
     checkpoint_steps=2,
 )
+KEY = "killed"
 LONGEST = 180.0
 """Seconds a life may take."""
 
 
-def start(job: dict[str, str], folder: Path) -> subprocess.Popen[str]:
+def start(job: dict[str, str], folder: Path, store: str) -> subprocess.Popen[str]:
     """Starts `qlora step train_qlora` on a prepared set, its adapter to be written into the folder."""
     command = [sys.executable, "-m", "pipelines.cli", "step", "train_qlora"]
     for name, value in job.items():
         command += [f"--{name}", value]
     for name in CONFIG.model_fields_set:
         command += [f"--{name.replace('_', '-')}", str(getattr(CONFIG, name))]
-    command += [
-        "--training-key",
-        "killed",
-        "--adapter",
-        str(folder / "adapter"),
-        "--report",
-        str(folder / "report.html"),
-    ]
-    environment = os.environ | {"QLORA_STORE": str(folder / "store"), "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
+    command += ["--training-key", KEY, "--adapter", str(folder / "adapter"), "--report", str(folder / "report.html")]
+    environment = os.environ | {"QLORA_STORE": store, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -78,26 +73,31 @@ def after(seconds: float) -> Callable[[], bool]:
     return passed
 
 
-def in_a_checkpoint(folder: Path) -> Callable[[], bool]:
-    """The moment at which a new checkpoint is being written below a folder: it is there, its manifest is
-    not yet, and there is a whole one before it."""
-    torn = {path.parent for path in folder.glob("step-*/*/*")} - {path.parent for path in _manifests(folder)}
+def in_a_checkpoint(uri: str) -> Callable[[], bool]:
+    """The moment at which a new checkpoint is being written, or uploaded, below a URI.
+
+    Something of it is there, its manifest is not yet, and there is a whole one before it.
+    """
+    torn, _ = attempts_below(uri)
 
     def writing() -> bool:
-        begun = {path.parent for path in folder.glob("step-*/*/*")}
-        whole = {path.parent for path in _manifests(folder)}
-        return bool(whole and begun - torn - whole)
+        begun, whole = attempts_below(uri)
+        return bool(whole and begun - torn)
 
     return writing
 
 
-def _manifests(folder: Path) -> list[Path]:
-    return list(folder.glob("step-*/*/manifest.json"))
+def attempts_below(uri: str) -> tuple[set[str], set[str]]:
+    """The attempts at a checkpoint below a URI: those without a manifest, and the whole ones."""
+    names = list(storage.sizes(uri))
+    begun = {name.rsplit("/", 1)[0] for name in names if name.startswith("step-")}
+    whole = {name.rsplit("/", 1)[0] for name in names if name.endswith(f"/{attempts.MANIFEST}")}
+    return begun - whole, whole
 
 
-def moments(rng: random.Random, folder: Path) -> Callable[[], bool]:
+def moments(rng: random.Random, uri: str) -> Callable[[], bool]:
     """A random one: half of them in the middle of a checkpoint."""
-    return in_a_checkpoint(folder) if rng.random() < 0.5 else after(rng.uniform(0.0, 2.0))
+    return in_a_checkpoint(uri) if rng.random() < 0.5 else after(rng.uniform(0.0, 2.0))
 
 
 def job(run: TinyRun, base: Path, steps: int) -> dict[str, str]:
@@ -114,18 +114,29 @@ def job(run: TinyRun, base: Path, steps: int) -> dict[str, str]:
 def adapter_after_no_kill(job: dict[str, str], folder: Path) -> bytes:
     """The adapter's bytes after an undisturbed run."""
     folder.mkdir()
-    finish(start(job, folder))
+    finish(start(job, folder, str(folder / "store")))
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def adapter_after_kills(job: dict[str, str], folder: Path, kills: int, rng: random.Random) -> tuple[bytes, int]:
-    """The adapter's bytes after so many kills and one last life, and how many kills tore a checkpoint."""
+def adapter_after_kills(
+    job: dict[str, str], folder: Path, kills: int, rng: random.Random, store: str = ""
+) -> tuple[bytes, int]:
+    """The adapter's bytes after so many kills and one last life, and how many kills tore a checkpoint.
+
+    Args:
+        job: the step's inputs.
+        folder: of the test.
+        kills: how many.
+        rng: draws the moments.
+        store: where adapters and checkpoints go; empty: below the folder.
+    """
     folder.mkdir()
-    checkpoints = folder / "store" / "checkpoints" / "killed"
+    store = store or str(folder / "store")
+    uri = storage.join(store, "checkpoints", KEY)
     for _ in range(kills):
-        kill(start(job, folder), moments(rng, checkpoints))
+        kill(start(job, folder, store), moments(rng, uri))
         assert not (folder / "adapter").exists(), "it ended before it was killed often enough: give it more steps"
-    torn = {path.parent for path in checkpoints.glob("step-*/*/*")} - {path.parent for path in _manifests(checkpoints)}
-    output = finish(start(job, folder))
+    torn, _ = attempts_below(uri)
+    output = finish(start(job, folder, store))
     assert "going on after step" in output, output
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), len(torn)
