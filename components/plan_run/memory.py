@@ -119,7 +119,8 @@ def estimate(
         tokens: length of the row.
         gpus: how many share the run; each has a row of its own.
         how: `ddp`: each holds all, and a second copy of the gradients in buckets; `fsdp`: weights, adapter, gradients
-            and optimiser are cut into equal shares, and one layer's weights at a time, and the next one's, are whole.
+            and optimiser are cut into equal shares, but for the scales of the 4-bit weights. One layer at a time and
+            the next one are whole, and in a step embeddings and head are.
     """
     nf4 = sum(weight_bytes(weight) for weight in architecture.weights if weight.quantised)
     kept = sum(weight_bytes(weight) for weight in architecture.weights if not weight.quantised)
@@ -129,10 +130,10 @@ def estimate(
     largest = max((weight.numel * 2 for weight in architecture.weights if weight.quantised), default=0)
     working = max(head_bytes(architecture, tokens), activations.backward + largest)
     if how == "fsdp" and gpus > 1:
-        working += 2 * nf4 // architecture.layers
-        nf4, kept, adapter, gradients, optimiser = (
-            math.ceil(part / gpus) for part in (nf4, kept, adapter, gradients, optimiser)
-        )
+        codes = sum(math.ceil(weight.numel / 2) for weight in architecture.weights if weight.quantised)
+        working += 2 * codes // architecture.layers + kept
+        nf4 = nf4 - codes + math.ceil(codes / gpus)
+        kept, adapter, gradients, optimiser = (math.ceil(part / gpus) for part in (kept, adapter, gradients, optimiser))
     return Estimate(
         weights_nf4=nf4,
         weights_16bit=kept,
