@@ -21,7 +21,7 @@ CONFIG = TrainConfig(
     checkpoint_steps=2,
 )
 KEY = "killed"
-LONGEST = 180.0
+LONGEST = 900.0
 """Seconds a life may take."""
 
 
