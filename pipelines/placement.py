@@ -174,7 +174,7 @@ class Needs:
 STEPS = {
     "plan_run": Needs(hours=1, retries=0, hub=True, mlflow=True),
     "stage_base_model": Needs(hub=True),
-    "prepare_dataset": Needs(),
+    "prepare_dataset": Needs(hub=True),
     "train_qlora": Needs(gpu=True, hours=7 * 24, retries=5, mlflow=True, base=True),
     "evaluate_model": Needs(gpu=True, mlflow=True, base=True),
     "dequantize_and_merge": Needs(memory="4Gi"),

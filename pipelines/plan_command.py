@@ -11,7 +11,7 @@ import click
 
 from components.core import base_model
 from components.core.config import RunConfig
-from components.plan_run import access, compare, fit, gpus, memory, time_and_cost
+from components.plan_run import access, architecture, base_checks, compare, fit, gpus, memory, time_and_cost
 from pipelines import run_file, runs_folder
 
 GIB = fit.GIB
@@ -39,6 +39,8 @@ def estimate(
         found = access.check(config, Path(folder)) if reach else access.Access()
         if not reach:
             files = base_model.small_files(config.base_model, config.base_revision, Path(folder))
+            for level, what in base_checks.check(files, architecture.skeleton(files), config):
+                found.note(level, "base model", what)
             found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
         work = time_and_cost.of_run(config, found.samples)
         figures = {

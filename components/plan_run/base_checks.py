@@ -23,6 +23,8 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
         yield "warning", f"{name}: it brings code of its own (auto_map); that is not run"
     if described.get("quantization_config"):
         yield "fatal", f"{name}: its weights are quantised already; give the 16-bit model"
+    if _sees_what_follows(model.config):
+        yield "fatal", f"{name}: {model.config.model_type} is an encoder, which sees what follows; give a decoder"
     if config.for_step("train_qlora").packing:
         try:
             attention.check(model)
@@ -36,6 +38,13 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
             "fatal" if learned else "warning",
             f"{name}: max_length is {config.max_length}, and its config.json says {positions} positions: {outcome}",
         )
+
+
+def _sees_what_follows(described: Any) -> bool:
+    """BERT and its kin are taken for language models by transformers, and are none unless their config says so."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    return type(described) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(described, "is_decoder", False)
 
 
 def _has_learned_positions(model: Any, positions: int) -> bool:

@@ -116,7 +116,7 @@ def test_secrets_reach_the_steps_that_need_them_and_no_others() -> None:
     for task in TASKS:
         secrets = environment(task, "secretAsEnv")
         assert secrets["qlora-s3"] == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-        assert ("qlora-hub-token" in secrets) == (task in ("plan-run", "stage-base-model"))
+        assert ("qlora-hub-token" in secrets) == (task in ("plan-run", "stage-base-model", "prepare-dataset"))
         assert ("qlora-mlflow" in secrets) == (task in {"plan-run", "register-model"} | GPU_TASKS)
         keys = KUBERNETES[f"exec-{task}"].get("secretAsVolume", [])
         assert [key["secretName"] for key in keys if key["optional"]] == ["qlora-signing-key"] * (

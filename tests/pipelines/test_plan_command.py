@@ -68,6 +68,43 @@ def test_a_base_that_is_cut_over_several_gpus(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "fits a GPU of 24 GiB" in result.output
 
 
+def base(folder: Path, **values: object) -> Path:
+    """A folder with a config.json alone: Llama-2-7B's with other values."""
+    path = folder / "base"
+    path.mkdir()
+    config = json.loads((CONFIGS / "llama-2-7b" / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | values))
+    return path
+
+
+def test_what_config_json_tells_is_said_without_access_too(tmp_path: Path) -> None:
+    path = base(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    result = plan(tmp_path, str(path), "--no-access", max_length=8192)
+    assert result.exit_code == 1
+    for text in (
+        f"fatal    base model: base model {path}: its weights are quantised already; give the 16-bit model",
+        f"warning  base model: base model {path}: max_length is 8192, and its config.json says 4096 positions: ",
+    ):
+        assert text in result.output
+
+
+@pytest.mark.parametrize("model_type", ["t5", "nonsense"])
+def test_what_is_no_language_model_is_one_line(tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    result = plan(tmp_path, str(tmp_path / "base"), "--no-access")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert result.output.startswith("error: ") and result.output.count("\n") == 1
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 1}))
+    result = plan(tmp_path, str(tmp_path / "base"), "--no-access", max_length=256)
+    assert result.exit_code == 1
+    assert "bert is an encoder, which sees what follows; give a decoder" in result.output
+
+
 def test_an_unknown_base_is_one_line(tmp_path: Path) -> None:
     result = plan(tmp_path, "none", "--no-access")
     assert result.exit_code == 1 and result.output.count("error: ") == 1
