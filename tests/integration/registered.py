@@ -1,5 +1,6 @@
 """What the tests of registered models share."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from components.core import tracking
+from components.core import storage, tracking
 from components.core.config import RegisterConfig
 from components.register_model import task
 from pipelines.cli import main
@@ -37,6 +38,29 @@ def aliases(name: str) -> dict[str, str]:
 
 def versions(name: str) -> list[Any]:
     return list(tracking.client().search_model_versions(f"name = '{name}'"))
+
+
+def plant(private_key: Path) -> dict[str, str]:
+    """Secrets that a run has in its environment, and that nothing it writes may show."""
+    return {
+        "AWS_SECRET_ACCESS_KEY": os.environ["AWS_SECRET_ACCESS_KEY"],
+        "MLFLOW_TRACKING_PASSWORD": os.environ["MLFLOW_TRACKING_PASSWORD"],
+        "HF_TOKEN": "hf_planted_token",
+        "QLORA_SIGNING_KEY": private_key.read_text().splitlines()[1],
+    }
+
+
+def check_hidden(planted: dict[str, str], name: str, folders: list[Path], stores: list[str], said: str) -> int:
+    """Looks for planted secrets in files, objects, the version and its run; returns how many texts it read."""
+    client = tracking.client()
+    version = versions(name)[0]
+    texts = [said, str(version), str(client.get_registered_model(name))]
+    texts += [str(client.get_run(version.run_id).to_dictionary())] if version.run_id else []
+    texts += [file.read_bytes().decode("latin-1") for each in folders for file in each.rglob("*") if file.is_file()]
+    texts += [storage.read_bytes(f"{uri}/{path}").decode("latin-1") for uri in stores for path in storage.sizes(uri)]
+    for what, secret in planted.items():
+        assert len(secret) > 10 and not any(secret in text for text in texts), what
+    return len(texts)
 
 
 STRANGER = """

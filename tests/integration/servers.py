@@ -158,7 +158,7 @@ def mlflow(folder: Path, artifacts: str) -> Iterator[str]:
     command += ["--artifacts-destination", artifacts]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     with process(command, folder / "mlflow.log", clean | {name: value for name, value in own.items() if value}):
-        _until(lambda: listens(f"{address}/version"), seconds=120)
+        _until(lambda: listens(f"{address}/version"), seconds=300)
         yield address
 
 

@@ -13,11 +13,22 @@ from typing import Any
 import pytest
 import yaml
 
-from components.core import registered, storage, tracking, transfer
+from components.core import registered, transfer
 from components.core.errors import InputError
 from components.register_model import task
 from tests.components.register_model.registering import Killed, kill_after
-from tests.integration.registered import QLORA, STRANGER, Make, MakeProxy, aliases, qlora, register, versions
+from tests.integration.registered import (
+    QLORA,
+    STRANGER,
+    Make,
+    MakeProxy,
+    aliases,
+    check_hidden,
+    plant,
+    qlora,
+    register,
+    versions,
+)
 from tests.pipelines.registered import write_keys
 
 pytestmark = pytest.mark.usefixtures("fresh_servers")
@@ -139,15 +150,10 @@ def test_a_login_without_rights_is_told_so(
         register(name, make_merged(own_store, "three"))
 
 
-def test_no_secret_shows_anywhere(make_merged: Make, own_store: str, name: str, tmp_path: Path) -> None:
+def test_no_secret_shows_anywhere(make_merged: Make, own_store: str, s3_store: str, name: str, tmp_path: Path) -> None:
     """Plants secrets, runs the commands, and looks for them in everything that they write."""
     private, public = write_keys(tmp_path, "ours")
-    planted = {
-        "AWS_SECRET_ACCESS_KEY": os.environ["AWS_SECRET_ACCESS_KEY"],
-        "MLFLOW_TRACKING_PASSWORD": os.environ["MLFLOW_TRACKING_PASSWORD"],
-        "HF_TOKEN": "hf_planted_token",
-        "key": "".join(private.read_text().splitlines()[1:2]),
-    }
+    planted = plant(private)
     environment = os.environ | {"HF_TOKEN": planted["HF_TOKEN"], "QLORA_SIGNING_KEY": str(private)}
     uri, key = make_merged(own_store, "one")
     report = tmp_path / "plan.html"
@@ -167,11 +173,6 @@ def test_no_secret_shows_anywhere(make_merged: Make, own_store: str, name: str, 
         done = subprocess.run([QLORA, *command], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == (1 if command[1].endswith("@nobody") else 0), done.stdout + done.stderr
         said += done.stdout + done.stderr
-    version = versions(name)[0]
-    run = tracking.client().get_run(version.run_id)
-    written = [said, str(version), str(run.to_dictionary()), (tmp_path / "pipeline.yaml").read_text()]
-    written += [path.read_bytes().decode("latin-1") for path in (tmp_path / "here").rglob("*") if path.is_file()]
-    written += [storage.read_bytes(f"{own_store}/{path}").decode("latin-1") for path in storage.sizes(own_store)]
-    for what, secret in planted.items():
-        assert len(secret) > 10 and not any(secret in text for text in written), what
-    print(f"\n{len(planted)} planted secrets, {len(written)} texts and files without them")
+    said += (tmp_path / "pipeline.yaml").read_text()
+    texts = check_hidden(planted, name, [tmp_path / "here"], [own_store, f"{s3_store}/mlflow"], said)
+    print(f"\n{len(planted)} planted secrets, {texts} texts and files without them")

@@ -10,14 +10,17 @@ import yaml
 
 from components.core import registered, tracking
 from tests.conftest import conversation, write_jsonl
-from tests.integration.registered import QLORA, STRANGER
+from tests.integration.registered import QLORA, STRANGER, check_hidden, plant
+from tests.pipelines.registered import write_keys
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 
 
 def test_a_run_ends_with_a_version_that_mlflow_alone_loads(
-    mlflow_server: str, own_store: str, tiny_model: Path, tmp_path: Path
+    mlflow_server: str, own_store: str, s3_store: str, tiny_model: Path, tmp_path: Path
 ) -> None:
+    private, _ = write_keys(tmp_path, "ours")
+    planted = plant(private)
     rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
     config = {
         "base_model": str(tiny_model),
@@ -32,8 +35,9 @@ def test_a_run_ends_with_a_version_that_mlflow_alone_loads(
         },
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    command = [QLORA, "run", "--config", str(tmp_path / "run.yaml"), "--runs", str(tmp_path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    command = [QLORA, "run", "--config", str(tmp_path / "run.yaml"), "--runs", str(tmp_path / "runs"), "--json"]
+    environment = os.environ | {"HF_TOKEN": planted["HF_TOKEN"], "QLORA_SIGNING_KEY": str(private)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Registered models:/whole@champion (version 1)" in done.stdout
     version = tracking.client().get_model_version_by_alias("whole", "champion")
@@ -43,6 +47,7 @@ def test_a_run_ends_with_a_version_that_mlflow_alone_loads(
     assert expected <= tags.keys() and "{{" not in tags["pipeline_run_id"]
     assert json.loads(tags["run_config"])["base_revision"] == tags["base_revision"]
     assert "adapter/adapter_model.safetensors" in registered.read(version.source, tags["manifest_sha256"]).files
+    assert len(tags["signed_by"]) == 64 and tags["reports"] == f"runs:/{version.run_id}/reports"
     client = tracking.client()
     reports = {item.path for item in client.list_artifacts(version.run_id, "reports")}
     assert reports == {f"reports/{name}.html" for name in ("1-plan", "2-data", "3-training", "4-tuned", "5-merged")}
@@ -52,3 +57,5 @@ def test_a_run_ends_with_a_version_that_mlflow_alone_loads(
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert stranger.returncode == 0, stranger.stderr[-2000:]
+    texts = check_hidden(planted, "whole", [tmp_path / "runs"], [own_store, f"{s3_store}/mlflow"], done.stdout)
+    print(f"\na whole run: {len(planted)} planted secrets, {texts} texts and files without them")
