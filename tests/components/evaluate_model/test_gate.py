@@ -28,6 +28,19 @@ def test_noise_is_promoted_in_at_most_five_percent(margin: float) -> None:
     assert promoted <= 0.05 * DRAWS
 
 
+def test_a_model_that_reads_no_question_is_promoted_in_at_most_five_percent() -> None:
+    """The real gains of the answers from their questions with signs at random, under a loss far below the base's."""
+    rng = np.random.default_rng(0)
+    gained = TUNED.pairing.gained
+    promoted = 0
+    for _ in range(DRAWS):
+        noise = TUNED.pairing._replace(gained=rng.choice([-1, 1], len(gained)) * gained)
+        base = BASE.pairing._replace(gained=np.zeros(len(gained)))
+        here, there = dataclasses.replace(TUNED, pairing=noise), dataclasses.replace(BASE, pairing=base)
+        promoted += gate.tuned(there, here, None, CONFIG).passed
+    assert promoted <= 0.05 * DRAWS
+
+
 def test_a_difference_of_the_demos_size_is_found() -> None:
     rng = np.random.default_rng(0)
     found = 0
