@@ -19,6 +19,8 @@ from pipelines import (
     run_file,
     runs_folder,
     step_command,
+    submit_command,
+    trigger_command,
 )
 
 GATE_SAID_NO, CANCELLED = 3, 4
@@ -80,6 +82,8 @@ main.add_command(alias_command.promote)
 main.add_command(alias_command.rollback)
 main.add_command(pull_command.pull)
 main.add_command(gc_command.gc)
+main.add_command(submit_command.submit)
+main.add_command(trigger_command.trigger)
 
 
 @main.group("step")

@@ -34,6 +34,8 @@ def finetune(
     tolerations: list = [],  # noqa: B006
     cpu: str = "4",
     memory: str = "32Gi",
+    training_key: str = "",
+    claim: str = "",
 ):
     """Fine-tune a language model with QLoRA, evaluate it, merge it and register it in MLflow.
 
@@ -56,6 +58,8 @@ def finetune(
         tolerations: Tolerations besides that of nvidia.com/gpu, a JSON list.
         cpu: Cores of a GPU step.
         memory: Memory of a GPU step, as Kubernetes writes it, such as 32Gi.
+        training_key: Set by qlora trigger, the key that the run must turn out to have.
+        claim: Set by qlora trigger, of several runs with this training_key one goes on.
     """
     pool = Pool(accelerator, gpu_count, node_selector, tolerations, cpu, memory)
     plan = place(
@@ -72,6 +76,9 @@ def finetune(
             seed=seed,
             gpu_memory_gib=gpu_memory_gib,
             options=options,
+            training_key=training_key,
+            claim=claim,
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         ),
         pool,
     ).outputs

@@ -12,18 +12,22 @@ from components.core.errors import InputError
 from components.core.options import nearest
 from pipelines.placement import Placement
 
+SET_BY_TRIGGER = ("training_key", "claim")
+"""Parameters of the pipeline that no file sets."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that a run's file says."""
+    """All that a run's file says; `training_key`: what the run must turn out to have, or empty."""
 
     config: RunConfig
     placement: Placement
+    training_key: str = ""
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline's parameters."""
         config = self.config.model_dump() | {"options": json.dumps(self.config.options)}
-        return config | self.placement.model_dump()
+        return config | self.placement.model_dump() | {"training_key": self.training_key}
 
 
 def load(path: Path) -> Run:
@@ -31,6 +35,19 @@ def load(path: Path) -> Run:
 
     Raises:
         InputError: not there, not YAML, or an option is wrong; one line.
+    """
+    values = read(path)
+    try:
+        return of(values)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The options in a run's file by name, not checked.
+
+    Raises:
+        InputError: not there, or not YAML.
     """
     try:
         values = yaml.safe_load(path.read_text())
@@ -44,10 +61,7 @@ def load(path: Path) -> Run:
         raise InputError(f"config {path}: not YAML{where}") from None
     if not isinstance(values, dict):
         raise InputError(f"config {path}: expected options as NAME: VALUE")
-    try:
-        return of(values)
-    except InputError as error:
-        raise InputError(f"config {path}: {error}") from None
+    return {str(name): value for name, value in values.items()}
 
 
 def of(values: dict[str, Any]) -> Run:

@@ -14,6 +14,7 @@ from components.core.config import OPTION_STEPS, RunConfig
 from pipelines import reference
 from pipelines.finetune import finetune
 from pipelines.placement import Placement
+from pipelines.run_file import SET_BY_TRIGGER
 
 ROOT = Path(__file__).parent.parent
 STEPS = reference.STEPS
@@ -99,8 +100,11 @@ def test_the_pipelines_parameters_are_a_runs_options() -> None:
     parameters = inspect.signature(finetune.pipeline_func).parameters
     assert not set(RunConfig.model_fields) & set(Placement.model_fields)
     fields = RunConfig.model_fields | Placement.model_fields
-    assert set(parameters) == set(fields)
+    assert set(parameters) == {*fields, *SET_BY_TRIGGER}
+    assert all(parameters[name].default == "" for name in SET_BY_TRIGGER)
     for name, parameter in parameters.items():
+        if name in SET_BY_TRIGGER:
+            continue
         if fields[name].is_required():
             assert parameter.default is inspect.Parameter.empty
         elif name == "options":

@@ -22,6 +22,9 @@ def plan_run(
     seed: int = 42,
     gpu_memory_gib: float = 0.0,
     options: str = "{}",
+    training_key: str = "",
+    claim: str = "",
+    run_id: str = "",
 ) -> NamedTuple(
     "Plan",
     base_revision=str,
@@ -56,6 +59,9 @@ def plan_run(
         seed: Seed of order, initialisation and dropout.
         gpu_memory_gib: Memory of the GPU that the run will get, in GiB; 0 is not checked.
         options: All other options, a JSON object by step.
+        training_key: Key that the run must turn out to have; empty is not checked.
+        claim: Of several runs with this training_key one passes; empty lets this one.
+        run_id: Id of the Kubeflow run, for its claim.
 
     Returns:
         base_revision: Commit, or digest of the base model's files.
@@ -92,4 +98,4 @@ def plan_run(
             gpu_memory_gib=gpu_memory_gib,
             options=options,
         )
-        return task.run(config, report=report.path)
+        return task.run(config, report=report.path, training_key=training_key, claim=claim, run_id=run_id)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from components.core import base_model, data_listing, storage
+from components.core import base_model, claims, data_listing, storage
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.core.steps import log
@@ -39,16 +39,23 @@ class Result(NamedTuple):
     planned_host_mib: int
 
 
-def run(config: RunConfig, *, report: str) -> Result:
+def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = "", run_id: str = "") -> Result:
     """Tries all that the run will reach for, resolves base, data and champion, and computes the three keys.
 
     Args:
         config: the whole run.
         report: path of the HTML report to write; it is written too where something is wrong.
+        training_key: the key that the run must turn out to have; empty is not checked.
+        claim: of several runs with this training_key one passes; empty: this one.
+        run_id: of the Kubeflow run, for its claim.
 
     Raises:
-        InputError: all that would make the run fail later, in one line.
+        InputError: all that would make the run fail later, or that another run goes on in its place; in one line.
     """
+    if claim and not training_key:
+        raise InputError("claim is given without training_key; leave both empty, or take both from qlora trigger")
+    place = claims.place(training_key, config.model_name) if claim else ""
+    claimed = claims.write(place, claims.parse(claim), run_id) if claim else 0.0
     with tempfile.TemporaryDirectory() as folder:
         found = access.check(config, Path(folder))
         for finding in found.findings:
@@ -61,6 +68,13 @@ def run(config: RunConfig, *, report: str) -> Result:
         if found.plan:
             log(f"memory: {found.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, {host / fit.GIB:.1f} GiB without one")
         tokenizer_uri = _keep_tokenizer(found.files, found.tokenizer_digest)
+    if training_key not in ("", found.run_keys.training_key):
+        raise InputError(
+            f"training_key is {found.run_keys.training_key[:12]}, not {training_key[:12]}: base, data or options are no"
+            " longer those that the run was started for; start a new one, or empty training_key"
+        )
+    if claim:
+        claims.settle(place, claims.parse(claim), run_id, claimed)
     result = Result(
         base_revision=found.revision,
         tokenizer_uri=tokenizer_uri,

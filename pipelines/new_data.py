@@ -1,0 +1,140 @@
+"""What a trigger looks at first: the data's keys, whether it is still being written, and how much of it is new."""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from components.core import hub_data, run_keys, storage
+from components.core.config import RunConfig
+from components.core.data_listing import DataFile, Listing
+from components.core.errors import InputError
+from components.core.storage import Entry
+from components.prepare_dataset import reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """The data as it lies there: the keys of a run on it, its listing, and seconds since a file was last written."""
+
+    keys: run_keys.RunKeys
+    listing: Listing
+    quiet_for: float
+
+
+def look(config: RunConfig) -> Look:
+    """Lists the data as plan_run does.
+
+    Raises:
+        InputError: it is empty or not readable, or changed while it was listed.
+    """
+    before = _stamps(config)
+    keys, listing = run_keys.compute(config)
+    after = _stamps(config)
+    if changed := sorted(name for name in before.keys() | after.keys() if _file(before, name) != _file(after, name)):
+        raise InputError(
+            f"data {changed[0]} changed while it was listed: somebody is writing there; try again later, or give"
+            " --quiet-minutes"
+        )
+    return Look(keys, listing, min((age for _, _, age in after.values()), default=float("inf")))
+
+
+def new_rows(listing: Listing, former_digest: str, enough: int) -> int:
+    """Rows of the training data that a former listing had not; counting ends at `enough`.
+
+    A new file counts with all its rows, a file that grew with those of the bytes by which it did.
+
+    Args:
+        listing: the data now.
+        former_digest: names the former listing in the store; empty, or no longer there: all rows are new.
+        enough: more need not be known.
+    """
+    former = _former(former_digest)
+    source = listing["train"]
+    rows = 0
+    for entry in (Entry(*file) for file in source["files"]):
+        old = former.get(entry.path)
+        if old == entry:
+            continue
+        share = 1.0 if old is None else max(0.0, 1 - old.size / entry.size)
+        wanted = (enough - rows) / share if share else 0
+        rows += int(_count(source["uri"], entry, wanted) * share)
+        if rows >= enough:
+            return enough
+    return rows
+
+
+def _former(digest: str) -> dict[str, Entry]:
+    if not digest:
+        return {}
+    try:
+        found = json.loads(storage.read_bytes(storage.join(storage.root(), "listings", f"{digest}.json")))
+    except InputError:
+        return {}  # removed by qlora gc
+    return {file[0]: Entry(*file) for file in found["train"]["files"]}
+
+
+def _count(uri: str, entry: Entry, enough: float) -> int:
+    root = uri[: uri.index("@")] if uri.startswith(hub_data.PREFIX) else ""
+    name = f"{root}/{entry.path}" if root else storage.file_uri(uri, entry)
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in reading.records(DataFile(name, uri, entry).fetch(Path(folder)), name):
+            count += 1
+            if count > enough:
+                break
+    return count
+
+
+Stamps = dict[str, tuple[int, float, float]]
+"""Size, time of the last change by the store's clock, and seconds since, by file."""
+
+
+def _file(stamps: Stamps, name: str) -> Any:
+    return stamps.get(name, ())[:2]
+
+
+def _stamps(config: RunConfig) -> Stamps:
+    return {
+        name: stamp
+        for uri in filter(None, (config.dataset_uri, config.eval_dataset_uri))
+        for name, stamp in (_s3_stamps(uri) if storage.is_s3(uri) else _local_stamps(uri))
+    }
+
+
+def _local_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
+    if hub_data.parse(uri):
+        return  # at a commit nothing changes
+    path = storage.local_path(uri)
+    now = time.time()
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if any(part.startswith(".") for part in file.relative_to(path).parts):
+            continue  # not listed either
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            continue  # gone since it was listed
+        if file.is_file():
+            yield str(file), (stat.st_size, stat.st_mtime, max(0.0, now - stat.st_mtime))
+
+
+def _s3_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
+    """Ages are differences between the store's own times: its `Date` and each object's."""
+    bucket, key = storage.s3_location(uri)
+    with storage.s3_errors(uri):
+        pages = storage.s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/"))
+        for page in pages:
+            now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+            for item in page.get("Contents", []):
+                if item["Key"] == key or item["Key"].startswith(f"{key.rstrip('/')}/"):
+                    written = item["LastModified"].timestamp()
+                    yield f"s3://{bucket}/{item['Key']}", (item["Size"], written, max(0.0, now - written))
+
+
+def files(listing: Listing) -> int:
+    """How many files a listing has."""
+    return sum(len(source["files"]) for source in listing.values())

@@ -1,0 +1,50 @@
+"""A run that a trigger started: its key must be the one it was started for, and of several runs one passes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core import claims, run_keys
+from components.core.config import RunConfig
+from components.core.errors import InputError
+from components.plan_run import task
+from tests.conftest import conversation, write_jsonl
+
+
+@pytest.fixture
+def config(place: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setattr(claims, "PAUSE", 0.1)
+    rows = write_jsonl(place / "rows.jsonl", [conversation(f"question {n}", "cat") for n in range(40)])
+    return RunConfig(base_model=str(tiny_model), dataset_uri=str(rows), model_name="tiny", max_length=64)
+
+
+def plan(config: RunConfig, place: Path, **given: Any) -> task.Result:
+    return task.run(config, report=str(place / "plan.html"), **given)
+
+
+def test_a_triggers_keys_are_those_of_the_plan(config: RunConfig, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan(config, place)
+    monkeypatch.delenv("QLORA_STORE")  # a trigger needs none
+    keys, listing = run_keys.compute(config)
+    assert keys._asdict() == {name: getattr(planned, name) for name in keys._fields}
+    assert list(listing) == ["train"]
+
+
+def test_a_run_with_another_key_than_it_was_started_for_ends(config: RunConfig, place: Path) -> None:
+    key = plan(config, place).training_key
+    assert plan(config, place, training_key=key).training_key == key
+    (place / "rows.jsonl").write_text((place / "rows.jsonl").read_text() * 2)
+    with pytest.raises(InputError, match=f"not {key[:12]}: base, data or options are no longer those"):
+        plan(config, place, training_key=key)
+
+
+def test_of_two_runs_with_a_claim_one_passes(config: RunConfig, place: Path) -> None:
+    key = plan(config, place).training_key
+    first, second = str(claims.new(1)), str(claims.new(1))
+    plan(config, place, training_key=key, claim=first, run_id="one")
+    with pytest.raises(InputError, match="run one makes the same model and passed this point already"):
+        plan(config, place, training_key=key, claim=second, run_id="two")
+    plan(config, place, training_key=key, claim=str(claims.new(2)), run_id="three")
+    with pytest.raises(InputError, match="claim is given without training_key"):
+        plan(config, place, claim=first, run_id="four")
