@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from components.core.errors import InputError
+from pipelines import screen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,7 @@ class Compiled:
     @property
     def steps(self) -> dict[str, str]:
         """The tasks of the pipeline and of its conditions, with the names by which people know them."""
-        return dict(_steps([self.spec["root"], *self.spec.get("components", {}).values()]))
-
-
-def _steps(components: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for component in components:
-        for key, task in component.get("dag", {}).get("tasks", {}).items():
-            if not key.startswith("condition-"):
-                yield key, task.get("taskInfo", {}).get("name", key)
+        return screen.titles(self.spec)
 
 
 def from_code() -> Compiled:
