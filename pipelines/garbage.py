@@ -4,6 +4,7 @@
     merged/<key>/<attempt>/       go when no version's source lies there
     listings/<data_digest>.json   go when no version was trained on that data
     bases/<name>/<revision>/      go when no version was trained on that base (each run that uses one marks it)
+    claims/<training_key>/        go when their runs are long past plan_run
     <merge_key>/                  the same in the store of registered models, where there is one
 
 Adapters and tokenizers stay: they are small, and a finished training is found by its adapter.
@@ -18,7 +19,7 @@ from typing import Any
 from components.core import attempts, registered, registry, storage, transfer
 from components.core.errors import InputError
 
-DEPTH = {"checkpoints": 2, "merged": 3, "listings": 2, "bases": 3}
+DEPTH = {"checkpoints": 2, "merged": 3, "listings": 2, "bases": 3, "claims": 2}
 """How many parts of a path name one piece of work, by the folder below the store."""
 DAY = 86400
 
@@ -76,6 +77,8 @@ def in_store(store: str, refer: References, days: float) -> list[Piece]:
             found.append(Piece(kind, uri, size, age, "no version refers to it"))
         elif kind == "listings" and name.removesuffix(".json") not in refer.data:
             found.append(Piece(kind, uri, size, age, "no version was trained on it"))
+        elif kind == "claims":
+            found.append(Piece(kind, uri, size, age, "its runs are past plan_run"))
     return found
 
 
