@@ -36,7 +36,8 @@ def test_gc_removes_what_no_version_refers_to(make_merged: Make, store: str) -> 
     make_merged(store, "young")
     unwanted = Path(make_merged(store, "unwanted")[0])
     for name in ("checkpoints/t1/a/x", "checkpoints/t2/a/x", "listings/d1.json", "listings/d2.json", "tokenizers/t/x",
-                 "adapters/t2/a/x", "bases/org--tiny/abc/files/x", "bases/org--tiny/old/files/x"):  # fmt: skip
+                 "adapters/t2/a/x", "bases/org--tiny/abc/files/x", "bases/org--tiny/old/files/x",
+                 "claims/t2/tiny/1/a.passed"):  # fmt: skip
         path = Path(store) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("content")
@@ -48,6 +49,7 @@ def test_gc_removes_what_no_version_refers_to(make_merged: Make, store: str) -> 
         f"{store}/checkpoints/t1": "its training is registered",
         f"{store}/listings/d2.json": "no version was trained on it",
         f"{store}/bases/org--tiny/old": "no version refers to it",
+        f"{store}/claims/t2": "its runs are past plan_run",
         str(unwanted): "no version refers to it",
     }
     assert {piece["uri"]: piece["why"] for piece in listed["pieces"]} == expected
