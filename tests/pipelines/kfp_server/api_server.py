@@ -1,7 +1,6 @@
 """Kubeflow Pipelines' v2beta1 API on loopback: kfp_server_api's own models on the wire, and real servers' faults."""
 
 import contextlib
-import dataclasses
 import email
 import http.server
 import json
@@ -17,68 +16,9 @@ from typing import Any
 import kfp_server_api as api
 import yaml
 
+from tests.pipelines.kfp_server.state import Answer, Kfp, now
+
 WIRE = api.ApiClient()
-
-
-class Answer(Exception):
-    """An answer that is no success: status and message, as grpc-gateway writes them."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
-
-
-@dataclasses.dataclass
-class Fault:
-    """What goes wrong with requests that match, so many times: answered `status`, or not at all (0).
-
-    `slow` seconds pass first; `done`: what was asked is done all the same.
-    """
-
-    match: str
-    status: int = 0
-    times: int = 1
-    slow: float = 0.0
-    done: bool = False
-    page: str = ""
-    message: str = "it is not my day"
-
-
-@dataclasses.dataclass
-class Kfp:
-    """A server's state. `life` is what a run becomes at each look at it; the last stays."""
-
-    token: str = ""
-    cookie: str = ""
-    multi_user: bool = False
-    knows_plugins: bool = True
-    newest_sdk: str = "kfp-9"
-    pipelines: dict[str, api.V2beta1Pipeline] = dataclasses.field(default_factory=dict)
-    versions: dict[str, api.V2beta1PipelineVersion] = dataclasses.field(default_factory=dict)
-    experiments: dict[str, api.V2beta1Experiment] = dataclasses.field(default_factory=dict)
-    runs: dict[str, api.V2beta1Run] = dataclasses.field(default_factory=dict)
-    logs: dict[str, str] = dataclasses.field(default_factory=dict)
-    life: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    faults: list[Fault] = dataclasses.field(default_factory=list)
-    requests: list[str] = dataclasses.field(default_factory=list)
-    terminated: list[str] = dataclasses.field(default_factory=list)
-    created: Callable[[api.V2beta1Run], None] = lambda run: None
-    url: str = ""
-    lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
-
-    def count(self, match: str) -> int:
-        """How many requests matched."""
-        return sum(bool(re.search(match, request)) for request in self.requests)
-
-    def only_run(self) -> api.V2beta1Run:
-        """The one run there is."""
-        (run,) = self.runs.values()
-        return run
-
-
-def now() -> datetime:
-    """As the server keeps times: whole seconds."""
-    return datetime.now(UTC).replace(microsecond=0)
 
 
 def read(body: bytes, kind: str) -> Any:
@@ -292,16 +232,6 @@ ROUTES: list[tuple[str, Callable[..., Any]]] = [
     (f"POST {RUNS}/([^/:]+):terminate", Handler.terminate),
     ("GET /apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", Handler.log),
 ]
-
-
-def task(name: str, state: str, **more: Any) -> api.V2beta1PipelineTaskDetail:
-    """A node of a run as the server lists it."""
-    return api.V2beta1PipelineTaskDetail(display_name=name, state=state, task_id=str(uuid.uuid4()), **more)
-
-
-def look(state: str, *tasks: api.V2beta1PipelineTaskDetail, **more: Any) -> dict[str, Any]:
-    """What a run is at one look, for `Kfp.life`."""
-    return {"state": state, "run_details": api.V2beta1RunDetails(task_details=list(tasks)), **more}
 
 
 @contextlib.contextmanager

@@ -10,9 +10,8 @@ from pipelines import compiled
 from pipelines.compiled import Compiled
 from pipelines.kfp_server import server, starting, waiting
 from pipelines.reference import GOLDEN
-from tests.pipelines.kfp_server.api_server import Kfp, serve
-
-SECRETS = ("a-secret-token", "authservice_session=a-secret-cookie", "a-secret-cookie")
+from tests.pipelines.kfp_server.api_server import serve
+from tests.pipelines.kfp_server.state import Kfp
 
 
 @pytest.fixture

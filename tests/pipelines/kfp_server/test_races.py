@@ -20,7 +20,7 @@ from pipelines.compiled import Compiled
 from pipelines.kfp_server import server, starting, triggered
 from pipelines.kfp_server.starting import Order
 from pipelines.kfp_server.triggered import OnServer
-from tests.pipelines.kfp_server.api_server import Kfp
+from tests.pipelines.kfp_server.state import Kfp
 from tests.pipelines.kfp_server.virtual_clock import Clock
 
 RACES = 200

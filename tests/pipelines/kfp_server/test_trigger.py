@@ -18,7 +18,7 @@ from pipelines.cli import main
 from pipelines.kfp_server import starting, triggered
 from pipelines.reference import GOLDEN
 from tests.conftest import conversation, write_jsonl
-from tests.pipelines.kfp_server.api_server import Fault, Kfp, look, task
+from tests.pipelines.kfp_server.state import Fault, Kfp, look, task
 
 
 @pytest.fixture
