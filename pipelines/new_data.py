@@ -9,10 +9,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from components.core import hub_data, run_keys, storage
+from components.core import base_model, data_listing, hub_data, keys, storage
 from components.core.config import RunConfig
 from components.core.data_listing import DataFile, Listing
 from components.core.errors import InputError
+from components.core.keys import RunKeys
 from components.core.storage import Entry
 from components.prepare_dataset import reading
 
@@ -21,26 +22,32 @@ from components.prepare_dataset import reading
 class Look:
     """The data as it lies there: the keys of a run on it, its listing, and seconds since a file was last written."""
 
-    keys: run_keys.RunKeys
+    keys: RunKeys
+    data_digest: str
     listing: Listing
     quiet_for: float
 
 
 def look(config: RunConfig) -> Look:
-    """Lists the data as plan_run does.
+    """Lists the data and computes the keys as plan_run does; needs no store.
 
     Raises:
-        InputError: it is empty or not readable, or changed while it was listed.
+        InputError: base or data cannot be read, there is no data, or it changed while it was listed.
     """
     before = _stamps(config)
-    keys, listing = run_keys.compute(config)
+    listing = data_listing.make(config.dataset_uri, config.eval_dataset_uri)
+    digest = data_listing.data_digest(listing)
+    revision = base_model.resolve(config.base_model, config.base_revision)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = base_model.tokenizer_digest(base_model.small_files(config.base_model, revision, Path(folder)))
     after = _stamps(config)
     if changed := sorted(name for name in before.keys() | after.keys() if _file(before, name) != _file(after, name)):
         raise InputError(
             f"data {changed[0]} changed while it was listed: somebody is writing there; try again later, or give"
             " --quiet-minutes"
         )
-    return Look(keys, listing, min((age for _, _, age in after.values()), default=float("inf")))
+    made = keys.of_run(config, base_revision=revision, data_digest=digest, tokenizer_digest=tokenizer)
+    return Look(made, digest, listing, min((age for _, _, age in after.values()), default=float("inf")))
 
 
 def new_rows(listing: Listing, former_digest: str, enough: int) -> int:

@@ -98,7 +98,7 @@ class _Asked:
     def found(self, **more: Any) -> dict[str, Any]:
         """The result so far, as JSON takes it, said at once to people."""
         keys = self.look.keys
-        result: dict[str, Any] = {"training_key": keys.training_key, "data_digest": keys.data_digest, **more}
+        result: dict[str, Any] = {"training_key": keys.training_key, "data_digest": self.look.data_digest, **more}
         action = "would start" if result["action"] == "start" else result["action"]
         line = f"{action}: {result['reason']} (training_key {keys.training_key[:12]})"
         if not self.as_json:
@@ -116,7 +116,7 @@ def _on_server(asked: _Asked, where: Where) -> dict[str, Any]:
     if decision.action == "start" and not asked.dry_run:
         description = (
             f"Started by qlora trigger: {new_data.files(asked.look.listing)} files at {asked.run.config.dataset_uri},"
-            f" data_digest {asked.look.keys.data_digest}"
+            f" data_digest {asked.look.data_digest}"
         )
         came = place.start(where.order(asked.pipeline, asked.parameters, "", description), decision.attempt)
         decision = decision._replace(
@@ -142,7 +142,7 @@ def _here(asked: _Asked, runs: Path) -> dict[str, Any]:
         if decision.action != "start" or asked.dry_run or not place.held:
             return asked.found(**decision._asdict())
         found = asked.found(**decision._replace(action="started")._asdict())
-        place.begin(decision.attempt, keys.data_digest)
+        place.begin(decision.attempt, asked.look.data_digest)
         try:
             outcome = local.run(dataclasses.replace(asked.run, training_key=keys.training_key), runs)
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core import claims, storage
+from components.core import base_model, claims, storage
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from pipelines import new_data
@@ -37,14 +37,13 @@ def test_data_is_as_old_as_its_newest_object(data: str, tiny_model: Path) -> Non
 
 
 def test_an_object_that_comes_while_it_is_listed(data: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute = new_data.run_keys.compute
+    resolve = base_model.resolve
 
-    def changing(run: RunConfig) -> object:
-        found = compute(run)
+    def changing(name: str, revision: str) -> str:
         storage.write_bytes(f"{data}/d.jsonl", ROW)
-        return found
+        return resolve(name, revision)
 
-    monkeypatch.setattr(new_data.run_keys, "compute", changing)
+    monkeypatch.setattr(base_model, "resolve", changing)
     with pytest.raises(InputError, match=r"d\.jsonl changed while it was listed"):
         new_data.look(config(data, tiny_model))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core import data_listing, run_keys
+from components.core import base_model, data_listing
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from pipelines import new_data
@@ -79,17 +79,16 @@ def test_the_age_of_the_data_is_that_of_its_newest_file(data: Path, tiny_model: 
 def test_data_that_changes_while_it_is_listed_is_refused(
     change: str, data: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = run_keys.compute
+    resolve = base_model.resolve
 
-    def changing(config: RunConfig) -> tuple[run_keys.RunKeys, data_listing.Listing]:
-        found = compute(config)
+    def changing(name: str, revision: str) -> str:
         if change == "go":
             (data / "a.jsonl").unlink()
         else:
             write(data / ("a.jsonl" if change == "grow" else "b.jsonl"), 30)
-        return found
+        return resolve(name, revision)
 
-    monkeypatch.setattr(run_keys, "compute", changing)
+    monkeypatch.setattr(base_model, "resolve", changing)
     with pytest.raises(InputError, match=r"data .*\.jsonl changed while it was listed: somebody is writing there"):
         new_data.look(config(data, tiny_model))
 

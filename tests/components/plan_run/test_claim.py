@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from components.core import claims, run_keys
+from components.core import claims
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import task
+from pipelines import new_data
 from tests.conftest import conversation, write_jsonl
 
 
@@ -26,9 +27,9 @@ def plan(config: RunConfig, place: Path, **given: Any) -> task.Result:
 def test_a_triggers_keys_are_those_of_the_plan(config: RunConfig, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = plan(config, place)
     monkeypatch.delenv("QLORA_STORE")  # a trigger needs none
-    keys, listing = run_keys.compute(config)
-    assert keys._asdict() == {name: getattr(planned, name) for name in keys._fields}
-    assert list(listing) == ["train"]
+    found = new_data.look(config)
+    assert found.keys._asdict() == {name: getattr(planned, name) for name in found.keys._fields}
+    assert found.data_digest == planned.data_digest
 
 
 def test_a_run_with_another_key_than_it_was_started_for_ends(config: RunConfig, place: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from components.core import claims, data_listing, run_keys
+from components.core import claims, data_listing
 from components.core.config import RunConfig
+from pipelines import new_data
 from pipelines.cli import main
 from pipelines.kfp_server import starting, triggered
 from pipelines.reference import GOLDEN
@@ -56,7 +57,7 @@ def test_a_run_is_started_once(kfp: Kfp, config: Path, data: Path) -> None:
     given = run.runtime_config.parameters
     assert given["training_key"] == key and claims.parse(given["claim"]).attempt == 1
     values = yaml.safe_load(config.read_text())
-    assert run_keys.compute(RunConfig.parse(**values))[0].training_key == key
+    assert new_data.look(RunConfig.parse(**values)).keys.training_key == key
     assert f"data_digest {found['data_digest']}" in run.description
     assert trigger(config)["action"] == "running"
     run.state = "SUCCEEDED"
@@ -160,7 +161,7 @@ def test_of_two_that_start_at_the_same_moment_the_earlier_stays(
         return start(self, *arguments)
 
     monkeypatch.setattr(triggered.OnServer, "start", together)
-    keys, _ = run_keys.compute(RunConfig.parse(**yaml.safe_load(config.read_text())))
+    keys = new_data.look(RunConfig.parse(**yaml.safe_load(config.read_text()))).keys
     results: list[triggered.Started] = []
 
     def work() -> None:
