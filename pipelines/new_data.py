@@ -9,13 +9,12 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from components.core import base_model, data_listing, hub_data, keys, storage
+from components.core import base_model, data_listing, hub_data, keys, reading, storage
 from components.core.config import RunConfig
 from components.core.data_listing import DataFile, Listing
 from components.core.errors import InputError
 from components.core.keys import RunKeys
 from components.core.storage import Entry
-from components.prepare_dataset import reading
 
 
 @dataclasses.dataclass(frozen=True)

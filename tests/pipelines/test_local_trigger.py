@@ -66,7 +66,9 @@ def test_new_data_starts_a_run_and_the_same_does_not(folder: Path) -> None:
 
 
 def test_a_failed_run_is_tried_again_and_then_given_up(folder: Path) -> None:
-    (folder / "data" / "a.jsonl").write_text('{"messages": 1}\n' * 20)
+    run = yaml.safe_load((folder / "run.yaml").read_text())
+    run["options"]["train_qlora"]["target_modules"] = "w_proj"
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
     failed = trigger(folder, "--max-attempts", "1")
     assert (failed["outcome"], failed["exit_code"]) == ("failed", 1) and failed["error"].startswith("plan_run: ")
     assert trigger(folder)["action"] == "waiting"
