@@ -56,17 +56,19 @@ def rank() -> int:
     return int(os.environ["RANK"]) if torch.distributed.is_torchelastic_launched() else 0
 
 
-def check_gpus(processes: int) -> None:
-    """Checks that there is a GPU for each process, where there are GPUs at all.
+def check_gpus(processes: int, compute_dtype: str) -> None:
+    """Checks that there is a GPU for each process, and that it has the dtype, where there are GPUs at all.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are fewer, or they are too old.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise InputError(f"processes is {processes}, but this pod has {gpus} GPU(s): lower it, or ask for more GPUs")
+    if gpus and compute_dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(f"{torch.cuda.get_device_name()} has no bfloat16: set compute_dtype float16")
 
 
 def agreed(value: bool) -> bool:

@@ -123,7 +123,7 @@ def _finished(key_uri: str, made_from: dict[str, Any]) -> attempts.Finished | No
 
 def _check(config: TrainConfig, train_set: str, dataset_digest: str) -> None:
     """Looks at options and data before a model is loaded."""
-    launch.check_gpus(config.processes)
+    launch.check_gpus(config.processes, config.compute_dtype)
     if not any(sample.encoded.supervised for sample in dataset.read(train_set, dataset_digest)):
         raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
 

@@ -8,7 +8,7 @@ import pytest
 from components.core import attempts, storage
 from components.core.config import TrainConfig
 from components.core.errors import InputError, TransientError
-from components.train_qlora import launch, task
+from components.train_qlora import launch
 from tests.components.conftest import TinyRun
 from tests.components.train_qlora.test_task import train
 from tests.components.train_qlora.test_training import trained
@@ -77,10 +77,15 @@ def test_a_process_that_was_killed_is_no_failure_that_would_repeat() -> None:
         launch.run(die, 2, "SIGKILL")
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_or_too_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    launch.check_gpus(2, "bfloat16")  # there is none here
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(InputError, match=r"processes is 2, but this pod has 1 GPU"):
-        launch.check_gpus(2)
-    assert task.Config().processes == 1
+        launch.check_gpus(2, "float16")
+    with pytest.raises(InputError, match="Tesla T4 has no bfloat16: set compute_dtype float16"):
+        launch.check_gpus(1, "bfloat16")
+    launch.check_gpus(1, "float16")
