@@ -95,7 +95,7 @@ def wait(server: "Server", run_id: str, pipeline: "Compiled") -> dict[str, Any]:
         followed = waiting.follow(server, run_id, pipeline, say)
     except KeyboardInterrupt:
         say(f"no longer followed; the run goes on: {server.url(run_id)}")
-        sys.exit(130)
+        sys.exit(1)
     if followed.end is waiting.End.FAILED:
         say(f"error: {followed.step or 'the run'} failed: {followed.lines[0]}")
         for line in followed.lines[1:]:

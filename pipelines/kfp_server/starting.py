@@ -116,6 +116,12 @@ def end(server: Server, run_id: str) -> None:
         return
 
 
+def state_of(run: V2beta1Run) -> str:
+    """A run's state, or '' where it has none yet. Argo calls a run that was ended a failed one; here it is CANCELED."""
+    ended = any(status.state in ("CANCELING", "CANCELED") for status in run.state_history or [])
+    return "CANCELED" if ended and run.state == "FAILED" else run.state or ""
+
+
 def parameters(run: V2beta1Run) -> dict[str, Any]:
     """What a run was started with."""
     return (run.runtime_config.parameters if run.runtime_config else None) or {}

@@ -98,4 +98,4 @@ def _earlier(run: V2beta1Run) -> Earlier:
         claim = Claim(0, "")
     # A run that has not ended has a time of end all the same: the Unix epoch.
     ended = max((at.timestamp() for at in (run.finished_at, run.created_at) if at), default=0.0)
-    return Earlier(run.run_id, run.state or "", claim.attempt, claim.stamp, ended)
+    return Earlier(run.run_id, starting.state_of(run), claim.attempt, claim.stamp, ended)

@@ -11,6 +11,7 @@ from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
 from components.core.errors import InputError
 from components.core.steps import duration
 from pipelines.compiled import Compiled
+from pipelines.kfp_server import starting
 from pipelines.kfp_server.server import NotThere, Server
 
 EVERY = 5.0
@@ -54,7 +55,7 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
     """
     server.patience = max(server.patience, PATIENCE)
     known: dict[str, str] = {}
-    state = ""
+    states: list[str] = []
     gone = 0
     while True:
         try:
@@ -73,11 +74,18 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
             if task.state and known.get(name) != task.state:
                 known[name] = task.state
                 say(f"{name:<20}  {task.state.lower()}{_took(task)}")
-        if run.state and run.state != state:
-            state = run.state
-            say(f"{'run':<20}  {state.lower()}")
-        if state in ENDED:
-            return _ended(server, run, steps, known)
+        if run.state and run.state not in states[-1:]:
+            states.append(run.state)
+            say(f"{'run':<20}  {run.state.lower()}")
+        if run.state in ENDED:
+            if "CANCELING" in states or starting.state_of(run) == "CANCELED":
+                return Followed(End.CANCELLED, "", [], known)
+            if run.state == "FAILED":
+                return _failed(server, run, steps, known)
+            # A run that fails the gate ends without an error, and without the step that registers.
+            registers = pipeline.steps.get(REGISTERED)
+            said_no = steps and registers and known.get(registers) != "SUCCEEDED"
+            return Followed(End.GATE_SAID_NO if said_no else End.DONE, "", [], known)
         time.sleep(EVERY)
 
 
@@ -100,19 +108,12 @@ def _took(task: V2beta1PipelineTaskDetail) -> str:
     return f" in {duration((task.end_time - task.start_time).total_seconds())}"
 
 
-def _ended(
+def _failed(
     server: Server, run: V2beta1Run, steps: dict[str, V2beta1PipelineTaskDetail], states: dict[str, str]
 ) -> Followed:
-    if run.state == "CANCELED":
-        return Followed(End.CANCELLED, "", [], states)
-    if run.state == "FAILED":
-        failed = next((name for name, task in steps.items() if task.state == "FAILED"), "")
-        lines = _last_lines(server, run, steps[failed]) if failed else _reason(run)
-        return Followed(End.FAILED, failed, lines, states)
-    # A run that fails the gate ends without an error, and without a step that registers.
-    if steps and states.get(REGISTERED) != "SUCCEEDED":
-        return Followed(End.GATE_SAID_NO, "", [], states)
-    return Followed(End.DONE, "", [], states)
+    failed = next((name for name, task in steps.items() if task.state == "FAILED"), "")
+    lines = _last_lines(server, run, steps[failed]) if failed else _reason(run)
+    return Followed(End.FAILED, failed, lines, states)
 
 
 def _last_lines(server: Server, run: V2beta1Run, task: V2beta1PipelineTaskDetail) -> list[str]:

@@ -5,6 +5,7 @@ import email
 import http.server
 import json
 import re
+import ssl
 import threading
 import time
 import urllib.parse
@@ -235,13 +236,15 @@ ROUTES: list[tuple[str, Callable[..., Any]]] = [
 
 
 @contextlib.contextmanager
-def serve(kfp: Kfp) -> Iterator[Kfp]:
+def serve(kfp: Kfp, tls: ssl.SSLContext | None = None) -> Iterator[Kfp]:
     """Serves for as long as the context lasts."""
     handler = type("Bound", (Handler,), {"kfp": kfp})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    kfp.url = f"http://127.0.0.1:{server.server_port}"
+    kfp.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     try:
         yield kfp
     finally:

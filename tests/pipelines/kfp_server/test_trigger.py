@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import kfp_server_api as api
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -111,7 +112,9 @@ def test_what_a_person_cancelled_stays_cancelled(kfp: Kfp, config: Path) -> None
     ended(kfp, "CANCELED", 100)
     found = trigger(config)
     assert (found["action"], found["exit_code"]) == ("cancelled", 0)
-    assert len(kfp.runs) == 1
+    kfp.only_run().state = "FAILED"
+    kfp.only_run().state_history = [api.V2beta1RuntimeStatus(state="CANCELING")]
+    assert trigger(config)["action"] == "cancelled"
 
 
 def test_data_that_is_still_written_to_is_waited_for(kfp: Kfp, config: Path, data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import kfp_server_api as api
 import pytest
@@ -73,8 +74,20 @@ def test_a_log_without_an_error_line_is_shown_by_its_end(kfp: Kfp, run_yaml: Pat
     assert submit(run_yaml, "--wait")["last_lines"] == [f"line {n}" for n in range(25, 40)]
 
 
-def test_a_cancelled_run_exits_4(kfp: Kfp, run_yaml: Path) -> None:
-    kfp.life = [look("RUNNING"), look("CANCELING"), look("CANCELED")]
+HISTORY = [api.V2beta1RuntimeStatus(state="CANCELING"), api.V2beta1RuntimeStatus(state="FAILED")]
+
+
+@pytest.mark.parametrize(
+    "life",
+    [
+        [look("RUNNING"), look("CANCELING"), look("CANCELED")],
+        [look("RUNNING"), look("CANCELING"), look("FAILED")],  # so Argo calls a run that was ended
+        [look("FAILED", state_history=HISTORY)],
+    ],
+    ids=["cancelled", "called failed", "called failed, with a history"],
+)
+def test_a_cancelled_run_exits_4(kfp: Kfp, run_yaml: Path, life: list[dict[str, Any]]) -> None:
+    kfp.life = list(life)
     found = submit(run_yaml, "--wait")
     assert (found["exit_code"], found["outcome"]) == (4, "cancelled")
 
