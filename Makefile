@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-integration test-kill check golden bench bench-quality component clean
+.PHONY: help install demo test test-integration test-containers test-kill check golden bench bench-quality images component clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -29,6 +29,12 @@ test: install ## all quick tests: every task on a tiny model, the contracts, the
 test-integration: install ## against real servers: S3 (Ceph's gateway, AWS_ENDPOINT_URL_S3 or moto), MLflow with logins
 	@$(BIN)/pytest tests/integration -s
 
+test-containers: install ## build the images and run the whole pipeline in them, against a real S3 and MLflow
+	@$(BIN)/pytest tests/containers -s
+
+images: install ## build the images cpu and cuda (docker buildx, else podman; the second has 6 GB)
+	@images/build.sh
+
 test-kill: install ## kill -9 training at 24 random moments, on disk and on S3: the adapter must be bit for bit that of an undisturbed run
 	@$(BIN)/pytest tests/kill -s
 
@@ -38,6 +44,7 @@ check: install ## the house rules: lint, types, imports, generated files, file l
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pipelines.reference --check
+	@$(BIN)/hadolint images/Dockerfile
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {print $$2 ": " $$1 " lines, 300 are allowed"; bad = 1} END {exit bad}'
 
 bench: install ## measure speed and memory against peers; writes dist/bench.json (20 minutes)

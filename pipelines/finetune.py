@@ -109,7 +109,6 @@ def finetune(
             options=plan["train_options"],
         ),
         pool,
-        gpus=gpu_count,
         cached=True,
     ).outputs
     tuned = place(

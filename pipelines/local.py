@@ -56,20 +56,22 @@ class Outcome:
         return "register-model" in self.results
 
 
-def run(wanted: Run, runs: Path) -> Outcome:
-    """Compiles the pipeline and runs it; each step is a process of its own.
+def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
+    """Compiles the pipeline and runs it; each step is a process of its own, or a container.
 
     Store and MLflow are those of the environment, else `runs/store` and `runs/mlflow.db`.
 
     Args:
         wanted: the whole run; its placement is checked and handed on, and means nothing here.
         runs: folder that keeps runs, and the default store and MLflow database.
+        runner: how kfp.local runs a step, such as its DockerRunner; None is a process.
 
     Raises:
         InputError: that folder cannot be written.
     """
     runs = runs.absolute()
     folder = _new_folder(runs, wanted.config.model_name)
+    (folder / "tasks").mkdir()
     registry = runs_folder.use(runs)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     spec = _compile(folder / "pipeline.yaml")
@@ -80,7 +82,7 @@ def run(wanted: Run, runs: Path) -> Outcome:
         contextlib.redirect_stdout(_Log(log, shown)) as lines,
     ):
         try:
-            _run_pipeline(wanted, folder)
+            _run_pipeline(wanted, folder, runner)
             error = ""
         except RuntimeError as failure:
             error = lines.last_error or str(failure)
@@ -116,12 +118,13 @@ def _compile(path: Path) -> dict[str, Any]:
     return spec
 
 
-def _run_pipeline(wanted: Run, folder: Path) -> None:
+def _run_pipeline(wanted: Run, folder: Path, runner: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from kfp import components, local
 
-        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
+        runner = runner or local.SubprocessRunner(use_venv=False)
+        local.init(runner=runner, pipeline_root=str(folder / "tasks"))
         with _named_outputs_in_conditions():
             components.load_component_from_file(str(folder / "pipeline.yaml"))(**wanted.arguments())
 

@@ -59,6 +59,7 @@ def _from_json(value: object) -> object:
 
 
 Quantity = Annotated[str, BeforeValidator(_quantity)]
+MaybeQuantity = Annotated[str, BeforeValidator(lambda value: _quantity(value) if value else value)]
 
 
 class Toleration(StepConfig):
@@ -129,7 +130,7 @@ class Cluster(StepConfig):
         pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$",
         description="claim of a volume that keeps bases",
     )
-    disk: Quantity | Literal[""] = Field(default="", description="most that a step may keep in /tmp, such as 200Gi")
+    disk: MaybeQuantity = Field(default="", description="most that a step may keep in /tmp, such as 200Gi")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Needs:
     Attributes:
         cpu: cores; a GPU step's are the run's.
         memory: request and limit; a GPU step's are the run's.
-        gpu: whether it goes to the GPU pool.
+        gpus: "1" or "all", the run's gpu_count, if it goes to the GPU pool.
         hours: after which it is ended.
         retries: where a second try may go better; plan_run has none, so that what is wrong is said at once.
         hub: whether it reads from the Hugging Face hub, and gets the token.
@@ -150,7 +151,7 @@ class Needs:
 
     cpu: str = "2"
     memory: str = "8Gi"
-    gpu: bool = False
+    gpus: str = ""
     hours: int = 6
     retries: int = 2
     hub: bool = False
@@ -166,6 +167,11 @@ class Needs:
         return {name: keys[name] for name in keys if wanted[name]}
 
     @property
+    def window(self) -> int:
+        """Seconds for all tries: what is called the longest backoff ends a step that long after its first start."""
+        return self.hours * 3600 * (self.retries + 1)
+
+    @property
     def config_keys(self) -> tuple[str, ...]:
         """The keys of the ConfigMap that the step reads."""
         return CONFIG_KEYS + (REGISTRY_KEYS if self.signs else ())
@@ -175,8 +181,8 @@ STEPS = {
     "plan_run": Needs(hours=1, retries=0, hub=True, mlflow=True),
     "stage_base_model": Needs(hub=True),
     "prepare_dataset": Needs(hub=True),
-    "train_qlora": Needs(gpu=True, hours=7 * 24, retries=5, mlflow=True, base=True),
-    "evaluate_model": Needs(gpu=True, mlflow=True, base=True),
+    "train_qlora": Needs(gpus="all", hours=7 * 24, retries=5, mlflow=True, base=True),
+    "evaluate_model": Needs(gpus="1", mlflow=True, base=True),
     "dequantize_and_merge": Needs(memory="4Gi"),
     "register_model": Needs(hours=1, mlflow=True, signs=True),
 }
@@ -208,7 +214,7 @@ def chosen(cluster: Cluster) -> Iterator[None]:
         _cluster.reset(token)
 
 
-def place(task: "PipelineTask", pool: Pool, *, cached: bool = False, gpus: Any = "1") -> "PipelineTask":
+def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "PipelineTask":
     """Gives a step all that its pod needs.
 
     Args:
@@ -216,15 +222,13 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False, gpus: Any =
         pool: the run's placement.
         cached: whether KFP may reuse an earlier result. Not for a step whose result is an address: what lay there may
             have been deleted since; such steps find their own finished work by key.
-        gpus: how many, if it is a GPU step.
     """
     from kfp import kubernetes
 
     needs, cluster = STEPS[task.component_spec.name.replace("-", "_")], _cluster.get()
     task.set_caching_options(cached)
     if needs.retries:
-        # The last figure is no longest wait: Argo ends the step, running or not, that long after its first start.
-        window = f"{needs.hours * 3600 * (needs.retries + 1)}s"
+        window = f"{needs.window}s"
         task.set_retry(needs.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=window)
     kubernetes.set_timeout(task, needs.hours * 3600)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
@@ -238,10 +242,10 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False, gpus: Any =
     if cluster.cache_pvc and needs.base:
         kubernetes.mount_pvc(task, cluster.cache_pvc, CACHE_FOLDER)
         task.set_env_variable(CACHE_VARIABLE, CACHE_FOLDER)
-    cpu, memory = (pool.cpu, pool.memory) if needs.gpu else (needs.cpu, needs.memory)
+    cpu, memory = (pool.cpu, pool.memory) if needs.gpus else (needs.cpu, needs.memory)
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
-    if needs.gpu:
-        _on_gpu(task, pool, gpus)
+    if needs.gpus:
+        _on_gpu(task, pool, pool.gpu_count if needs.gpus == "all" else needs.gpus)
     return task
 
 

@@ -160,7 +160,7 @@ def test_no_secret_shows_anywhere(make_merged: Make, own_store: str, s3_store: s
     report.write_text("a report")
     step = ["step", "register_model", "--merged-uri", uri, "--merge-key", key, "--model-name", name]
     commands = [
-        [*step, "--reports", json.dumps({"1-plan": str(report)}), "--evidence", json.dumps({"base_model": "org/b"})],
+        [*step, "--reports", f"1-plan={report}", "--evidence", "base_model=org/b"],
         ["pull", f"models:/{name}@champion", "--to", str(tmp_path / "here"), "--public-key", str(public), "--json"],
         ["pull", f"models:/{name}@champion", "--kserve"],
         ["pull", f"models:/{name}@nobody", "--to", str(tmp_path / "there")],

@@ -226,3 +226,12 @@ def test_a_wrong_placement_is_one_line_that_helps(name: str, value: object, mess
 @pytest.mark.parametrize("value", ["nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-1g.10gb.me"])
 def test_slices_of_a_gpu_are_known(value: str) -> None:
     assert Placement.parse(accelerator=value).accelerator == value
+
+
+def test_what_the_readme_says_to_set_is_taken() -> None:
+    table = (GOLDEN.parents[3] / "README.md").read_text().partition("| GPU pool |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`([^`]+)`", row)[:2] for row in table.splitlines()[2:]]
+    assert len(rows) == 7
+    for selector, tolerations in rows:
+        found = Placement.parse(node_selector=selector, tolerations=tolerations)
+        assert found.node_selector
