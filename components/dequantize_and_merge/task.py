@@ -16,7 +16,8 @@ from components.dequantize_and_merge import checkpoint, names, plan, quantizing,
 Config = MergeConfig
 MODEL = "model"
 """The model lies in this folder below `merged_uri`, so that MLflow's files fit beside it."""
-NOT_TOKENIZER = {"config.json", "generation_config.json", "adapter_config.json", checkpoint.INDEX, attempts.MANIFEST}
+GENERATION = "generation_config.json"
+NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", checkpoint.INDEX, attempts.MANIFEST}
 
 
 class Result(NamedTuple):
@@ -78,7 +79,8 @@ def run(
             attempt.write(
                 f"{MODEL}/config.json", json.dumps(plan.merged_config(base_config, planned), indent=2).encode()
             )
-            for file in _small_files(folder, Path(adapter)):
+            attempt.write(f"{MODEL}/{GENERATION}", json.dumps(_generation_config(folder), indent=2).encode())
+            for file in _tokenizer_files(folder, Path(adapter)):
                 attempt.write(f"{MODEL}/{file.name}", file.read_bytes())
             finished = attempt.commit(
                 {"merge_key": merge_key, "training_key": trained.info["training_key"], "merge_base": merge_base}
@@ -136,10 +138,15 @@ def _base_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _small_files(base: Path, adapter: Path) -> list[Path]:
-    """Generation config of the base, and the tokenizer that training used: the adapter's, or else the base's."""
+def _generation_config(base: Path) -> dict[str, Any]:
+    """The base's; answers are not sampled where it leaves that open, for transformers' pipeline would sample them."""
+    path = base / GENERATION
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return {"do_sample": False} | found
+
+
+def _tokenizer_files(base: Path, adapter: Path) -> list[Path]:
+    """The tokenizer that training used: the adapter's, or else the base's."""
     tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
     found = {path for pattern in base_model.SMALL_FILES for path in tokenizer.glob(pattern)}
-    files = [path for path in sorted(found) if path.is_file() and path.name not in NOT_TOKENIZER]
-    generation = base / "generation_config.json"
-    return [*files, generation] if generation.is_file() else files
+    return [path for path in sorted(found) if path.is_file() and path.name not in NOT_TOKENIZER]

@@ -22,6 +22,20 @@ def test_the_result_is_an_ordinary_model(merged_uri: str) -> None:
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= set(manifest.files)
 
 
+def test_answers_are_not_sampled_unless_the_base_says_so(merged_uri: str, tmp_path: Path) -> None:
+    """transformers' pipeline samples where the generation config is silent; evaluation does not."""
+    import transformers
+
+    folder = Path(merged_uri) / "model"
+    pipeline = transformers.pipeline("text-generation", str(folder))
+    question = [{"role": "user", "content": "the cat sat on mat"}]
+    assert pipeline.model.generation_config.do_sample is False
+    assert len({str(pipeline(question, max_new_tokens=8, min_new_tokens=8)) for _ in range(3)}) == 1
+    assert task._generation_config(tmp_path) == {"do_sample": False}
+    (tmp_path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6}')
+    assert task._generation_config(tmp_path) == {"do_sample": True, "temperature": 0.6}
+
+
 def test_it_computes_what_the_adapter_on_nf4_computes(merged_uri: str, adapter: Path, tiny_model: Path) -> None:
     """Nearer to what was trained than the same merge into the 16-bit original."""
     import torch
