@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-integration test-containers test-kill check golden bench bench-quality images component clean
+.PHONY: help install demo test test-integration test-containers test-kill check golden bench bench-quality chart images component clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -56,6 +56,12 @@ bench-quality: install ## the loss after equal supervised tokens against TRL, th
 
 golden: install ## write the compiled pipeline and the generated docs anew
 	@$(BIN)/python -m pipelines.reference
+
+chart: install ## lint, test and package the Helm chart; writes dist/qlora-pipelines-VERSION.tgz
+	@$(BIN)/python -c 'import helm_python' 2>/dev/null || { echo "error: Helm's library has no wheel for this platform; there are helm lint and helm package" >&2; exit 1; }
+	@$(BIN)/pytest tests/charts
+	@mkdir -p dist
+	@$(BIN)/python -c 'import helm_python; print(helm_python.package("charts/qlora-pipelines", destination="dist"))'
 
 component: install ## start a new step: make component NAME=verb_noun
 	@$(BIN)/python -m pipelines.scaffold "$(NAME)"

@@ -29,6 +29,8 @@ MLFLOW_SECRET, MLFLOW_KEYS = "qlora-mlflow", ("MLFLOW_TRACKING_USERNAME", "MLFLO
 SIGNING_SECRET, SIGNING_FOLDER = "qlora-signing-key", "/etc/qlora/signing"
 """Secret with the private key; QLORA_SIGNING_KEY names the file, `/etc/qlora/signing/NAME`. Without both: unsigned."""
 
+STEP_LABEL = "qlora-pipelines/step"
+"""Label of every step's pod, with the step's name: for network policies, and for people who look for a pod."""
 USER = 1000
 """User and group of the images, and of every step's pod."""
 ACCELERATOR = "nvidia.com/gpu"
@@ -225,7 +227,9 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "Pipelin
     """
     from kfp import kubernetes
 
-    needs, cluster = STEPS[task.component_spec.name.replace("-", "_")], _cluster.get()
+    step = task.component_spec.name
+    needs, cluster = STEPS[step.replace("-", "_")], _cluster.get()
+    kubernetes.add_pod_label(task, STEP_LABEL, step)
     task.set_caching_options(cached)
     if needs.retries:
         window = f"{needs.window}s"

@@ -1,4 +1,4 @@
-"""Writes what is made from the code: the compiled pipeline, each step's README, the README's table of steps.
+"""Writes what is made from the code: the compiled pipeline, the tables of the READMEs, the chart's schema of a run.
 
 python -m pipelines.reference          write them anew (`make golden`)
 python -m pipelines.reference --check  exit 1 and name the files that are stale (`make check`)
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse
+
+from pipelines import chart
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "pipelines" / "golden" / "qlora-finetune.yaml"
@@ -128,6 +130,7 @@ def files() -> Iterator[tuple[Path, str]]:
     yield GOLDEN, compiled()
     for step in STEPS:
         yield ROOT / "components" / step / "README.md", step_readme(step)
+    yield from chart.files()
     readme = ROOT / "README.md"
     yield readme, readme_with_table(readme.read_text())
 

@@ -7,11 +7,21 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import re
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from components.core import attempts, base_model, champion, data_listing, keys, models, storage, streams, tracking
+from components.core import (
+    attempts,
+    base_model,
+    champion,
+    data_listing,
+    keys,
+    models,
+    probing,
+    storage,
+    streams,
+    tracking,
+)
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.plan_run import architecture, base_checks, disk, fit, sampling, weight_files
@@ -103,11 +113,7 @@ def check(config: RunConfig, folder: Path) -> Access:
 
 def _store(found: Access) -> None:
     with found.about("store"):
-        probe = storage.join(storage.root(), f"probe-{uuid.uuid4().hex}")
-        storage.write_bytes(probe, b"written by plan_run, and deleted again")
-        storage.read_bytes(probe)
-        storage.delete(probe)
-        found.note("ok", "store", f"{storage.root()} can be written, read and deleted in")
+        found.note("ok", "store", f"{probing.store()} can be written, read and deleted in")
 
 
 def _mlflow(found: Access, config: RunConfig) -> None:

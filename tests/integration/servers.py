@@ -105,15 +105,15 @@ rgw thread pool size = 32
     _once("ceph-mon", *ask, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
     stack.enter_context(process(["ceph-mon", *ask, "-i", "a", "-f"], folder / "mon.out"))
     disk = str(uuid.uuid4())
-    _until(lambda: _answers("ceph", *ask, "osd", "new", disk))
+    until(lambda: _answers("ceph", *ask, "osd", "new", disk))
     _once("ceph-osd", *ask, "-i", "0", "--mkfs", "--osd-uuid", disk)
     stack.enter_context(process(["ceph-osd", *ask, "-i", "0", "-f"], folder / "osd.out"))
     stack.enter_context(process(["radosgw", *ask, "-n", "client.admin", "-f"], folder / "rgw.out"))
     endpoint = f"http://127.0.0.1:{port}"
-    _until(lambda: listens(endpoint))
+    until(lambda: listens(endpoint))
     user = ["user", "create", "--uid=test", "--display-name=test"]
     keys = [f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
-    _until(lambda: _answers("radosgw-admin", *ask, *user, *keys))
+    until(lambda: _answers("radosgw-admin", *ask, *user, *keys))
     return endpoint
 
 
@@ -126,7 +126,7 @@ def moto() -> Iterator[str]:
         tempfile.TemporaryDirectory() as folder,
         process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], Path(folder) / "log"),
     ):
-        _until(lambda: listens(endpoint))
+        until(lambda: listens(endpoint))
         yield endpoint
 
 
@@ -158,7 +158,7 @@ def mlflow(folder: Path, artifacts: str) -> Iterator[str]:
     command += ["--artifacts-destination", artifacts]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     with process(command, folder / "mlflow.log", clean | {name: value for name, value in own.items() if value}):
-        _until(lambda: listens(f"{address}/version"), seconds=300)
+        until(lambda: listens(f"{address}/version"), seconds=300)
         yield address
 
 
@@ -200,7 +200,7 @@ def _answers(*command: str) -> bool:
         return False
 
 
-def _until(ready: Callable[[], bool], seconds: float = 45) -> None:
+def until(ready: Callable[[], bool], seconds: float = 45) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:

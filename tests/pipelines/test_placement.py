@@ -54,6 +54,12 @@ def environment(task: str, kind: str) -> dict[str, set[str]]:
     return {source[name]: {pair["envVar"] for pair in source["keyToEnv"]} for source in found}
 
 
+def test_every_pod_says_which_step_it_is() -> None:
+    for task in TASKS:
+        labels = KUBERNETES[f"exec-{task}"]["podMetadata"]["labels"]
+        assert labels == {placement.STEP_LABEL: step_of(task).replace("_", "-")}
+
+
 def test_every_step_has_its_place() -> None:
     assert len(TASKS) == 8 and {step_of(task) for task in TASKS} == set(placement.STEPS)
 

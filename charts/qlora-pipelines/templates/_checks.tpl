@@ -1,0 +1,54 @@
+{{/* What contradicts itself is refused here, with the value's path; single values are refused by values.schema.json. */}}
+{{- define "qlora.checks" -}}
+{{- $values := .Values -}}
+{{- $mlflow := $values.mlflow -}}
+{{- if not $values.store.uri -}}
+{{- fail "store.uri: give an s3:// prefix to keep models in" -}}
+{{- end -}}
+{{- if and $mlflow.enabled $mlflow.externalUri -}}
+{{- fail "mlflow.externalUri: mlflow.enabled runs a server here; set one of the two" -}}
+{{- end -}}
+{{- if not (or $mlflow.enabled $mlflow.externalUri) -}}
+{{- fail "mlflow.externalUri: give the address of an MLflow, or set mlflow.enabled" -}}
+{{- end -}}
+{{- if $mlflow.enabled -}}
+{{- if and $mlflow.auth.enabled (not $mlflow.auth.adminSecret) -}}
+{{- fail "mlflow.auth.adminSecret: name the secret with the administrator's login, or switch mlflow.auth.enabled off" -}}
+{{- end -}}
+{{- if and $mlflow.database.host (not $mlflow.database.secret) -}}
+{{- fail "mlflow.database.secret: name the secret with the login of mlflow.database.host" -}}
+{{- end -}}
+{{- if and $mlflow.database.secret (not $mlflow.database.host) -}}
+{{- fail "mlflow.database.host: mlflow.database.secret is set; name the host it is for" -}}
+{{- end -}}
+{{- if and (gt (int $mlflow.replicas) 1) (not $mlflow.database.host) -}}
+{{- fail "mlflow.replicas: SQLite serves one server; set mlflow.database.host for more" -}}
+{{- end -}}
+{{- if $mlflow.ingress.enabled -}}
+{{- if not $mlflow.auth.enabled -}}
+{{- fail "mlflow.ingress.enabled: mlflow.auth.enabled is off; MLflow is not opened to the outside without logins" -}}
+{{- end -}}
+{{- range $key := list "host" "tlsSecret" -}}
+{{- if not (get $mlflow.ingress $key) -}}
+{{- fail (printf "mlflow.ingress.%s: required with mlflow.ingress.enabled" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- else if $mlflow.ingress.enabled -}}
+{{- fail "mlflow.ingress.enabled: there is no MLflow here; set mlflow.enabled" -}}
+{{- end -}}
+{{- range $name, $trigger := $values.triggers -}}
+{{- if not (or $trigger.schedule $trigger.sensor) -}}
+{{- fail (printf "triggers.%s.schedule: give a cron expression, or a sensor" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.networkPolicy.enabled -}}
+{{- $policy := $values.networkPolicy -}}
+{{- $needed := dict "store" true "kubernetesApi" true "mlflow" (not $mlflow.enabled) "database" (and $mlflow.enabled $mlflow.database.host) -}}
+{{- range $key, $need := $needed -}}
+{{- if and $need (not (get $policy $key).peers) -}}
+{{- fail (printf "networkPolicy.%s.peers: say where it is, or the pods cannot reach it" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
