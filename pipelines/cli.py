@@ -101,5 +101,14 @@ for _name in ["plan_run", *STEPS]:
     step_group.add_command(step_command.make(_name))
 
 
+def _keep_examples(command: click.Command) -> None:
+    """Help keeps the line ends of a paragraph after a backspace character; raw docstrings hold its name."""
+    command.help = (command.help or "").replace("\\b", "\b")
+    for inner in getattr(command, "commands", {}).values():
+        _keep_examples(inner)
+
+
+_keep_examples(main)
+
 if __name__ == "__main__":
     main()

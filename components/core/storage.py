@@ -75,9 +75,8 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _refused(uri: str, error: Exception) -> TransientError:
-    return TransientError(
-        f"{uri}: {str(error).strip().splitlines()[0]}; check the address, the endpoint and the credentials"
-    )
+    said = str(error).strip().replace(":\n", ": ").splitlines()[0]
+    return TransientError(f"{uri}: {said}; check the address, the endpoint and the credentials")
 
 
 @contextlib.contextmanager
