@@ -19,8 +19,6 @@ BEYOND = 10
 SEED = 1
 CELLS = 1 << 20
 """Drawn counts held at a time, 8 MiB: what bounds the memory."""
-MIN_GROUPS = 10
-"""Below this, tails of a studentised bootstrap cannot be trusted, whatever the confidence."""
 
 
 class Interval(NamedTuple):
@@ -29,15 +27,6 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-
-
-def groups_needed(tail: float) -> int:
-    """The fewest groups with which anything can be decided at the tail probability `tail`.
-
-    Where all of n paired differences point one way, chance does that in 2^-n of cases (sign test); a tail smaller than
-    that cannot be known from n groups.
-    """
-    return max(MIN_GROUPS, math.ceil(-math.log2(tail)))
 
 
 def grouped(values: Floats, groups: NDArray[np.str_]) -> Floats:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from components.core.config import EvaluateConfig
+from components.core.groups import groups_needed
 from components.evaluate_model import bootstrap
 from components.evaluate_model.bootstrap import Floats, Interval
 from components.evaluate_model.score_table import Answer, Scores, Subject
@@ -98,7 +99,7 @@ def merge_base(dequantized: Scores, original: Scores, config: EvaluateConfig) ->
     """
     tail = 1 - config.confidence
     totals, units, groups = _paired(dequantized, original, NATS)
-    better = groups >= bootstrap.groups_needed(tail) and bootstrap.ratio(totals, units, tail).low > 0
+    better = groups >= groups_needed(tail) and bootstrap.ratio(totals, units, tail).low > 0
     return "original" if better else "dequantized"
 
 
@@ -131,7 +132,7 @@ def loss(scores: Scores, config: EvaluateConfig) -> Interval | None:
     """A subject's loss in nats a token, with one-sided bounds; None where there are too few groups."""
     columns = bootstrap.grouped(np.stack([scores.nll, scores.tokens], axis=1), scores.group)
     tail = 1 - config.confidence
-    enough = len(columns) >= bootstrap.groups_needed(tail)
+    enough = len(columns) >= groups_needed(tail)
     return bootstrap.ratio(columns[:, 0], columns[:, 1], tail) if enough else None
 
 
@@ -154,14 +155,14 @@ def _paired(reference: Scores, subject: Scores, unit: str) -> tuple[Floats, Floa
 
 
 def _undecided(name: str, unit: str, groups: int, tail: float) -> Check:
-    needed = bootstrap.groups_needed(tail)
+    needed = groups_needed(tail)
     text = f"nothing can be decided with {groups} independent rows (groups); at least {needed} would do"
     return Check(name, unit, groups, None, False, text)
 
 
 def _better(base: Scores, subject: Scores, margin: float, tail: float) -> Check:
     totals, units, groups = _paired(base, subject, NATS)
-    if groups < bootstrap.groups_needed(tail):
+    if groups < groups_needed(tail):
         return _undecided("better than base", NATS, groups, tail)
     found = bootstrap.ratio(totals, units, tail)
     text = (
@@ -174,7 +175,7 @@ def _better(base: Scores, subject: Scores, margin: float, tail: float) -> Check:
 def _not_worse(reference: Scores, subject: Subject, name: str, margin: float, tail: float, unit: str) -> Check:
     what = f"not worse than {name}"
     totals, units, groups = _paired(reference, subject.scores, unit)
-    if groups < bootstrap.groups_needed(tail):
+    if groups < groups_needed(tail):
         return _undecided(what, unit, groups, tail)
     found = bootstrap.ratio(totals, units, tail)
     text = (
@@ -193,7 +194,7 @@ def _heeds(subject: Subject, tail: float) -> list[Check]:
         return []
     name, pairing = "reads the question", subject.pairing
     sums = bootstrap.grouped(np.stack([pairing.gained, pairing.tokens], axis=1), pairing.group)
-    if len(sums) < bootstrap.groups_needed(tail):
+    if len(sums) < groups_needed(tail):
         return [Check(name, NATS, len(sums), None, True, "")]
     found = bootstrap.ratio(sums[:, 0], sums[:, 1], tail)
     text = (
@@ -256,7 +257,7 @@ def _answers(reference: Subject, subject: Subject, metric: str) -> _Alarm:
 
 def _alarm(name: str, unit: str, totals: Floats, units: Floats, margin: float, tail: float) -> Check:
     """Fails where it is shown that the model became worse there by more than the margin."""
-    groups, needed = len(totals), bootstrap.groups_needed(tail)
+    groups, needed = len(totals), groups_needed(tail)
     if groups < needed:
         return Check(name, unit, groups, None, True, "")
     found = bootstrap.ratio(totals, units, tail)

@@ -24,6 +24,7 @@ from components.core import (
 )
 from components.core.config import RunConfig
 from components.core.errors import InputError
+from components.core.groups import groups_needed
 from components.plan_run import architecture, base_checks, disk, fit, sampling, weight_files
 
 
@@ -177,6 +178,20 @@ def _look(found: Access, config: RunConfig, files: Path) -> None:
             if sample.unusable > allowed * sample.looked_at:
                 text = f"{sample.unusable} of the first {sample.looked_at} rows cannot be used ({sample.reason})"
                 found.note("warning", "data", f"{side}: {text}; {allowed:.1%} of all are allowed")
+    _held_out(found, config)
+
+
+def _held_out(found: Access, config: RunConfig) -> None:
+    """Warns where too few rows will be held out for the gate to decide anything."""
+    share = config.for_step("prepare_dataset").eval_share
+    sample = found.samples.get("eval") or found.samples.get("train")
+    if sample is None:
+        return
+    rows = sample.rows if "eval" in found.listing else round(sample.rows * share)
+    needed = groups_needed(1 - config.for_step("evaluate_model").confidence)
+    if rows < needed:
+        found.note("warning", "data", f"about {rows} rows to evaluate on: the gate can decide nothing on fewer than"
+                   f" {needed}, and the model will not be registered; give more data or raise eval_share")  # fmt: skip
 
 
 def _finished(found: Access, config: RunConfig, files: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_base_that_is_cut_over_several_gpus(tmp_path: Path) -> None:
     options = {"train_qlora": {"gradient_checkpointing": True, "batch_tokens": 1024}}
     result = plan(tmp_path, "llama-2-70b", "--no-access", gpu_memory_gib=24, options=options)
     assert result.exit_code == 1
-    assert " such GPUs would fit, with fsdp true and processes 2; or take" in result.output
+    assert "4 such GPUs would fit, with fsdp true and processes 4; or take" in result.output
     options["train_qlora"] |= {"fsdp": True, "processes": 2}
     result = plan(tmp_path, "llama-2-70b", "--no-access", gpu_memory_gib=24, options=options)
     assert result.exit_code == 0 and "fits a GPU of 24 GiB" in result.output

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from components.core.groups import groups_needed
 from components.evaluate_model import bootstrap
 
 RNG = np.random.default_rng(3)
@@ -66,5 +67,5 @@ def test_many_groups_are_drawn_in_bounded_memory() -> None:
 
 @pytest.mark.parametrize(("tail", "needed"), [(0.05, 10), (0.05 / 30, 10), (0.0001, 14)])
 def test_fewer_groups_than_could_ever_reach_a_tail_are_too_few(tail: float, needed: int) -> None:
-    assert bootstrap.groups_needed(tail) == needed
+    assert groups_needed(tail) == needed
     assert 2.0**-needed <= tail

@@ -17,7 +17,7 @@ from tests.conftest import conversation, write_jsonl
 @pytest.fixture
 def config(place: Path, tiny_model: Path) -> dict[str, Any]:
     """A run that has nothing wrong with it."""
-    rows = write_jsonl(place / "rows.jsonl", [conversation(f"question {n}", "cat") for n in range(40)])
+    rows = write_jsonl(place / "rows.jsonl", [conversation(f"question {n}", "cat") for n in range(120)])
     return {"base_model": str(tiny_model), "dataset_uri": str(rows), "model_name": "tiny", "max_length": 64}
 
 
@@ -157,8 +157,18 @@ def test_some_unusable_rows_are_a_warning(place: Path, config: dict[str, Any]) -
     rows = Path(config["dataset_uri"])
     rows.write_text("{broken\n" + rows.read_text() + '{"messages": []}\n' * 3)
     assert levels(place, config) == {
-        "train: 4 of the first 44 rows cannot be used (row 1: not JSON); 1.0% of all are allowed": "warning"
+        "train: 4 of the first 124 rows cannot be used (row 1: not JSON); 1.0% of all are allowed": "warning"
     }
+
+
+def test_too_few_rows_to_evaluate_on(place: Path, config: dict[str, Any]) -> None:
+    text = (
+        "about 6 rows to evaluate on: the gate can decide nothing on fewer than 10, and the model will not be"
+        " registered; give more data or raise eval_share"
+    )
+    assert levels(place, config | {"options": {"prepare_dataset": {"eval_share": 0.05}}}) == {text: "warning"}
+    few = write_jsonl(place / "few.jsonl", [conversation(f"other {n}", "cat") for n in range(6)])
+    assert levels(place, config | {"eval_dataset_uri": str(few)}) == {text: "warning"}
 
 
 def changed_base(place: Path, tiny_model: Path, **values: Any) -> dict[str, Any]:
