@@ -51,7 +51,10 @@ def step_images(cpu_image: str, request: pytest.FixtureRequest) -> None:
     else:
         import docker
 
-        docker.from_env().images.get(cpu_image).tag(cpu_image.replace("/cpu:", "/cuda:"))
+        from components import images
+
+        name, _, tag = images.CUDA.rpartition(":")
+        docker.from_env().images.get(cpu_image).tag(name, tag)
 
 
 def _built(target: str, environment: dict[str, str]) -> str:
