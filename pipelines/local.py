@@ -84,7 +84,10 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
         try:
             _run_pipeline(wanted, folder, runner)
             error = ""
-        except RuntimeError as failure:
+        except (RuntimeError, ValueError) as failure:
+            # kfp.local takes a container that is gone already for one that succeeded, and then misses its outputs.
+            if isinstance(failure, ValueError) and not lines.last_error:
+                raise
             error = lines.last_error or str(failure)
     results = dict(_results(folder / "tasks"))
     _collect_reports(folder)
