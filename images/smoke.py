@@ -30,6 +30,9 @@ steps = sorted(path.parent.name for path in Path(components.__file__).parent.glo
 for step in steps:
     importlib.import_module(f"components.{step}.task")
 subprocess.run(["qlora", "step", "--help"], check=True, stdout=subprocess.DEVNULL)
+if not cuda:  # the chart's MLflow server
+    for name in ("psycopg", "flask_wtf"):
+        importlib.import_module(name)
 assert os.getuid() != 0, "runs as root"
 for folder in (Path.home(), Path(os.environ["HF_HOME"]), Path(os.environ["TRITON_CACHE_DIR"])):
     folder.mkdir(parents=True, exist_ok=True)
