@@ -23,8 +23,9 @@ demo: install ## fine-tune a real small model on support tickets, end to end, on
 	@$(BIN)/python -m pipelines.demo.fetch_model $(MODEL)
 	@$(BIN)/qlora run --config pipelines/demo/demo.yaml
 
+# A worker a core, of one thread each: the models are tiny, and threads that wait for one another cost more than they bring.
 test: install ## all quick tests: every task on a tiny model, the contracts, the whole pipeline
-	@$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope
 
 test-integration: install ## against real servers: S3 (Ceph's gateway, AWS_ENDPOINT_URL_S3 or moto), MLflow with logins
 	@$(BIN)/pytest tests/integration -s

@@ -59,8 +59,8 @@ def text(figures: dict[str, float], seconds: float) -> str:
     lines += [
         "",
         "Not measured: anything on a GPU, and more than one machine. The machine is shared and noisy: a ratio may"
-        " differ by a tenth from one run to the next. `make bench-quality` compares losses over three seeds; what it"
-        " found is in [DECISIONS.md](../DECISIONS.md).",
+        " differ by a tenth from one run to the next. `make bench-quality` compares losses over three seeds."
+        " Its figures are no part of this page.",
     ]
     return "\n".join(lines) + "\n"
 
