@@ -109,7 +109,10 @@ def _new_folder(runs: Path, name: str) -> Path:
 
 
 def _compile(path: Path) -> dict[str, Any]:
-    """Writes the compiled pipeline, and returns it without what only Kubernetes sees."""
+    """Writes the compiled pipeline, without retries, and returns it without what only Kubernetes sees.
+
+    Retries are for pods that are lost; kfp.local would wait minutes to fail in the same way again.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from kfp import compiler
@@ -117,8 +120,12 @@ def _compile(path: Path) -> dict[str, Any]:
         from pipelines.finetune import finetune
 
         compiler.Compiler().compile(finetune, str(path))
-    spec: dict[str, Any] = next(yaml.safe_load_all(path.read_text()))
-    return spec
+    spec, *rest = yaml.safe_load_all(path.read_text())
+    for dag in [spec["root"], *spec["components"].values()]:
+        for task in dag.get("dag", {}).get("tasks", {}).values():
+            task.pop("retryPolicy", None)
+    path.write_text(yaml.safe_dump_all([spec, *rest], sort_keys=False))
+    return dict(spec)
 
 
 def _run_pipeline(wanted: Run, folder: Path, runner: Any) -> None:
