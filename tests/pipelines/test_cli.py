@@ -1,6 +1,7 @@
 """The command as people type it: what it prints and how it exits, bad input above all."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,4 +142,6 @@ def test_bad_input_is_one_line_exit_1_and_nothing_registered(
     first, log = done.stderr.splitlines()
     assert first.startswith("error: ") and message in first and log.startswith("The whole log: "), done.stderr
     assert "error: " not in done.stdout and "Traceback" not in done.stdout + done.stderr
+    tasks = re.findall("Executing task.*?'([^']+)'", next((tmp_path / "runs").glob("*/log.txt")).read_text())
+    assert tasks and len(tasks) == len(set(tasks)), "what failed is not tried again"
     assert not (tmp_path / "runs" / "store" / "merged").exists()
