@@ -1,7 +1,7 @@
 """Attention over packed rows: each conversation attends to itself alone, at the cost of its own length squared.
 
 One mask over a whole row would cost the row's length squared. So each conversation is a call of its own, which
-PyTorch answers with a flash kernel on CPU and GPU alike.
+PyTorch answers with a flash kernel on CPU and GPU alike; on a CPU, short ones go to `short_attention`.
 """
 
 import contextlib
@@ -54,25 +54,33 @@ def within(
     scaling: float | None,
     dropout: float,
     sliding_window: int | None,
+    always_flash: bool = False,
 ) -> Any:
-    """See `attend`; `lengths` are the conversations' own. plan_run calls this: its tensors hold no data to say them."""
+    """See `attend`; `lengths` are the conversations' own.
+
+    plan_run calls this: its tensors hold no data that says lengths, and lie on a CPU where a GPU is meant, whence
+    `always_flash`.
+    """
     import torch
 
+    from components.core import short_attention
+
     repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-    parts = [
-        torch.nn.functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=_window(q, sliding_window),
+
+    def one(query: Any, key: Any, value: Any) -> Any:
+        if not always_flash and short_attention.takes(query, dropout, sliding_window):
+            return short_attention.attend(query, key, value, scaling)
+        return torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key.repeat_interleave(repeat, dim=1),
+            value.repeat_interleave(repeat, dim=1),
+            attn_mask=_window(query, sliding_window),
             dropout_p=dropout,
-            is_causal=sliding_window is None or q.shape[2] <= sliding_window,
+            is_causal=sliding_window is None or query.shape[2] <= sliding_window,
             scale=scaling,
         )
-        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    ]
+
+    parts = [one(*part) for part in zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 

@@ -1,0 +1,75 @@
+"""Causal attention over one short conversation on a CPU, as batched matrix products.
+
+PyTorch's flash kernel for CPUs spends most of its time around products of so few rows; its backward pass in bfloat16
+most of all. Up to `LONGEST` tokens all weights of a conversation fit the processor's cache, and three plain products
+forward and four backward take a third to a half of the time. Beyond, the weights outgrow the cache, and flash wins.
+"""
+
+from typing import Any
+
+import torch
+
+LONGEST = 256
+"""Tokens; a weight for each pair of them is held from the forward to the backward pass."""
+
+
+def takes(query: Any, dropout: float, sliding_window: int | None) -> bool:
+    """Whether this is the way to go for a conversation; its tensors are as `attend` takes them."""
+    tokens = query.shape[2]
+    return bool(
+        query.device.type == "cpu"
+        and tokens <= LONGEST
+        and not dropout
+        and (sliding_window is None or tokens <= sliding_window)
+    )
+
+
+def attend(query: Any, key: Any, value: Any, scaling: float | None) -> Any:
+    """Attention of each token to itself and those before it.
+
+    Scores and their softmax are in float32, as flash has them; all other products in the dtype of the tensors.
+
+    Args:
+        query: shape (1, heads, tokens, head size).
+        key: shape (1, key heads, tokens, head size), where key heads divide heads; `value` likewise.
+        value: see `key`.
+        scaling: factor on the scores; None: 1 / sqrt(head size).
+
+    Returns:
+        Shape (1, heads, tokens, head size).
+    """
+    return _Attention.apply(query, key, value, query.shape[3] ** -0.5 if scaling is None else scaling)
+
+
+class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
+    """The heads that share a key are stacked, (key heads, heads / key heads * tokens, head size): a key is not copied.
+
+    Autocast is off in both directions: it would bring the scores down to 16 bit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, scaling: float) -> Any:
+        shape, tokens = query.shape, query.shape[2]
+        stacked = (key.shape[1], -1)
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.bmm(query.float().reshape(*stacked, shape[3]), key[0].float().transpose(1, 2))
+            scores = scores.view(-1, tokens, tokens).mul_(scaling)
+            scores += torch.full((tokens, tokens), -torch.inf).triu_(1)
+            weights = scores.softmax(-1).to(query.dtype).view(*stacked, tokens)
+            ctx.save_for_backward(query, key, value, weights)
+            ctx.scaling = scaling
+            return torch.bmm(weights, value[0]).view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        query, key, value, weights = ctx.saved_tensors
+        stacked = (key.shape[1], -1, query.shape[3])
+        with torch.autocast("cpu", enabled=False):
+            gradient, rows = gradient.reshape(stacked), query.reshape(stacked)
+            of_value = torch.bmm(weights.transpose(1, 2), gradient)
+            of_weights = torch.bmm(gradient, value[0].transpose(1, 2))
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights.float(), weights.float(), -1, torch.float32)
+            of_scores = of_scores.mul_(ctx.scaling).to(query.dtype)
+            of_query = torch.bmm(of_scores, key[0]).view(query.shape)
+            of_key = torch.bmm(of_scores.transpose(1, 2), rows)
+        return of_query, of_key[None], of_value[None], None
