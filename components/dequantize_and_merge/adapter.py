@@ -22,6 +22,8 @@ UNDERSTOOD = {
     "trainable_token_indices", "ensure_weight_tying", "init_lora_weights", "runtime_config",
 }  # fmt: skip
 """Options of peft that are followed here or change nothing in a merge; any other must be at its default."""
+DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+"""Peft's defaults that are not empty. Kept here, as importing peft for them takes longer than many a merge."""
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 """Ways to initialise an adapter that leave the base as it is."""
 PART = re.compile(
@@ -101,17 +103,14 @@ def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Stored]], dict[str,
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    from peft import LoraConfig
-
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"adapter {folder}: {CONFIG} cannot be read: {error}") from None
     if config.get("peft_type") != "LORA":
         raise InputError(f"adapter {folder}: peft_type {config.get('peft_type')} cannot be merged, only LORA")
-    defaults = LoraConfig().to_dict()
     for option, value in config.items():
-        if option in UNDERSTOOD or value in (None, {}, [], False) or value == defaults.get(option):
+        if option in UNDERSTOOD or value in (None, {}, [], False) or value == DEFAULTS.get(option):
             continue
         raise InputError(
             f"adapter {folder}: {option} = {json.dumps(value)[:80]} is not known here, so it cannot be merged"
@@ -169,14 +168,19 @@ def _updates(folder: Path, config: dict[str, Any], module: str, parts: dict[str,
 
 def _scaling(folder: Path, config: dict[str, Any], module: str, a: Stored) -> float:
     """Scale of the product: alpha / rank, or with rsLoRA alpha / sqrt(rank) (Kalajdzievski 2023, section 3)."""
-    from peft.utils.other import get_pattern_key
-
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(ranks, module), config["r"])
-    alpha = alphas.get(get_pattern_key(alphas, module), config["lora_alpha"])
+    rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     if len(a.shape) != 2 or a.shape[0] != rank:
         raise InputError(f"adapter {folder}: {a.name} has shape {list(a.shape)}, and {CONFIG} says rank {rank}")
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: Any) -> Any:
+    if not patterns:
+        return otherwise
+    from peft.utils.other import get_pattern_key
+
+    return patterns.get(get_pattern_key(patterns, module), otherwise)
 
 
 def _tokens(config: dict[str, Any], module: str) -> tuple[int, ...]:

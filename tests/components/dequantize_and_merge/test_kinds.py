@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from components.core.errors import InputError
+from components.dequantize_and_merge import adapter as adapters
 from tests.components.dequantize_and_merge.conftest import (
     Merge,
     config_of,
@@ -246,3 +248,9 @@ def test_what_cannot_be_merged_is_refused_by_name(
     adapter = save_adapter(base, tmp_path / "adapter", **options)
     with pytest.raises(InputError, match=message):
         merge(base, adapter)
+
+
+def test_every_default_of_peft_is_one_that_is_known() -> None:
+    """Or each adapter of a newer peft would be refused."""
+    left = {option: value for option, value in LoraConfig().to_dict().items() if option not in adapters.UNDERSTOOD}
+    assert {option: value for option, value in left.items() if value not in (None, {}, [], False)} == adapters.DEFAULTS
