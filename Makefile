@@ -25,7 +25,7 @@ demo: install ## fine-tune a real small model on support tickets, end to end, on
 
 # A worker a core, of one thread each: the models are tiny, and threads that wait for one another cost more than they bring.
 test: install ## all quick tests: every task on a tiny model, the contracts, the whole pipeline
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 test-integration: install ## against real servers: S3 (Ceph's gateway, AWS_ENDPOINT_URL_S3 or moto), MLflow with logins
 	@$(BIN)/pytest tests/integration -s

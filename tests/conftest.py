@@ -17,6 +17,14 @@ CHAT_TEMPLATE = (
 )
 
 
+LONG = ("test_local", "test_docs", "test_local_trigger", "test_several_processes", "test_cli")
+"""Modules that start whole runs, or several processes: first, or all but one worker wait for them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of two layers in bfloat16, with a tokenizer that chats."""

@@ -234,8 +234,8 @@ def test_slices_of_a_gpu_are_known(value: str) -> None:
     assert Placement.parse(accelerator=value).accelerator == value
 
 
-def test_what_the_readme_says_to_set_is_taken() -> None:
-    table = (GOLDEN.parents[3] / "README.md").read_text().partition("| GPU pool |")[2].partition("\n\n")[0]
+def test_what_the_docs_say_to_set_is_taken() -> None:
+    table = (GOLDEN.parents[3] / "docs" / "cluster.md").read_text().partition("| GPU pool |")[2].partition("\n\n")[0]
     rows = [re.findall(r"`([^`]+)`", row)[:2] for row in table.splitlines()[2:]]
     assert len(rows) == 7
     for selector, tolerations in rows:
