@@ -14,16 +14,15 @@ import os
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from components.core import chat, models
 from components.core.config import EvaluateConfig
 from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
+from tests.benchmarks.demo_run import MODEL
 from tests.benchmarks.train_vs_trl import json_rows
 
-MODEL = Path("runs/models/SmolLM2-135M-Instruct")
 DATA = "pipelines/demo/tickets_train.jsonl"
 ROWS, MAX_LENGTH = 128, 1024
 BATCH_SIZES = (1, 8, 64)

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from components.core import attempts, models
-from components.core.config import MergeConfig, RunConfig
+from components.core.config import MergeConfig
 from components.core.quantization import Quantization, digest
 from components.core.steps import quiet_libraries
+from pipelines import run_file
+from tests.benchmarks import demo_run
 from tests.benchmarks import measure as memory
+from tests.benchmarks.demo_run import MODEL
 
-MODEL = Path("runs/models/SmolLM2-135M-Instruct")
 LAYERS, WIDTH, INNER, KEYS, VOCABULARY = 22, 2048, 5632, 256, 32000
 REVISION = "random"
 MERGE_BASES = ("original", "dequantized")
@@ -164,25 +166,10 @@ def speed_and_memory(scratch: Path) -> dict[str, float]:
 
 def demo_adapter(scratch: Path) -> tuple[Path, str]:
     """The demo's trained adapter and the revision of its base; one that `make demo` left is taken up."""
-    import yaml
-
-    from components.plan_run import task as plan_run
-    from components.prepare_dataset import task as prepare
     from components.train_qlora import task as train
 
-    os.environ["QLORA_STORE"] = str(Path("runs/store").absolute())
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch / 'mlflow.db'}"
-    config = RunConfig.parse(yaml.safe_load(Path("pipelines/demo/demo.yaml").read_text()))
-    plan = plan_run.run(config, report=str(scratch / "plan.html"))
-    prepared = prepare.run(
-        config.for_step("prepare_dataset"),
-        listing_uri=plan.listing_uri,
-        tokenizer_uri=plan.tokenizer_uri,
-        train_set=str(scratch / "train.parquet"),
-        eval_set=str(scratch / "eval.parquet"),
-        rejected=str(scratch / "rejected.jsonl"),
-        report=str(scratch / "data.html"),
-    )
+    config = run_file.load(Path("pipelines/demo/demo.yaml")).config
+    plan, prepared = demo_run.prepare(config, scratch, Path("runs/store"))
     train.run(
         config.for_step("train_qlora"),
         train_set=str(scratch / "train.parquet"),

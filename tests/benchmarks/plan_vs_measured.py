@@ -7,7 +7,6 @@ demo` puts it.
 """
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,9 +14,8 @@ from pathlib import Path
 from components.core import dataset
 from components.core.config import RunConfig
 from components.plan_run import fit, host_memory
-from components.plan_run import task as plan_run
-from components.prepare_dataset import task as prepare_dataset
 from pipelines import run_file
+from tests.benchmarks import demo_run
 from tests.benchmarks import measure as memory
 
 DEMO = Path("pipelines/demo/demo.yaml")
@@ -37,32 +35,20 @@ def compare(**changed: object) -> dict[str, float]:
     train = config.for_step("train_qlora")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ["QLORA_STORE"] = str(folder / "store")
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        plan = plan_run.run(config, report=str(folder / "plan.html"))
-        data = prepare_dataset.run(
-            config.for_step("prepare_dataset"),
-            listing_uri=plan.listing_uri,
-            tokenizer_uri=plan.tokenizer_uri,
-            train_set=str(folder / "train.parquet"),
-            eval_set=str(folder / "eval.parquet"),
-            rejected=str(folder / "rejected.jsonl"),
-            report=str(folder / "data.html"),
-        )
+        plan, data = demo_run.prepare(config, folder, folder / "store")
         samples = [sample.encoded for sample in dataset.read(str(folder / "train.parquet"), data.dataset_digest)]
         share = sum(item.supervised for item in samples) / sum(len(item.input_ids) for item in samples)
-        command = [str(Path(sys.executable).parent / "qlora"), "step", "train_qlora", "--train-set"]
-        command += [str(folder / "train.parquet"), "--dataset-digest", data.dataset_digest, "--base-uri"]
-        command += [
-            config.base_model,
-            "--base-revision",
-            plan.base_revision,
-            "--training-key",
-            plan.training_key,
-            "--adapter",
-            str(folder / "adapter"),
-        ]
-        command += ["--report", str(folder / "training.html")]
+        given = {
+            "train-set": folder / "train.parquet",
+            "dataset-digest": data.dataset_digest,
+            "base-uri": config.base_model,
+            "base-revision": plan.base_revision,
+            "training-key": plan.training_key,
+            "adapter": folder / "adapter",
+            "report": folder / "training.html",
+        }
+        command = [str(Path(sys.executable).parent / "qlora"), "step", "train_qlora"]
+        command += [f"--{name}={value}" for name, value in given.items()]
         for option in ("max_steps", "batch_tokens", "lora_r", "gradient_checkpointing"):
             command += [f"--{option.replace('_', '-')}", str(getattr(train, option))]
         _, measured = memory.run(command)

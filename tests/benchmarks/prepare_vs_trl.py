@@ -22,8 +22,8 @@ from typing import Any
 from components.core.errors import InputError
 from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
+from tests.benchmarks.demo_run import MODEL
 
-MODEL = Path("runs/models/SmolLM2-135M-Instruct")
 MAX_LENGTH = 1024
 SEED = 1
 NEAR_SHARE, EXACT_SHARE = 0.05, 0.02

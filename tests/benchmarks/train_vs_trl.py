@@ -27,8 +27,8 @@ from components.train_qlora import training
 from components.train_qlora.checkpoints import Checkpoints
 from components.train_qlora.mlflow_run import MlflowRun
 from tests.benchmarks import measure as memory
+from tests.benchmarks.demo_run import MODEL
 
-MODEL = Path("runs/models/SmolLM2-135M-Instruct")
 ROWS, STEPS = 320, 20
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::mkldnn_linear")
 
