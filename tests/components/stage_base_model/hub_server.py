@@ -20,7 +20,7 @@ COMMIT = "a" * 40
 class Hub:
     """One repository. `broken` files break off once after half their bytes; `wrong` ones come with other bytes.
 
-    `requests` collects (method, file, range asked for).
+    `requests` collects (method, file, range asked for). Where there is a `meeting`, each large file waits for another.
     """
 
     files: dict[str, bytes]
@@ -29,6 +29,7 @@ class Hub:
     wrong: set[str] = dataclasses.field(default_factory=set)
     refused: set[str] = dataclasses.field(default_factory=set)
     requests: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    meeting: threading.Barrier | None = None
     url: str = ""
 
     def listing(self) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 self.send(404, b"{}", body, {"X-Error-Code": "EntryNotFound"})
                 return
             content = hub.files[name]
+            if body and hub.meeting and name.endswith(".safetensors"):
+                hub.meeting.wait(timeout=30)
             asked = self.headers.get("Range", "")
             hub.requests.append(("GET" if body else "HEAD", name, asked))
             if body and name in hub.refused:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def test_a_revision_is_copied_once_and_only_what_a_model_needs(hub: Hub) -> None
     assert stage() == folder
     assert len(hub.requests) == asked
     assert sorted(path.name for path in folder.parent.iterdir()) == ["files", "used"]
+
+
+def test_files_come_several_at_a_time(hub: Hub) -> None:
+    hub.meeting = threading.Barrier(2)  # each of the two shards is sent when the other is asked for, too
+    assert (stage() / "model-00002-of-00002.safetensors").read_bytes() == WEIGHTS[::-1]
 
 
 def test_a_base_that_is_there_is_marked_as_used_again(hub: Hub) -> None:
