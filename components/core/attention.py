@@ -126,9 +126,11 @@ def check(model: Any) -> None:
     """
     if not supports(model):
         config = model.config.get_text_config()
+        why = f"its layers are {', '.join(sorted(_kinds(config)))}"
+        if getattr(config, "attn_logit_softcapping", None):
+            why = "it caps its attention's scores"
         raise InputError(
-            f"{config.model_type} cannot be trained on packed conversations: its layers are"
-            f" {', '.join(sorted(_kinds(config)))}; set train_qlora.packing false"
+            f"{config.model_type} cannot be trained on packed conversations: {why}; set train_qlora.packing false"
         )
 
 

@@ -31,12 +31,12 @@ def attend(query: Any, key: Any, value: Any, scaling: float | None) -> Any:
 
     Args:
         query: shape (1, heads, tokens, head size).
-        key: shape (1, key heads, tokens, head size), where key heads divide heads; `value` likewise.
-        value: see `key`.
+        key: shape (1, key heads, tokens, head size), where key heads divide heads.
+        value: shape (1, key heads, tokens, value size).
         scaling: factor on the scores; None: 1 / sqrt(head size).
 
     Returns:
-        Shape (1, heads, tokens, head size).
+        Shape (1, heads, tokens, value size).
     """
     return _Attention.apply(query, key, value, query.shape[3] ** -0.5 if scaling is None else scaling)
 
@@ -49,23 +49,24 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, scaling: float) -> Any:
-        shape, tokens = query.shape, query.shape[2]
+        heads, tokens, size = query.shape[1:]
         stacked = (key.shape[1], -1)
         with torch.autocast("cpu", enabled=False):
-            scores = torch.bmm(query.float().reshape(*stacked, shape[3]), key[0].float().transpose(1, 2))
+            scores = torch.bmm(query.float().reshape(*stacked, size), key[0].float().transpose(1, 2))
             scores = scores.view(-1, tokens, tokens).mul_(scaling)
             scores += torch.full((tokens, tokens), -torch.inf).triu_(1)
             weights = scores.softmax(-1).to(query.dtype).view(*stacked, tokens)
             ctx.save_for_backward(query, key, value, weights)
             ctx.scaling = scaling
-            return torch.bmm(weights, value[0]).view(shape)
+            return torch.bmm(weights, value[0]).view(1, heads, tokens, value.shape[3])
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
         query, key, value, weights = ctx.saved_tensors
-        stacked = (key.shape[1], -1, query.shape[3])
+        stacked = (key.shape[1], -1)
         with torch.autocast("cpu", enabled=False):
-            gradient, rows = gradient.reshape(stacked), query.reshape(stacked)
+            gradient = gradient.reshape(*stacked, value.shape[3])
+            rows = query.reshape(*stacked, query.shape[3])
             of_value = torch.bmm(weights.transpose(1, 2), gradient)
             of_weights = torch.bmm(gradient, value[0].transpose(1, 2))
             of_scores = torch.ops.aten._softmax_backward_data(of_weights.float(), weights.float(), -1, torch.float32)

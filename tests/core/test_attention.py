@@ -43,6 +43,18 @@ def test_short_and_long_conversations_follow_the_formula(dtype: torch.dtype, tol
         assert (mine.double() - other).norm() / other.norm() < tolerance
 
 
+def test_values_may_have_a_size_of_their_own() -> None:
+    """As with latent attention (DeepSeek-V3)."""
+    query, key, _ = row(8, torch.float32)
+    value = torch.randn(1, KEY_HEADS, 8, 5, requires_grad=True)
+    ours = short_attention.attend(query, key, value, None)
+    wanted = plain(query, key, value)
+    assert torch.allclose(ours.double(), wanted, atol=1e-6)
+    gradients = [torch.autograd.grad(found.sum(), (query, key, value)) for found in (ours, wanted)]
+    for mine, other in zip(*gradients, strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
 def test_scores_stay_in_float32_under_autocast() -> None:
     """Scores of a few hundred, as some heads have them: in bfloat16 they would be off by one and more."""
     query, key, value = (

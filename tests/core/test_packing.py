@@ -80,6 +80,13 @@ def test_an_architecture_that_would_mix_conversations_is_refused(tiny_model: Pat
         attention.use(net)
 
 
+def test_an_architecture_that_caps_its_scores_is_refused_for_that(tiny_model: Path) -> None:
+    net = models.load_16bit(tiny_model)
+    net.config.attn_logit_softcapping = 50.0
+    with pytest.raises(InputError, match="it caps its attention's scores"):
+        attention.use(net)
+
+
 def test_the_own_attention_comes_back_after_packing(tiny_model: Path) -> None:
     net = models.load_16bit(tiny_model)
     before = net.config._attn_implementation
