@@ -21,6 +21,7 @@ from typing import Any
 
 from components.core import storage
 from components.core.errors import InputError
+from components.core.steps import log
 
 MANIFEST = "manifest.json"
 
@@ -37,6 +38,8 @@ class Finished:
 def find(key_uri: str, **wanted: Any) -> Finished | None:
     """The finished work under a key (the earliest attempt where there are several), or None.
 
+    Work that has lost files since is named in the log and passed over, so that it is done anew.
+
     Args:
         key_uri: where the key's attempts lie.
         **wanted: what the work's info must say; other work is passed over.
@@ -50,8 +53,12 @@ def find(key_uri: str, **wanted: Any) -> Finished | None:
         attempt, _, rest = name.partition("/")
         if rest == MANIFEST:
             found = read(storage.join(key_uri, attempt))
-            if wanted.items() <= found.info.items():
-                return found
+            if not wanted.items() <= found.info.items():
+                continue
+            if gone := missing(found):
+                log(f"{found.uri} has lost {', '.join(gone)}: it is no longer taken for finished")
+                continue
+            return found
     return None
 
 
@@ -99,6 +106,7 @@ class Attempt:
     def __init__(self, key_uri: str) -> None:
         """Takes a folder: the final one where the store is local, a temporary one where it is S3."""
         self.uri = new_uri(key_uri)
+        self.committed = False
         self.folder = Path(tempfile.mkdtemp()) if storage.is_s3(key_uri) else storage.local_path(self.uri)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -115,17 +123,17 @@ class Attempt:
         }
         if storage.is_s3(self.uri):
             storage.upload(self.folder, self.uri)
-        return finish(self.uri, info, files)
+        finished = finish(self.uri, info, files)
+        self.committed = True
+        return finished
 
 
 @contextlib.contextmanager
 def attempt(key_uri: str) -> Iterator[Attempt]:
-    """An attempt whose files are removed if the work raises; a temporary folder is removed in any case."""
+    """An attempt whose files are removed if the work raises before it is committed; a temporary folder in any case."""
     work = Attempt(key_uri)
     try:
         yield work
-    except BaseException:
-        shutil.rmtree(work.folder, ignore_errors=True)
-        raise
-    if storage.is_s3(key_uri):
-        shutil.rmtree(work.folder, ignore_errors=True)
+    finally:
+        if storage.is_s3(key_uri) or not work.committed:
+            shutil.rmtree(work.folder, ignore_errors=True)

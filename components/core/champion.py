@@ -47,7 +47,7 @@ def find(model_name: str, version: str) -> Champion:
     try:
         found = tracking.client(timeout=60, retries=3).get_model_version(model_name, version)
     except mlflow.MlflowException as error:
-        reason = str(error).splitlines()[0]
+        reason = tracking.reason(error)
         raise InputError(f"{name} of {model_name}: {reason}; start a new run, which sees today's champion") from None
     addresses = [uri for uri in (found.tags.get("qlora.adapter_uri", ""), found.source) if uri]
     works = {uri: _whole(uri) for uri in addresses}

@@ -38,5 +38,6 @@ def once(key_uri: str) -> Iterator[None]:
     except TransientError:
         raise
     except InputError as error:
-        storage.write_bytes(marker, str(error).encode())
+        with contextlib.suppress(InputError):  # the store is away: what failed is what counts
+            storage.write_bytes(marker, str(error).encode())
         raise

@@ -79,6 +79,14 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
 
 
+def of_a_place(error: Exception) -> str:
+    """What is wrong with the folder or disk that a path names, in one line; '' where it is something else."""
+    if not isinstance(error, OSError) or error.errno not in _OF_A_PLACE:
+        return ""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{os.strerror(error.errno)}; give another place, or make room and rights there"
+
+
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
     """Runs a step's work under its name; an `InputError` becomes one line and exit code 1."""
@@ -92,9 +100,8 @@ def step(name: str) -> Iterator[None]:
         log(f"error: {error}")
         raise SystemExit(1) from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_A_PLACE:
-            where = f"{error.filename}: " if error.filename else ""
-            log(f"error: {where}{os.strerror(error.errno)}; give another place, or make room and rights there")
+        if line := of_a_place(error):
+            log(f"error: {line}")
             raise SystemExit(1) from None
         # Not the user's doing: the traceback goes to the log, and its last line where people look.
         traceback.print_exc()

@@ -62,19 +62,22 @@ def local_path(uri: str) -> Path:
 
 
 @functools.cache
-def _s3() -> S3Client:
+def s3_client() -> S3Client:
+    """The one S3 client of this process; it may be used by several threads."""
     import boto3
     from botocore.config import Config
 
     return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
 
 
-def _split(uri: str) -> tuple[str, str]:
+def s3_location(uri: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
 
-def _refused(uri: str, error: Exception) -> TransientError:
+def refused(uri: str, error: Exception) -> TransientError:
+    """What to raise where the S3 client raised `error` over `uri`."""
     said = str(error).strip().replace(":\n", ": ").splitlines()[0]
     return TransientError(f"{uri}: {said}; check the address, the endpoint and the credentials")
 
@@ -93,7 +96,7 @@ def s3_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
-        raise _refused(uri, error) from None
+        raise refused(uri, error) from None
 
 
 def read_bytes(uri: str, size: int | None = None) -> bytes:
@@ -103,10 +106,10 @@ def read_bytes(uri: str, size: int | None = None) -> bytes:
         InputError: there is no such file, or it cannot be read.
     """
     if is_s3(uri):
-        bucket, key = _split(uri)
+        bucket, key = s3_location(uri)
         part = {"Range": f"bytes=0-{size - 1}"} if size else {}
         with s3_errors(uri):
-            return _s3().get_object(Bucket=bucket, Key=key, **part)["Body"].read()  # type: ignore[arg-type]
+            return s3_client().get_object(Bucket=bucket, Key=key, **part)["Body"].read()  # type: ignore[arg-type]
     try:
         with local_path(uri).open("rb") as file:
             return file.read(size)
@@ -121,9 +124,9 @@ def delete(uri: str) -> None:
         InputError: it may not be deleted.
     """
     if is_s3(uri):
-        bucket, key = _split(uri)
+        bucket, key = s3_location(uri)
         with s3_errors(uri):
-            _s3().delete_object(Bucket=bucket, Key=key)
+            s3_client().delete_object(Bucket=bucket, Key=key)
         return
     try:
         local_path(uri).unlink(missing_ok=True)
@@ -147,11 +150,11 @@ def fetch(uri: str, etag: str, folder: Path) -> Path:
     from botocore.exceptions import BotoCoreError, ClientError
     from urllib3.exceptions import HTTPError
 
-    bucket, key = _split(uri)
+    bucket, key = s3_location(uri)
     target = folder / uuid.uuid4().hex
     for left in reversed(range(FETCH_ATTEMPTS)):
         try:
-            found = _s3().get_object(Bucket=bucket, Key=key)
+            found = s3_client().get_object(Bucket=bucket, Key=key)
             # The answer's own ETag: it is that of the very bytes that follow.
             if etag != f"etag:{found['ETag'].strip(chr(34))}":
                 raise InputError(f"{uri} changed since it was listed; start a new run")
@@ -159,10 +162,10 @@ def fetch(uri: str, etag: str, folder: Path) -> Path:
                 shutil.copyfileobj(found["Body"], file, 1 << 20)
             return target
         except ClientError as error:
-            raise _refused(uri, error) from None
+            raise refused(uri, error) from None
         except (BotoCoreError, HTTPError) as error:
             if not left:
-                raise _refused(uri, error) from None
+                raise refused(uri, error) from None
     raise AssertionError("unreachable")
 
 
@@ -173,9 +176,9 @@ def write_bytes(uri: str, data: bytes) -> None:
         InputError: the place cannot be written.
     """
     if is_s3(uri):
-        bucket, key = _split(uri)
+        bucket, key = s3_location(uri)
         with s3_errors(uri):
-            _s3().put_object(Bucket=bucket, Key=key, Body=data)
+            s3_client().put_object(Bucket=bucket, Key=key, Body=data)
         return
     path = local_path(uri)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -222,10 +225,10 @@ def _local_entries(path: Path) -> Iterator[Entry]:
 def _s3_entries(uri: str) -> Iterator[Entry]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, key = _split(uri)
+    bucket, key = s3_location(uri)
     folder = key.rstrip("/") + "/" if key else ""
     try:
-        for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/")):
+        for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/")):
             for item in page.get("Contents", []):
                 name = item["Key"]
                 # A prefix also matches its neighbours ("data" and "data-old"): only the object itself or what is below.
@@ -233,7 +236,7 @@ def _s3_entries(uri: str) -> Iterator[Entry]:
                 if (name == key or name.startswith(folder)) and not name.endswith("/"):
                     yield Entry(path, item["Size"], f"etag:{item['ETag'].strip(chr(34))}")
     except (ClientError, BotoCoreError) as error:
-        raise _refused(uri, error) from None
+        raise refused(uri, error) from None
 
 
 def file_uri(uri: str, entry: Entry) -> str:
@@ -247,12 +250,12 @@ def download(uri: str, folder: Path) -> Path:
     """A local folder with the files at `uri`: the very folder where it is local, else a copy in `folder`."""
     if not is_s3(uri):
         return local_path(uri)
-    bucket, _ = _split(uri)
+    bucket, _ = s3_location(uri)
     for entry in listing(uri):
         target = folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         with s3_errors(uri):
-            _s3().download_file(bucket, _split(join(uri, entry.path))[1], str(target))
+            s3_client().download_file(bucket, s3_location(join(uri, entry.path))[1], str(target))
     return folder
 
 
@@ -272,11 +275,11 @@ def upload_file(file: Path, uri: str) -> None:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
-        bucket, key = _split(uri)
+        bucket, key = s3_location(uri)
         try:
-            _s3().upload_file(str(file), bucket, key)
+            s3_client().upload_file(str(file), bucket, key)
         except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise _refused(uri, error) from None
+            raise refused(uri, error) from None
         return
     local_path(uri).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, local_path(uri))
@@ -286,13 +289,3 @@ def sha256_file(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def s3_client() -> S3Client:
-    """The one S3 client of this process; it may be used by several threads."""
-    return _s3()
-
-
-def s3_location(uri: str) -> tuple[str, str]:
-    """Bucket and key of an `s3://` URI."""
-    return _split(uri)

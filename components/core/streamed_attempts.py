@@ -34,6 +34,7 @@ class StreamedAttempt:
         """Takes a folder below the key and begins to give signs of life."""
         self.uri = attempts.new_uri(key_uri)
         self.files: dict[str, dict[str, Any]] = {}
+        self.committed = False
         self._ended = threading.Event()
         self._beat()
         self._thread = threading.Thread(target=self._live, daemon=True)
@@ -71,7 +72,9 @@ class StreamedAttempt:
             info: what a reader wants to know of the work, JSON.
         """
         finished = attempts.finish(self.uri, info, self.files)
-        self.end()
+        self.committed = True
+        with contextlib.suppress(InputError):  # the store is away again; beside a manifest it means nothing
+            self.end()
         return finished
 
     def end(self) -> None:
@@ -95,8 +98,9 @@ def attempt(key_uri: str) -> Iterator[StreamedAttempt]:
         yield work
     except BaseException:
         with contextlib.suppress(InputError):
-            work.end()
-            _remove(key_uri, work.uri)
+            if not work.committed:
+                work.end()
+                _remove(key_uri, work.uri)
         raise
     if unsure:
         time.sleep(max(0.0, DEAD_AFTER + BEAT - (time.monotonic() - started)))

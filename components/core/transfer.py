@@ -48,7 +48,7 @@ def use_endpoint(endpoint: str) -> None:
     """From now on this process reads and writes every s3:// address at another endpoint; '' changes nothing."""
     if endpoint:
         os.environ["AWS_ENDPOINT_URL_S3"] = endpoint
-        storage._s3.cache_clear()
+        storage.s3_client.cache_clear()
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
@@ -69,10 +69,10 @@ def read_range(uri: str, start: int, size: int) -> bytes:
     from botocore.exceptions import BotoCoreError, ClientError
     from urllib3.exceptions import HTTPError
 
-    bucket, key = storage._split(uri)
+    bucket, key = storage.s3_location(uri)
     for left in reversed(range(TRIES)):
         try:
-            found = storage._s3().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + size - 1}")
+            found = storage.s3_client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + size - 1}")
             return found["Body"].read()
         except ClientError as error:
             raise refused(uri, error) from None
@@ -88,12 +88,12 @@ def refused(uri: str, error: Exception) -> InputError:
     if code in ("NoSuchKey", "404", "NoSuchBucket"):
         return InputError(f"{uri}: it is gone")
     if code in ("AccessDenied", "403", "Forbidden"):
-        bucket, _ = storage._split(uri)
+        bucket, _ = storage.s3_location(uri)
         return InputError(
             f"{uri}: access denied (403); a version registered by reference is read from the bucket itself: these"
             f" credentials need s3:GetObject and s3:ListBucket on s3://{bucket}"
         )
-    return storage._refused(uri, error)
+    return storage.refused(uri, error)
 
 
 def sha256(uri: str, size: int) -> str:
@@ -124,12 +124,12 @@ def dated(uri: str) -> list[Dated]:
         return [Dated(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime) for path, stat in found]
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, key = storage._split(uri)
+    bucket, key = storage.s3_location(uri)
     prefix = key.rstrip("/") + "/"
     try:
         return [
             Dated(item["Key"].removeprefix(prefix), item["Size"], item["LastModified"].timestamp())
-            for page in storage._s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            for page in storage.s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             for item in page.get("Contents", [])
         ]
     except (ClientError, BotoCoreError) as error:
@@ -160,7 +160,7 @@ def remove(uri: str, mark: str) -> None:
     for name in marks:
         storage.delete(storage.join(uri, name))
     if storage.is_s3(uri):
-        folder = storage._split(uri)[1].rstrip("/")
+        folder = storage.s3_location(uri)[1].rstrip("/")
         _delete_objects(uri, [f"{folder}/{name}" for name in below if name not in marks] if below else [folder])
         return
     path = storage.local_path(uri)
@@ -173,10 +173,10 @@ def remove(uri: str, mark: str) -> None:
 def _delete_objects(uri: str, keys: list[str]) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, _ = storage._split(uri)
+    bucket, _ = storage.s3_location(uri)
     try:
         for batch in _batches(keys):
-            answer = storage._s3().delete_objects(
+            answer = storage.s3_client().delete_objects(
                 Bucket=bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
             )
             for problem in answer.get("Errors", []):

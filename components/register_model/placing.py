@@ -105,7 +105,7 @@ def _with_manifest(work: attempts.Finished) -> dict[str, dict[str, Any]]:
 def _target_sizes(uri: str, endpoint: str) -> dict[str, int]:
     if not endpoint or not storage.is_s3(uri):
         return storage.sizes(uri)
-    bucket, prefix = storage._split(uri)
+    bucket, prefix = storage.s3_location(uri)
     pages = _client(endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
     with _explained(uri):
         return {
@@ -121,16 +121,16 @@ def _copy(source: str, target: str, size: int, endpoint: str) -> None:
         return
     from boto3.s3.transfer import TransferConfig
 
-    bucket, key = storage._split(target)
+    bucket, key = storage.s3_location(target)
     with _explained(target):
         if endpoint or not storage.is_s3(source):
-            client: Any = _client(endpoint) if endpoint else storage._s3()
+            client: Any = _client(endpoint) if endpoint else storage.s3_client()
             parts = TransferConfig(multipart_threshold=STREAM_PART, multipart_chunksize=STREAM_PART)
             client.upload_fileobj(_Parts(source, size), bucket, key, Config=parts)
         else:
             parts = TransferConfig(multipart_threshold=COPY_PART, multipart_chunksize=COPY_PART)
-            own_bucket, own_key = storage._split(source)
-            storage._s3().copy({"Bucket": own_bucket, "Key": own_key}, bucket, key, Config=parts)
+            own_bucket, own_key = storage.s3_location(source)
+            storage.s3_client().copy({"Bucket": own_bucket, "Key": own_key}, bucket, key, Config=parts)
 
 
 @functools.cache

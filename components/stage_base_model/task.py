@@ -1,6 +1,5 @@
 """Brings the base model into the store, once a revision; a folder or an s3:// prefix is used where it lies."""
 
-import json
 from typing import NamedTuple
 
 from components.core import attempts, base_model, storage
@@ -42,9 +41,7 @@ def run(config: StageConfig) -> Result:
         uri = storage.join(place, "files")
         copied = copying.copy(config.base_model, revision, files, uri)
         info = {"base_model": config.base_model, "revision": revision}
-        manifest = {"format": 1, "info": info, "files": copied}
-        storage.write_bytes(storage.join(uri, attempts.MANIFEST), json.dumps(manifest, indent=1).encode())
-        staged = attempts.Finished(uri, info, copied)
+        staged = attempts.finish(uri, info, copied)
     # Says that a run is at work with it: clean-up keeps what was written lately.
     storage.write_bytes(storage.join(place, USED), b"")
     log(f"base lies at {staged.uri}")

@@ -71,7 +71,6 @@ class MlflowRun:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        said = reason if isinstance(error, InputError) else f"MLflow: {reason}"
+        said = str(error) if isinstance(error, InputError) else f"MLflow: {tracking.reason(error)}"
         log(f"{said}; the training goes on without it")
         self._client = None

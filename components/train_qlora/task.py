@@ -110,14 +110,10 @@ def run(
 
 
 def _finished(key_uri: str, made_from: dict[str, Any]) -> attempts.Finished | None:
-    """The adapter of this key, if it is whole; one that lost files is named, and made again."""
+    """The adapter of this key, if it is whole."""
     finished = attempts.find(key_uri)
-    if finished is None:
-        return None
-    refuse_other(finished.info, made_from, finished.uri)
-    if gone := attempts.missing(finished):
-        log(f"{finished.uri} has lost {', '.join(gone)}: its adapter is trained again")
-        return None
+    if finished is not None:
+        refuse_other(finished.info, made_from, finished.uri)
     return finished
 
 

@@ -45,6 +45,26 @@ def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "key").iterdir()) == []
 
 
+def test_work_that_is_committed_stays_whatever_comes_after(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), attempts.attempt(str(tmp_path / "key")) as attempt:
+        (attempt.folder / "weights").write_text("whole")
+        done = attempt.commit({})
+        raise RuntimeError
+    assert attempts.find(str(tmp_path / "key")) == done
+
+
+def test_work_that_lost_a_file_is_named_and_done_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torn = finish(tmp_path / "key", "one")
+    Path(torn.uri, "weights").write_text("tor")
+    whole = finish(tmp_path / "key", "two")
+    Path(whole.uri, "weights").write_text("two")
+    found = attempts.find(str(tmp_path / "key"))
+    assert found == whole
+    Path(whole.uri, "weights").unlink()
+    assert attempts.find(str(tmp_path / "key")) is None
+    assert f"{whole.uri} has lost weights: it is no longer taken for finished" in capsys.readouterr().out
+
+
 def test_reading_what_is_not_whole_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json"):
         attempts.read(str(tmp_path))

@@ -27,6 +27,14 @@ def test_work_that_raises_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "key").iterdir()) == []
 
 
+def test_work_that_is_committed_stays_whatever_comes_after(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), streamed_attempts.attempt(str(tmp_path / "key")) as attempt:
+        attempt.write("weights", b"hello")
+        done = attempt.commit({})
+        raise RuntimeError
+    assert attempts.find(str(tmp_path / "key")) == done
+
+
 def test_what_a_dead_attempt_left_is_removed_and_a_living_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
