@@ -8,7 +8,7 @@ import click
 
 from components.core.config import STEPS
 from components.core.errors import InputError
-from components.core.steps import quiet_libraries
+from components.core.steps import of_a_place, quiet_libraries
 from pipelines import (
     alias_command,
     compile_command,
@@ -27,13 +27,18 @@ GATE_SAID_NO, CANCELLED = 3, 4
 
 
 class _Group(click.Group):
-    """Turns an `InputError` of any command into one line and exit code 1."""
+    """Turns an `InputError` of any command, and a path that cannot be written, into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except InputError as error:
             click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if not (line := of_a_place(error)):
+                raise
+            click.echo(f"error: {line}", err=True)
             ctx.exit(1)
 
 

@@ -12,6 +12,7 @@ Adapters and tokenizers stay: they are small, and a finished training is found b
 
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from components.core.errors import InputError
 
 DEPTH = {"checkpoints": 2, "merged": 3, "listings": 2, "bases": 3, "claims": 2}
 """How many parts of a path name one piece of work, by the folder below the store."""
+MERGE_KEY = re.compile("[0-9a-f]{64}")
 DAY = 86400
 
 
@@ -83,11 +85,11 @@ def in_store(store: str, refer: References, days: float) -> list[Piece]:
 
 
 def in_models_store(store: str, refer: References, days: float) -> list[Piece]:
-    """What may go from the store of registered models."""
+    """What may go from the store of registered models: folders named by a merge_key; all else there is not ours."""
     return [
         Piece("models", uri, size, age, "no version refers to it")
         for uri, size, age in _pieces(store, {"": 1})
-        if uri not in refer.sources and age >= days
+        if MERGE_KEY.fullmatch(uri.rsplit("/", 1)[1]) and uri not in refer.sources and age >= days
     ]
 
 

@@ -77,10 +77,10 @@ def new_rows(listing: Listing, former_digest: str, enough: int) -> int:
 def _former(digest: str) -> dict[str, Entry]:
     if not digest:
         return {}
-    try:
-        found = json.loads(storage.read_bytes(storage.join(storage.root(), "listings", f"{digest}.json")))
-    except InputError:
+    listings, name = storage.join(storage.root(), "listings"), f"{digest}.json"
+    if name not in storage.sizes(listings):
         return {}  # removed by qlora gc
+    found = json.loads(storage.read_bytes(storage.join(listings, name)))
     return {file[0]: Entry(*file) for file in found["train"]["files"]}
 
 

@@ -223,7 +223,8 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "Pipelin
         task: a step of `STEPS`.
         pool: the run's placement.
         cached: whether KFP may reuse an earlier result. Not for a step whose result is an address: what lay there may
-            have been deleted since; such steps find their own finished work by key.
+            have been deleted since; such steps find their own finished work by key. Training is the exception:
+            adapters stay, and asking it again would take a GPU.
     """
     from kfp import kubernetes
 

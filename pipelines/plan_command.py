@@ -1,7 +1,9 @@
 """`qlora plan`: what a run will need, before anything is started."""
 
+import contextlib
 import dataclasses
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -209,7 +211,8 @@ def plan(
       qlora plan --config pipelines/demo/demo.yaml --compare
     """
     runs_folder.use(runs)
-    figures = estimate(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
+    with contextlib.redirect_stdout(sys.stderr):  # lines said on the way are no part of the plan
+        figures = estimate(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
     click.echo(json.dumps(figures) if as_json else text(figures, with_compare))
     fatal = any(finding["level"] == "fatal" for finding in figures["findings"])
     ctx.exit(1 if fatal or not figures["fits"] else 0)

@@ -69,7 +69,7 @@ def step_readme(step: str) -> str:
     lines += _table(
         ["name", "type", "what it is"],
         (
-            [f"`{name}`", _type(value.type), described.get(name) or returned[name]]
+            [f"`{name}`", _type(value.type), returned.get(name) or described[name]]
             for name, value in (spec.outputs or {}).items()
         ),
     )

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from components.core.errors import InputError
 
 if TYPE_CHECKING:
     from pipelines.compiled import Compiled
@@ -88,14 +89,17 @@ def say(line: str) -> None:
 
 
 def wait(server: "Server", run_id: str, pipeline: "Compiled") -> dict[str, Any]:
-    """Follows a run and says how it ended; `exit` is the command's exit code."""
+    """Follows a run and says how it ended; `exit` is the command's exit code. `unknown`: it could not be followed."""
     from pipelines.kfp_server import waiting
 
     try:
         followed = waiting.follow(server, run_id, pipeline, say)
     except KeyboardInterrupt:
         say(f"no longer followed; the run goes on: {server.url(run_id)}")
-        sys.exit(1)
+        return {"outcome": "unknown", "exit": 1}
+    except InputError as error:
+        say(f"error: {error}")
+        return {"outcome": "unknown", "exit": 1}
     if followed.end is waiting.End.FAILED:
         say(f"error: {followed.step or 'the run'} failed: {followed.lines[0]}")
         for line in followed.lines[1:]:

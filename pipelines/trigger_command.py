@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from components.core import storage
+from pipelines import runs_folder
 from pipelines.run_file import Run
 from pipelines.server_options import Where, say, server_options, wait
 
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 @click.option("--retry-delay", default=10.0, show_default=True, type=click.FloatRange(min=0),
               help="Minutes between a run that failed and the next.")  # fmt: skip
 @click.option("--local", "here", is_flag=True, help="Run on this machine, without Kubernetes.")
-@click.option("--runs", default=Path("runs"), type=click.Path(path_type=Path), help="With --local: keeps runs.")
+@click.option("--runs", default=runs_folder.DEFAULT, type=click.Path(path_type=Path), help="With --local: keeps runs.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--force", is_flag=True, help="Start a run whatever ran before.")
 @click.option("--wait", "follow", is_flag=True, help="Follow the run, also one that was at work; exit as it ends.")
 @server_options
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 @click.pass_context
 def trigger(
     ctx: click.Context,

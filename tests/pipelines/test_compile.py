@@ -139,6 +139,13 @@ def test_a_wrong_choice_is_one_line(option: tuple[str, str], message: str, tmp_p
     assert message in refused("compile", tmp_path / "out.yaml", *option)
 
 
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert "give another place, or make room and rights there" in refused(
+        "compile", tmp_path / "file" / "pipeline.yaml"
+    )
+
+
 def test_a_component_works_in_a_pipeline_of_somebody_elses(tmp_path: Path, tiny_model: Path, place: Path) -> None:
     from kfp import components, dsl, local
 

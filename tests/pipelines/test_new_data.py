@@ -39,6 +39,13 @@ def test_without_a_former_listing_all_rows_are_new(data: Path) -> None:
     assert count(data, "") == count(data, "0" * 64) == 10
 
 
+def test_a_store_that_cannot_be_asked_is_no_reason_to_start(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = saved(data)
+    monkeypatch.delenv("QLORA_STORE")
+    with pytest.raises(InputError, match="QLORA_STORE is not set"):
+        count(data, former)
+
+
 def test_new_files_count_whole_and_grown_ones_by_what_they_grew(data: Path) -> None:
     former = saved(data)
     assert count(data, former) == 0
