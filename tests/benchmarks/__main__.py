@@ -11,7 +11,7 @@ from pathlib import Path
 from components.core.steps import quiet_libraries
 from pipelines.demo import fetch_model
 from tests.benchmarks import evaluate_vs_lm_eval, merge_vs_peft, page, plan_vs_measured, prepare_vs_trl, train_vs_trl
-from tests.benchmarks.demo_run import MODEL
+from tests.benchmarks.measure import MODEL
 
 
 def main() -> None:

@@ -8,8 +8,6 @@ from components.core.config import RunConfig
 from components.plan_run import task as plan_run
 from components.prepare_dataset import task as prepare_dataset
 
-MODEL = Path("runs/models/SmolLM2-135M-Instruct")
-
 
 def prepare(config: RunConfig, folder: Path, store: Path) -> tuple[Any, Any]:
     """Plans a run and prepares its data: `train.parquet` in the folder, beside MLflow's database.

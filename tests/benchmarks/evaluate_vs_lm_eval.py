@@ -20,7 +20,7 @@ from components.core import chat, models
 from components.core.config import EvaluateConfig
 from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
-from tests.benchmarks.demo_run import MODEL
+from tests.benchmarks.measure import MODEL
 from tests.benchmarks.train_vs_trl import json_rows
 
 DATA = "pipelines/demo/tickets_train.jsonl"

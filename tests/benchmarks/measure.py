@@ -5,6 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+MODEL = Path("runs/models/SmolLM2-135M-Instruct")
+"""Where `make demo` puts the model that is measured."""
+
 
 def high_water(pid: int) -> dict[int, int]:
     """VmHWM in KiB of a process and of all below it, by process id; those that have ended are left out."""

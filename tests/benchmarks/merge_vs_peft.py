@@ -26,10 +26,8 @@ from components.core import attempts, models
 from components.core.config import MergeConfig
 from components.core.quantization import Quantization, digest
 from components.core.steps import quiet_libraries
-from pipelines import run_file
-from tests.benchmarks import demo_run
 from tests.benchmarks import measure as memory
-from tests.benchmarks.demo_run import MODEL
+from tests.benchmarks.measure import MODEL
 
 LAYERS, WIDTH, INNER, KEYS, VOCABULARY = 22, 2048, 5632, 256, 32000
 REVISION = "random"
@@ -167,6 +165,8 @@ def speed_and_memory(scratch: Path) -> dict[str, float]:
 def demo_adapter(scratch: Path) -> tuple[Path, str]:
     """The demo's trained adapter and the revision of its base; one that `make demo` left is taken up."""
     from components.train_qlora import task as train
+    from pipelines import run_file
+    from tests.benchmarks import demo_run  # here, as the measured processes need nothing of it
 
     config = run_file.load(Path("pipelines/demo/demo.yaml")).config
     plan, prepared = demo_run.prepare(config, scratch, Path("runs/store"))

@@ -22,7 +22,7 @@ from typing import Any
 from components.core.errors import InputError
 from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
-from tests.benchmarks.demo_run import MODEL
+from tests.benchmarks.measure import MODEL
 
 MAX_LENGTH = 1024
 SEED = 1

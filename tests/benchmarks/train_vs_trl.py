@@ -27,7 +27,7 @@ from components.train_qlora import training
 from components.train_qlora.checkpoints import Checkpoints
 from components.train_qlora.mlflow_run import MlflowRun
 from tests.benchmarks import measure as memory
-from tests.benchmarks.demo_run import MODEL
+from tests.benchmarks.measure import MODEL
 
 ROWS, STEPS = 320, 20
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::mkldnn_linear")

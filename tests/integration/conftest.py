@@ -40,12 +40,12 @@ def s3_store() -> Iterator[str]:
 
 
 def _prefix() -> Iterator[str]:
-    storage._s3.cache_clear()
-    names = {bucket["Name"] for bucket in storage._s3().list_buckets()["Buckets"]}
+    storage.s3_client.cache_clear()
+    names = {bucket["Name"] for bucket in storage.s3_client().list_buckets()["Buckets"]}
     if BUCKET not in names:
-        storage._s3().create_bucket(Bucket=BUCKET)
+        storage.s3_client().create_bucket(Bucket=BUCKET)
     yield f"s3://{BUCKET}/{os.getpid()}"
-    storage._s3.cache_clear()
+    storage.s3_client.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +105,6 @@ def fresh_servers(mlflow_server: str, own_store: str) -> Iterator[None]:
         patch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL_S3"])
         patch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        storage._s3.cache_clear()
+        storage.s3_client.cache_clear()
         yield
-    storage._s3.cache_clear()
+    storage.s3_client.cache_clear()

@@ -141,11 +141,11 @@ def test_a_store_that_goes_away_is_one_line_and_nothing_half_done(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_S3", between.address)
         patch.setattr(streams._Upload, "_send_part", last)
-        storage._s3.cache_clear()
+        storage.s3_client.cache_clear()
         with pytest.raises(InputError, match=r"model\.safetensors: .*; check the address, the endpoint") as refused:
             merge(str(base), str(adapter))
         assert "\n" not in str(refused.value)
-    storage._s3.cache_clear()
+    storage.s3_client.cache_clear()
     assert attempts.find(f"{own_store}/merged/key") is None
     assert merge(str(base), str(adapter)).files == undisturbed
     assert left_behind(own_store) == (0, [])
@@ -162,8 +162,8 @@ def test_connections_that_break_off_are_made_anew(
     storage.upload(base, f"{own_store}/base")
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", between.address)
-    storage._s3.cache_clear()
+    storage.s3_client.cache_clear()
     between.cut_after(1_500_000, times=3)
     assert merge(f"{own_store}/base", str(adapter)).files == undisturbed
     assert between.cuts == 3
-    storage._s3.cache_clear()
+    storage.s3_client.cache_clear()

@@ -87,13 +87,15 @@ def test_no_right_to_read_the_bucket_says_what_is_needed(
 ) -> None:
     uri, _ = make_merged(own_store, "one")
     register(name, (uri, "one"))
-    bucket, key = storage._split(uri)
+    bucket, key = storage.s3_location(uri)
     deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/{key}/*"}
-    storage._s3().put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
+    storage.s3_client().put_bucket_policy(
+        Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]})
+    )
     try:
         result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     finally:
-        storage._s3().delete_bucket_policy(Bucket=bucket)
+        storage.s3_client().delete_bucket_policy(Bucket=bucket)
     assert result.exit_code == 1
     assert "access denied (403); a version registered by reference is read from the bucket itself" in result.output
     assert f"need s3:GetObject and s3:ListBucket on s3://{bucket}" in result.output
@@ -145,7 +147,7 @@ def test_a_store_of_registered_models_on_another_endpoint_is_streamed_to(
         evidence = {"listing_uri": listing, "data_digest": "d"}
         register(name, (uri, "one"), evidence=evidence)
         os.environ["AWS_ENDPOINT_URL_S3"] = own  # again, as another process would
-        storage._s3.cache_clear()
+        storage.s3_client.cache_clear()
         assert register(name, (uri, "one"), evidence=evidence).outcome == "champion"
         run = tracking.client().get_run(versions(name)[0].run_id)
         assert len(run.inputs.dataset_inputs) == 1

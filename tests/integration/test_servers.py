@@ -45,7 +45,7 @@ def test_the_proxy_cuts_and_refuses_and_signatures_pass_through_it(
 ) -> None:
     storage.write_bytes(f"{own_store}/large", b"x" * 1_000_000)
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
-    bucket, key = storage._split(f"{own_store}/large")
+    bucket, key = storage.s3_location(f"{own_store}/large")
     s3 = client(between.address)
     assert len(s3.get_object(Bucket=bucket, Key=key)["Body"].read()) == 1_000_000
     between.cut_after(100_000, times=1)
