@@ -61,8 +61,8 @@ def text(figures: dict[str, float], seconds: float) -> str:
     lines += [
         "",
         "Not measured: anything on a GPU, and more than one machine. The machine is shared and noisy: a ratio may"
-        " differ by a tenth from one run to the next. `make bench-quality` compares losses over three seeds."
-        " Its figures are no part of this page.",
+        " differ by a tenth from one run to the next. `make bench-quality` compares losses over three seeds;"
+        " [DECISIONS.md](../DECISIONS.md) has what it found.",
     ]
     return "\n".join(lines) + "\n"
 

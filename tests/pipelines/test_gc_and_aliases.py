@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from components.core import tracking
+from pipelines import garbage
 from tests.pipelines.registered import Make, aged, qlora, refused, register
 
 
@@ -66,3 +67,14 @@ def test_gc_refuses_a_registry_that_knows_nothing_of_the_store(make_merged: Make
     assert "no version in this registry refers to" in refused("gc")
     assert unwanted.exists()
     assert "1 pieces" in qlora("gc", "--dry-run").output
+
+
+def test_gc_leaves_what_is_not_named_by_a_merge_key_in_the_store_of_registered_models(tmp_path: Path) -> None:
+    kept, unwanted = "a" * 64, "b" * 64
+    for name in (f"{kept}/model/x", f"{unwanted}/model/x", "team-a/merged/k/a/x", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("content")
+        aged(path, 30)
+    refer = garbage.References(frozenset([f"{tmp_path}/{kept}"]), frozenset(), frozenset(), frozenset())
+    assert [piece.uri for piece in garbage.in_models_store(str(tmp_path), refer, 7)] == [f"{tmp_path}/{unwanted}"]

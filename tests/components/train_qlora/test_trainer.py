@@ -74,11 +74,11 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(
 
 
 def test_in_16_bit_short_attention_is_as_near_to_float32_as_the_plain_loss(tiny_model: Path) -> None:
-    """Rounding alone puts the plain loss's gradients 1 to 5 % off; ours must not be farther, parameter by parameter."""
+    """Rounding alone puts the plain loss's gradients 1 to 5 % off; ours no tenth farther, parameter by parameter."""
     true_loss, truth = plain_gradients(tiny_model, "float32")
     _, plain = plain_gradients(tiny_model, "bfloat16")
     loss, ours = our_gradients(tiny_model, "bfloat16")
     assert loss == pytest.approx(true_loss, rel=1e-2)
     plain_off, our_off = distances(plain, truth), distances(ours, truth)
     for name, distance in our_off.items():
-        assert distance <= 1.2 * plain_off[name], name
+        assert distance <= 1.1 * plain_off[name], name
