@@ -97,6 +97,13 @@ def test_a_run_that_vanishes_is_said(kfp: Kfp, run_yaml: Path) -> None:
     assert "is no longer on" in refused("submit", "--config", run_yaml, "--wait")
 
 
+def test_a_run_that_could_not_be_followed_is_still_named(kfp: Kfp, run_yaml: Path) -> None:
+    kfp.life = [look("RUNNING"), {"vanish": True}]
+    found = submit(run_yaml, "--wait")
+    assert (found["exit_code"], found["outcome"]) == (1, "unknown")
+    assert found["run_id"] and "is no longer on" in found["said"]
+
+
 @pytest.mark.parametrize(
     "fault",
     [
