@@ -4,36 +4,36 @@
 
 `evaluate_vs_lm_eval` is how many times the tokens a second, against lm-eval at its best batch size here, the median of
 three pairs, one run after the other; `evaluate_memory_vs_lm_eval` is the peak of our process, libraries and weights
-included, over that of lm-eval's at that batch size.
+included, over that of lm-eval's at that batch size, and `evaluate_scoring_memory_vs_lm_eval` the same of what comes on
+top of libraries and weights.
 `evaluate_nll_difference` is how far the mean losses are apart, in nats a token. SmolLM2-135M in bfloat16, whose
 rounding is most of that. BENCH_DATA names rows to take instead of the demo's.
 """
 
 import json
-import os
 import statistics
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
 
 from components.core import chat, models
 from components.core.config import EvaluateConfig
 from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
+from tests.benchmarks import rows as rows_of
 from tests.benchmarks.measure import MODEL
-from tests.benchmarks.train_vs_trl import json_rows
 
-DATA = "pipelines/demo/tickets_train.jsonl"
 ROWS, MAX_LENGTH = 128, 1024
-BATCH_SIZES = (1, 8, 64)
+BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 PAIRS = 3
 
 
 def rows() -> list[chat.Encoded]:
     """The first rows, the last answer supervised: lm-eval knows one continuation a row."""
-    tokenizer = models.load_tokenizer(MODEL)
-    found = zip(range(ROWS), json_rows(os.environ.get("BENCH_DATA", DATA)), strict=False)
-    encoded = [chat.encode(tokenizer, row, MAX_LENGTH, last_only=True) for _, row in found]
+    encoded = rows_of.encoded(0, ROWS, MAX_LENGTH, last_only=True)
     return [item for item in encoded if item.supervised]
 
 
@@ -60,6 +60,15 @@ def harness(model: Any, encoded: list[chat.Encoded], batch_size: int) -> list[fl
     return [total for total, _ in scorer._loglikelihood_tokens(requests, disable_tqdm=True)]
 
 
+class Run(NamedTuple):
+    """One side's figures: seconds, log-likelihoods, peak in MiB, and what of it was there before the scoring."""
+
+    seconds: float
+    found: list[float]
+    peak: float
+    before: float
+
+
 def _one(batch_size: int) -> None:
     """Scores in this process, by lm-eval where it is given a batch size; prints seconds and log-likelihoods.
 
@@ -67,6 +76,9 @@ def _one(batch_size: int) -> None:
     """
     quiet_libraries()
     encoded, model = rows(), models.load_16bit(MODEL).eval()
+    with torch.no_grad():
+        model(torch.tensor([encoded[0].input_ids[:8]]).to(model.device))  # weights are read when they are first used
+    before = memory.resident()
 
     def score(items: list[chat.Encoded]) -> list[float]:
         return harness(model, items, batch_size) if batch_size else ours(model, items)
@@ -74,30 +86,38 @@ def _one(batch_size: int) -> None:
     score(encoded[:4])
     started = time.monotonic()
     found = score(encoded)
-    print(json.dumps({"seconds": time.monotonic() - started, "found": found}))
+    print(json.dumps({"seconds": time.monotonic() - started, "found": found, "before": before}))
 
 
-def _run(batch_size: int) -> tuple[float, float, list[float]]:
-    """Seconds, peak MiB and log-likelihoods of one side in a process of its own."""
+def _run(batch_size: int) -> Run:
+    """One side in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.evaluate_vs_lm_eval", "--one", str(batch_size)]
     output, peak = memory.run(command)
-    result = json.loads(output.strip().splitlines()[-1])
-    print(f"batch {batch_size or 'ours'}: {result['seconds']:.1f} s, {peak:.0f} MiB", file=sys.stderr)
-    return result["seconds"], peak, result["found"]
+    run = Run(peak=peak, **json.loads(output.strip().splitlines()[-1]))
+    who = f"batch {batch_size}" if batch_size else "ours"
+    print(f"{who}: {run.seconds:.1f} s, {peak:.0f} MiB, {peak - run.before:.0f} of it for scoring", file=sys.stderr)
+    return run
 
 
 def measure() -> dict[str, float]:
     """Finds lm-eval's best batch size, then compares with that in pairs."""
-    tried = {batch_size: _run(batch_size)[0] for batch_size in BATCH_SIZES}
+    tried = {batch_size: _run(batch_size).seconds for batch_size in BATCH_SIZES}
     best = min(tried, key=lambda batch_size: tried[batch_size])
     pairs = [(_run(0), _run(best)) for _ in range(PAIRS)]
-    (_, _, mine), (_, _, theirs) = pairs[0]
+    mine, theirs = pairs[0]
     tokens = sum(item.supervised for item in rows())
+
+    def median(ratio: Callable[[Run, Run], float]) -> float:
+        return round(statistics.median(ratio(*pair) for pair in pairs), 2)
+
     return {
-        "evaluate_vs_lm_eval": round(statistics.median(other[0] / own[0] for own, other in pairs), 2),
-        "evaluate_memory_vs_lm_eval": round(statistics.median(own[1] / other[1] for own, other in pairs), 2),
+        "evaluate_vs_lm_eval": median(lambda own, other: other.seconds / own.seconds),
+        "evaluate_memory_vs_lm_eval": median(lambda own, other: own.peak / other.peak),
+        "evaluate_scoring_memory_vs_lm_eval": median(
+            lambda own, other: (own.peak - own.before) / (other.peak - other.before)
+        ),
         "evaluate_lm_eval_batch_size": best,
-        "evaluate_nll_difference": round(abs(sum(mine) - sum(theirs)) / tokens, 6),
+        "evaluate_nll_difference": round(abs(sum(mine.found) - sum(theirs.found)) / tokens, 6),
     }
 
 

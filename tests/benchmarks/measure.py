@@ -23,6 +23,11 @@ def high_water(pid: int) -> dict[int, int]:
     return found
 
 
+def resident() -> float:
+    """Resident memory of this process, in MiB."""
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
 def run(command: list[str], every: float = 0.05) -> tuple[str, float]:
     """Runs a command to its end.
 

@@ -22,7 +22,8 @@ from components.core import packing
 from components.core.config import TrainConfig
 from components.core.steps import quiet_libraries
 from tests.benchmarks import measure as memory
-from tests.benchmarks.train_vs_trl import BEST, encoded, our_trainer, trl_trainer
+from tests.benchmarks import rows
+from tests.benchmarks.train_vs_trl import BEST, MAX_LENGTH, our_trainer, trl_trainer
 
 SEEDS = (0, 1, 2)
 ROWS, HELD_OUT = 160, 100
@@ -45,7 +46,7 @@ def trl(seed: int) -> tuple[float, int]:
     """The same of TRL's trainer."""
     options = TrainConfig()
     set_seed(seed)
-    steps = len(packing.rows(encoded(rows=ROWS), 1024))
+    steps = len(packing.rows(rows.encoded(0, ROWS, MAX_LENGTH), 1024))
     settings = {
         "max_steps": -1,
         "num_train_epochs": 1,
@@ -69,7 +70,7 @@ def held_out_loss(model: Any) -> float:
     model.set_attn_implementation("sdpa")
     total = count = 0.0
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
-        for item in encoded(first=ROWS, rows=HELD_OUT):
+        for item in rows.encoded(ROWS, HELD_OUT, MAX_LENGTH):
             ids, labels = (torch.tensor([row], device=model.device) for row in (item.input_ids, item.labels))
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             total += torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum").item()

@@ -8,13 +8,10 @@ gradient checkpointing), and TRL at its best here (packing to 1024, no gradient 
 to take instead of the demo's.
 """
 
-import itertools
 import json
-import os
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from peft.helpers import disable_input_dtype_casting
@@ -27,29 +24,11 @@ from components.train_qlora import training
 from components.train_qlora.checkpoints import Checkpoints
 from components.train_qlora.mlflow_run import MlflowRun
 from tests.benchmarks import measure as memory
+from tests.benchmarks import rows as rows_of
 from tests.benchmarks.measure import MODEL
 
-ROWS, STEPS = 320, 20
+ROWS, MAX_LENGTH, STEPS = 320, 512, 20
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::mkldnn_linear")
-
-
-def encoded(first: int = 0, rows: int = ROWS) -> list[chat.Encoded]:
-    """So many rows of the data as token ids and labels, from the first one on."""
-    tokenizer = models.load_tokenizer(MODEL)
-    data = os.environ.get("BENCH_DATA", "pipelines/demo/tickets_train.jsonl")
-    return [chat.encode(tokenizer, row, 512) for row in itertools.islice(json_rows(data), first, first + rows)]
-
-
-def json_rows(path: str) -> Any:
-    """The conversations of a JSON or JSONL file."""
-    text = Path(path).read_text()
-    rows = json.loads(text) if path.endswith(".json") else map(json.loads, text.splitlines())
-    for row in rows:
-        if "messages" in row:
-            yield row["messages"]
-        else:
-            question = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-            yield [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
 
 
 def ours() -> float:
@@ -86,7 +65,7 @@ def our_trainer(rows: int = ROWS, **options: Any) -> Any:
     model = models.load_quantized(MODEL)
     attention.use(model)
     scratch = tempfile.mkdtemp()
-    packed = packing.rows(encoded(rows=rows), config.batch_tokens)
+    packed = packing.rows(rows_of.encoded(0, rows, MAX_LENGTH), config.batch_tokens)
     steps = config.max_steps or len(packed)
     trainer = training._trainer(config, model, models.load_tokenizer(MODEL), packed, steps, scratch)
     job = training.Job(config, "", "", "", "", "", scratch, "", Checkpoints(scratch, 1), None, 0)
@@ -96,7 +75,7 @@ def our_trainer(rows: int = ROWS, **options: Any) -> Any:
 
 BEST: dict[str, Any] = {"packing": True, "max_length": 1024, "gradient_checkpointing": False}
 """TRL at its best here."""
-USUAL: dict[str, Any] = {"max_length": 512, "per_device_train_batch_size": 4}
+USUAL: dict[str, Any] = {"max_length": MAX_LENGTH, "per_device_train_batch_size": 4}
 
 
 def trl_trainer(rows: int = ROWS, **settings: Any) -> tuple[Any, list[int]]:
@@ -106,7 +85,7 @@ def trl_trainer(rows: int = ROWS, **settings: Any) -> tuple[Any, list[int]]:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    data = [{"input_ids": item.input_ids, "labels": item.labels} for item in encoded(rows=rows)]
+    data = [{"input_ids": item.input_ids, "labels": item.labels} for item in rows_of.encoded(0, rows, MAX_LENGTH)]
     common = {
         "max_steps": STEPS,
         "per_device_train_batch_size": 1,

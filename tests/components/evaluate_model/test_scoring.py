@@ -64,7 +64,7 @@ def test_scores_are_those_of_each_conversation_alone(name: str, batch_tokens: in
     model = AutoModelForCausalLM.from_config(architectures()[name], dtype=torch.float32).eval()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20)  # logits large enough for a cap to show
-    monkeypatch.setattr(scoring, "LOGITS", 5 * 512)
+    monkeypatch.setattr(scoring, "LOGITS", {"cpu": 5 * 512})
     found = scoring.score(model, ROWS, batch_tokens, "cpu", "it")
     for (nll, right), item in zip(found, ROWS, strict=True):
         assert (nll, right) == (pytest.approx(alone(model, item)[0], rel=1e-5), alone(model, item)[1])
@@ -72,14 +72,15 @@ def test_scores_are_those_of_each_conversation_alone(name: str, batch_tokens: in
 
 def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any) -> None:
     model = models.load_16bit(tiny_model).eval()
-    seen = []
+    seen, layer = [], []
     model.get_output_embeddings().register_forward_hook(lambda head, given, logits: seen.append(logits.numel()))
-    monkeypatch.setattr(scoring, "LOGITS", 4096)
+    model.get_decoder().layers[0].register_forward_hook(lambda *_: layer.append(1))
+    monkeypatch.setattr(scoring, "LOGITS", {"cpu": 4096})
     scoring.score(model, ROWS, 1024, "cpu", "it")
     supervised = sum(item.supervised for item in ROWS) * model.config.vocab_size
-    # The first two calls try on a few tokens whether the head is plain.
-    assert max(seen[2:]) <= 4096 < supervised
-    assert sum(seen[2:]) == supervised, "only supervised positions go through the head"
+    assert max(seen) <= 4096 < supervised
+    assert sum(seen) == supervised, "only supervised positions go through the head"
+    assert len(layer) == 1, "the layers run once, however many turns the head takes"
 
 
 def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from components.core import attention, packing, short_attention
-from tests.core.test_packing import CONVERSATIONS, plain_logits
+from tests.core.test_packing import CONVERSATIONS
 
 COUNT = sum(conversation.supervised for conversation in CONVERSATIONS)
 
