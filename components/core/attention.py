@@ -31,7 +31,7 @@ def attend(
     Args:
         module: the attention layer (not used).
         query: shape (1, heads, tokens, head size).
-        key: shape (1, key heads, tokens, head size); `value` likewise.
+        key: shape (1, key heads, tokens of a start that all share + tokens, head size); `value` likewise.
         value: see `key`.
         attention_mask: always None, this kind of attention has no mask.
         scaling: factor on the scores.
@@ -66,34 +66,41 @@ def within(
     from components.core import short_attention
 
     repeat = query.shape[1] // key.shape[1]
+    before = key.shape[2] - query.shape[2]
 
     def one(query: Any, key: Any, value: Any) -> Any:
-        if not always_flash and short_attention.takes(query, dropout, sliding_window):
+        if not always_flash and short_attention.takes(query, key, dropout, sliding_window):
             return short_attention.attend(query, key, value, scaling)
+        mask = _mask(query, key, sliding_window)
         return torch.nn.functional.scaled_dot_product_attention(
             query,
             key.repeat_interleave(repeat, dim=1),
             value.repeat_interleave(repeat, dim=1),
-            attn_mask=_window(query, sliding_window),
+            attn_mask=mask,
             dropout_p=dropout,
-            is_causal=sliding_window is None or query.shape[2] <= sliding_window,
+            is_causal=mask is None,
             scale=scaling,
         )
 
-    parts = [one(*part) for part in zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True)]
+    def split(tensor: Any) -> list[Any]:
+        start, *own = tensor.split([before, *lengths], 2)
+        return [torch.cat([start, part], 2) for part in own] if before else own
+
+    parts = [one(*part) for part in zip(query.split(lengths, 2), split(key), split(value), strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def _window(query: Any, sliding_window: int | None) -> Any:
-    """The band that a sliding window leaves of the causal mask, where a conversation is longer than the window."""
+def _mask(query: Any, key: Any, sliding_window: int | None) -> Any:
+    """What a token may see, where that is not simply itself and all before it: None."""
     import torch
+    from torch.nn.attention.bias import causal_lower_right
 
-    tokens = query.shape[2]
-    if sliding_window is None or tokens <= sliding_window:
-        return None
-    position = torch.arange(tokens, device=query.device)
-    back = position[:, None] - position[None, :]
-    return (back >= 0) & (back < sliding_window)
+    tokens, keys = query.shape[2], key.shape[2]
+    if sliding_window is not None and keys > sliding_window:
+        position = torch.arange(keys, device=query.device)
+        back = position[keys - tokens :, None] - position[None, :]
+        return (back >= 0) & (back < sliding_window)
+    return None if keys == tokens else causal_lower_right(tokens, keys)
 
 
 def use(model: Any, kernel: str = "sdpa") -> None:

@@ -12,9 +12,9 @@ LONGEST = 256
 """Tokens; a weight for each pair of them is held from the forward to the backward pass."""
 
 
-def takes(query: Any, dropout: float, sliding_window: int | None) -> bool:
+def takes(query: Any, key: Any, dropout: float, sliding_window: int | None) -> bool:
     """Whether this is the way to go for a conversation; its tensors are as `attend` takes them."""
-    tokens = query.shape[2]
+    tokens = key.shape[2]
     return bool(
         query.device.type == "cpu"
         and tokens <= LONGEST
@@ -30,8 +30,8 @@ def attend(query: Any, key: Any, value: Any, scaling: float | None) -> Any:
 
     Args:
         query: shape (1, heads, tokens, head size).
-        key: shape (1, key heads, tokens, head size), where key heads divide heads.
-        value: shape (1, key heads, tokens, value size).
+        key: shape (1, key heads, tokens before these + tokens, head size), where key heads divide heads.
+        value: as `key`, of value size.
         scaling: factor on the scores; None: 1 / sqrt(head size).
 
     Returns:
@@ -49,12 +49,12 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, scaling: float) -> Any:
         heads, tokens, size = query.shape[1:]
-        stacked = (key.shape[1], -1)
+        keys, stacked = key.shape[2], (key.shape[1], -1)
         with torch.autocast("cpu", enabled=False):
             scores = torch.bmm(query.float().reshape(*stacked, size), key[0].float().transpose(1, 2))
-            scores = scores.view(-1, tokens, tokens).mul_(scaling)
-            scores += torch.full((tokens, tokens), -torch.inf).triu_(1)
-            weights = scores.softmax(-1).to(query.dtype).view(*stacked, tokens)
+            scores = scores.view(-1, tokens, keys).mul_(scaling)
+            scores += torch.full((tokens, keys), -torch.inf).triu_(1 + keys - tokens)
+            weights = scores.softmax(-1).to(query.dtype).view(*stacked, keys)
             ctx.save_for_backward(query, key, value, weights)
             ctx.scaling = scaling
             return torch.bmm(weights, value[0]).view(1, heads, tokens, value.shape[3])

@@ -32,18 +32,26 @@ def score(
     """
     import torch
 
+    from components.evaluate_model import shared_start
+
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     found: list[tuple[float, int]] = [(0.0, 0)] * len(encoded)
     progress = Progress(f"scoring {what}", len(encoded))
     done = 0
     with _packed(causal, batch_tokens) as capacity, torch.inference_mode():
-        for row in packing.pack([len(item.input_ids) for item in encoded], capacity):
-            scored = _row(causal, [encoded[index] for index in row], device)
+        start = shared_start.tokens(encoded) if capacity else []
+        keys = shared_start.read(causal.get_decoder(), start, device) if start else None
+        for row in packing.pack([len(item.input_ids) - len(start) for item in encoded], capacity):
+            scored = _row(causal, [_after(len(start), encoded[index]) for index in row], len(start), keys, device)
             for index, (nll, right) in zip(row, scored, strict=True):
                 found[index] = nll, right
             done += len(row)
             progress.at(done)
     return found
+
+
+def _after(start: int, item: chat.Encoded) -> chat.Encoded:
+    return chat.Encoded(item.input_ids[start:], item.labels[start:])
 
 
 @contextlib.contextmanager
@@ -59,8 +67,8 @@ def _packed(causal: Any, batch_tokens: int) -> Iterator[int]:
         yield 0
 
 
-def _row(causal: Any, items: Sequence[chat.Encoded], device: str) -> list[tuple[float, int]]:
-    """Scores one packed row."""
+def _row(causal: Any, items: Sequence[chat.Encoded], start: int, keys: Any, device: str) -> list[tuple[float, int]]:
+    """Scores one packed row of conversations whose first `start` tokens are in `keys`."""
     import torch
 
     inputs = {name: tensor.to(device) for name, tensor in packing.collate([packing.joined(items)]).items()}
@@ -70,7 +78,8 @@ def _row(causal: Any, items: Sequence[chat.Encoded], device: str) -> list[tuple[
     nll = torch.zeros(len(items), dtype=torch.float64)
     right = torch.zeros(len(items), dtype=torch.int64)
     decoder = causal.get_decoder()
-    decoded = decoder(**inputs, use_cache=False)
+    inputs["position_ids"] += start
+    decoded = decoder(**inputs, past_key_values=keys, use_cache=keys is not None)
     chunk = max(1, LOGITS[torch.device(device).type] // causal.get_output_embeddings().weight.shape[0])
     with _gives(decoder, decoded):
         for start in range(0, len(at), chunk):

@@ -71,5 +71,5 @@ def test_scores_stay_in_float32_under_autocast() -> None:
     [(8, 0.0, None, True), (8, 0.0, 8, True), (9, 0.0, 8, False), (8, 0.1, None, False), (257, 0.0, None, False)],
 )
 def test_what_goes_the_short_way(tokens: int, dropout: float, window: int | None, taken: bool) -> None:
-    assert short_attention.takes(torch.empty(1, 1, tokens, 4), dropout, window) is taken
-    assert not short_attention.takes(torch.empty(1, 1, tokens, 4, device="meta"), dropout, window)
+    assert short_attention.takes(*[torch.empty(1, 1, tokens, 4)] * 2, dropout, window) is taken
+    assert not short_attention.takes(*[torch.empty(1, 1, tokens, 4, device="meta")] * 2, dropout, window)

@@ -9,7 +9,7 @@ from components.core.chat import Encoded
 from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
 from components.core.errors import InputError
-from components.evaluate_model import loading, scoring, subjects
+from components.evaluate_model import loading, scoring, shared_start, subjects
 from tests.components.dequantize_and_merge.conftest import save_adapter, save_base
 
 
@@ -45,18 +45,27 @@ def tiny(**changed: Any) -> dict[str, Any]:
 
 
 def architectures() -> dict[str, Any]:
-    from transformers import Gemma2Config, GraniteConfig, LlamaConfig
+    from transformers import Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig
 
     return {
         "plain": LlamaConfig(**tiny()),
+        "attention has a window": MistralConfig(**tiny(sliding_window=24)),
         "logits are scaled after the head": GraniteConfig(**tiny(logits_scaling=8.0)),
         "logits and attention scores are capped": Gemma2Config(**tiny(head_dim=16, final_logit_softcapping=0.5)),
     }
 
 
+START = encoded(20, 9).input_ids
+"""A system prompt."""
+ALIKE = [Encoded(START + row.input_ids, [chat.IGNORED] * len(START) + row.labels) for row in [*ROWS, encoded(300, 5)]]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ALIKE], ids=["no common start", "a common start"])
 @pytest.mark.parametrize("name", architectures())
 @pytest.mark.parametrize("batch_tokens", [16, 64, 1024])
-def test_scores_are_those_of_each_conversation_alone(name: str, batch_tokens: int, monkeypatch: Any) -> None:
+def test_scores_are_those_of_each_conversation_alone(
+    name: str, batch_tokens: int, rows: list[Encoded], monkeypatch: Any
+) -> None:
     """Packed, through the head in chunks: the same as one row at a time with all logits, whatever the architecture."""
     from transformers import AutoModelForCausalLM
 
@@ -65,8 +74,8 @@ def test_scores_are_those_of_each_conversation_alone(name: str, batch_tokens: in
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20)  # logits large enough for a cap to show
     monkeypatch.setattr(scoring, "LOGITS", {"cpu": 5 * 512})
-    found = scoring.score(model, ROWS, batch_tokens, "cpu", "it")
-    for (nll, right), item in zip(found, ROWS, strict=True):
+    found = scoring.score(model, rows, batch_tokens, "cpu", "it")
+    for (nll, right), item in zip(found, rows, strict=True):
         assert (nll, right) == (pytest.approx(alone(model, item)[0], rel=1e-5), alone(model, item)[1])
 
 
@@ -81,6 +90,22 @@ def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any
     assert max(seen) <= 4096 < supervised
     assert sum(seen) == supervised, "only supervised positions go through the head"
     assert len(layer) == 1, "the layers run once, however many turns the head takes"
+
+
+def test_a_common_start_goes_through_the_layers_once(tiny_model: Path) -> None:
+    model = models.load_16bit(tiny_model).eval()
+    seen = []
+    model.get_decoder().layers[0].register_forward_hook(lambda layer, given, hidden: seen.append(hidden.shape[1]))
+    scoring.score(model, ALIKE, 1024, "cpu", "it")
+    assert seen == [len(START), sum(len(row.input_ids) - len(START) for row in ALIKE)]
+
+
+def test_a_common_start_ends_before_what_predicts_the_first_answer() -> None:
+    """The token that predicts it differs from row to row, in what it is asked for if not in what it is."""
+    answer = Encoded(START, [chat.IGNORED] * 12 + START[12:])
+    assert shared_start.tokens([answer, answer]) == START[:11]
+    assert shared_start.tokens([answer, Encoded(START[:9], [chat.IGNORED] * 9)]) == START[:8]
+    assert shared_start.tokens([answer]) == shared_start.tokens([answer, encoded(30, 7)]) == []
 
 
 def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
