@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
+from components.core.steps import load_libraries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ def understand(folder: Path, tensors: Iterable[str]) -> Names:
     Raises:
         InputError: transformers does not know this architecture.
     """
+    load_libraries("transformers.modeling_layers", "transformers.conversion_mapping")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.conversion_mapping import get_model_conversion_mapping

@@ -25,6 +25,7 @@ from components.core import (
 from components.core.config import RunConfig
 from components.core.errors import InputError
 from components.core.groups import groups_needed
+from components.core.steps import load_libraries
 from components.plan_run import architecture, base_checks, disk, fit, sampling, weight_files
 
 
@@ -96,9 +97,7 @@ def check(config: RunConfig, folder: Path) -> Access:
         lambda: _data(found, config),
     ]
     # Imported here once: two threads that import transformers at the same time can see it half made.
-    import peft  # noqa: F401
-    import transformers  # noqa: F401
-
+    load_libraries("peft", "transformers")
     with concurrent.futures.ThreadPoolExecutor(len(checks)) as pool:
         for job in [pool.submit(check) for check in checks]:
             job.result()
