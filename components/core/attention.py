@@ -6,7 +6,7 @@ PyTorch answers with a flash kernel on CPU and GPU alike; on a CPU, short ones g
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from components.core.errors import InputError
@@ -24,6 +24,7 @@ def attend(
     dropout: float = 0.0,
     cu_seq_lens_q: Any = None,
     sliding_window: int | None = None,
+    s_aux: Any = None,
     **_: Any,
 ) -> tuple[Any, None]:
     """Causal attention within each conversation of a packed row, as transformers calls it.
@@ -33,15 +34,23 @@ def attend(
         query: shape (1, heads, tokens, head size).
         key: shape (1, key heads, tokens of a start that all share + tokens, head size); `value` likewise.
         value: see `key`.
-        attention_mask: always None, this kind of attention has no mask.
+        attention_mask: None, this kind of attention has no mask; a layer that makes its own is refused.
         scaling: factor on the scores.
         dropout: of the attention weights.
         cu_seq_lens_q: cumulative lengths of the conversations, shape (conversations + 1,).
         sliding_window: how many tokens back a layer sees, where the model limits that.
+        s_aux: None; a layer that has attention sinks is refused.
 
     Returns:
         Shape (1, tokens, heads, head size), and None for the weights.
+
+    Raises:
+        InputError: the layer wants what is not done here.
     """
+    if attention_mask is not None or s_aux is not None:
+        raise InputError(
+            f"{type(module).__name__} has a mask or sinks of its own, and cannot take packed conversations"
+        )
     lengths = cu_seq_lens_q.diff().tolist()
     return within(query, key, value, lengths, scaling, dropout, sliding_window), None
 
@@ -82,9 +91,9 @@ def within(
             scale=scaling,
         )
 
-    def split(tensor: Any) -> list[Any]:
+    def split(tensor: Any) -> Iterable[Any]:
         start, *own = tensor.split([before, *lengths], 2)
-        return [torch.cat([start, part], 2) for part in own] if before else own
+        return (torch.cat([start, part], 2) for part in own) if before else own
 
     parts = [one(*part) for part in zip(query.split(lengths, 2), split(key), split(value), strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2)
@@ -93,14 +102,14 @@ def within(
 def _mask(query: Any, key: Any, sliding_window: int | None) -> Any:
     """What a token may see, where that is not simply itself and all before it: None."""
     import torch
-    from torch.nn.attention.bias import causal_lower_right
 
     tokens, keys = query.shape[2], key.shape[2]
-    if sliding_window is not None and keys > sliding_window:
-        position = torch.arange(keys, device=query.device)
-        back = position[keys - tokens :, None] - position[None, :]
-        return (back >= 0) & (back < sliding_window)
-    return None if keys == tokens else causal_lower_right(tokens, keys)
+    reach = keys if sliding_window is None else sliding_window
+    if keys == tokens and keys <= reach:
+        return None
+    position = torch.arange(keys, device=query.device)
+    back = position[keys - tokens :, None] - position[None, :]
+    return (back >= 0) & (back < reach)
 
 
 def use(model: Any, kernel: str = "sdpa") -> None:
@@ -131,21 +140,29 @@ def check(model: Any) -> None:
     Raises:
         InputError: says which layers.
     """
-    if not supports(model):
-        config = model.config.get_text_config()
-        why = f"its layers are {', '.join(sorted(_kinds(config)))}"
-        if getattr(config, "attn_logit_softcapping", None):
-            why = "it caps its attention's scores"
+    if why := _mixes(model):
         raise InputError(
-            f"{config.model_type} cannot be trained on packed conversations: {why}; set train_qlora.packing false"
+            f"{model.config.model_type} cannot be trained on packed conversations: {why}; set train_qlora.packing false"
         )
 
 
 def supports(model: Any) -> bool:
     """Whether all layers of a model keep packed conversations apart."""
+    return not _mixes(model)
+
+
+def _mixes(model: Any) -> str:
+    """What keeps a model from taking packed conversations, or ''."""
     config = model.config.get_text_config()
-    plain = not getattr(config, "attn_logit_softcapping", None)
-    return plain and _kinds(config) <= {"full_attention", "sliding_attention"}
+    if _kinds(config) - {"full_attention", "sliding_attention"}:
+        return f"its layers are {', '.join(sorted(_kinds(config)))}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention's scores"
+    if not model._can_set_attn_implementation():  # transformers' own: it would keep its attention, and only warn
+        return "its attention cannot be exchanged"
+    if any(hasattr(module, "sinks") for module in model.modules()):
+        return "its attention has sinks"
+    return ""
 
 
 def _kinds(config: Any) -> set[str]:

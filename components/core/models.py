@@ -10,7 +10,6 @@ from typing import Any
 
 from components.core.errors import InputError, first_line
 from components.core.quantization import Quantization
-from components.core.steps import load_libraries
 
 COMPUTE_DTYPE = "bfloat16"
 
@@ -116,7 +115,6 @@ def quantised_on(device: str) -> Iterator[None]:
 
 def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
     """A model in 16 bit, on the GPU where there is one; safetensors only, no remote code."""
-    load_libraries("transformers.modeling_layers")
     import torch
     from transformers import AutoModelForCausalLM
 

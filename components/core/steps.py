@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import errno
-import functools
 import gc
 import importlib
 import logging
@@ -83,7 +82,6 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
 
 
-@functools.cache
 def load_libraries(*modules: str) -> None:
     """Imports large libraries, and keeps Python's collector of garbage out of them.
 
@@ -91,15 +89,19 @@ def load_libraries(*modules: str) -> None:
     way, and once more when the process ends: of 6 seconds to import both and end, 2 went there.
 
     Args:
-        modules: their names; those that bring the others with them are enough.
+        modules: their names; those that bring the others with them are enough. Where all are there, nothing is done.
     """
+    if all(module in sys.modules for module in modules):
+        return
+    before = gc.isenabled()
     gc.disable()
     try:
         for module in modules:
             importlib.import_module(module)
     finally:
         gc.freeze()
-        gc.enable()
+        if before:
+            gc.enable()
     atexit.register(gc.freeze)
 
 

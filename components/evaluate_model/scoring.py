@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from components.core import attention, chat, packing
+from components.core.errors import InputError
 from components.core.steps import Progress
 
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 25}
@@ -22,7 +23,7 @@ def score(
     Args:
         model: causal language model in eval mode, with or without an adapter.
         encoded: the conversations.
-        batch_tokens: tokens a forward pass; a longer conversation gets one of its own.
+        batch_tokens: tokens a forward pass, what all begin with not counted; a longer conversation gets one of its own.
         device: where the inputs go.
         what: named in the progress lines.
 
@@ -39,15 +40,19 @@ def score(
     progress = Progress(f"scoring {what}", len(encoded))
     done = 0
     with _packed(causal, batch_tokens) as capacity, torch.inference_mode():
-        start = shared_start.tokens(encoded) if capacity else []
-        keys = shared_start.read(causal.get_decoder(), start, device) if start else None
-        for row in packing.pack([len(item.input_ids) - len(start) for item in encoded], capacity):
-            scored = _row(causal, [_after(len(start), encoded[index]) for index in row], len(start), keys, device)
+        start, keys = shared_start.read(causal, _decoder(causal), encoded, device) if capacity else (0, None)
+        for row in packing.pack([len(item.input_ids) - start for item in encoded], capacity):
+            scored = _row(causal, [_after(start, encoded[index]) for index in row], start, keys, device)
             for index, (nll, right) in zip(row, scored, strict=True):
                 found[index] = nll, right
             done += len(row)
             progress.at(done)
     return found
+
+
+def _decoder(causal: Any) -> Any:
+    found = causal.get_decoder()
+    return causal.model if found is causal else found  # Llama 4's and Mllama's give themselves
 
 
 def _after(start: int, item: chat.Encoded) -> chat.Encoded:
@@ -77,19 +82,21 @@ def _row(causal: Any, items: Sequence[chat.Encoded], start: int, keys: Any, devi
     owner = torch.repeat_interleave(inputs["cu_seq_lens_q"].diff())[at].cpu()
     nll = torch.zeros(len(items), dtype=torch.float64)
     right = torch.zeros(len(items), dtype=torch.int64)
-    decoder = causal.get_decoder()
+    decoder = _decoder(causal)
     inputs["position_ids"] += start
     decoded = decoder(**inputs, past_key_values=keys, use_cache=keys is not None)
     chunk = max(1, LOGITS[torch.device(device).type] // causal.get_output_embeddings().weight.shape[0])
     with _gives(decoder, decoded):
-        for start in range(0, len(at), chunk):
-            here = at[start : start + chunk]
+        for first in range(0, len(at), chunk):
+            here = at[first : first + chunk]
             predicted_by = (here - 1).to(decoded.last_hidden_state.device)
             logits = causal(**inputs, logits_to_keep=predicted_by, use_cache=False).logits[0].float()
+            if len(logits) != len(here):
+                raise InputError(f"{type(causal).__name__} gives logits at other places than it is asked for")
             targets = labels[here].to(logits.device)
             losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu()
-            nll.index_add_(0, owner[start : start + chunk], losses)
-            right.index_add_(0, owner[start : start + chunk], (logits.argmax(dim=1) == targets).long().cpu())
+            nll.index_add_(0, owner[first : first + chunk], losses)
+            right.index_add_(0, owner[first : first + chunk], (logits.argmax(dim=1) == targets).long().cpu())
     return list(zip(nll.tolist(), right.tolist(), strict=True))
 
 

@@ -36,11 +36,33 @@ class Keys(DynamicCache):  # type: ignore[misc]  # transformers has no types her
         return torch.cat([start.keys, key], 2), torch.cat([start.values, value], 2)
 
 
-def read(decoder: Any, start: list[int], device: str) -> Keys:
-    """Runs a start through the layers of a model whose attention is `core/attention.py`'s."""
+def read(causal: Any, decoder: Any, encoded: Sequence[chat.Encoded], device: str) -> tuple[int, Keys | None]:
+    """Runs what all conversations begin with through the layers of a model.
+
+    Args:
+        causal: the model; its attention is `core/attention.py`'s.
+        decoder: its layers.
+        encoded: the conversations.
+        device: where the inputs go.
+
+    Returns:
+        how many tokens it has, and their keys; 0 and None where there is no such start, or the model cannot use it.
+    """
+    start = [] if _rotates_by_length(causal.config) else tokens(encoded)
+    if not start:
+        return 0, None
     inputs = packing.collate([packing.joined([chat.Encoded(start, [chat.IGNORED] * len(start))])])
     del inputs["labels"]
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     cache = DynamicCache()
     decoder(**inputs, past_key_values=cache, use_cache=True)
-    return Keys([(layer.keys, layer.values) for layer in cache.layers])
+    if cache.get_seq_length() != len(start):
+        return 0, None  # not all keep what they have read there
+    return len(start), Keys([(layer.keys, layer.values) for layer in cache.layers])
+
+
+def _rotates_by_length(config: Any) -> bool:
+    """Whether a token's position is encoded by the length of what is read with it, as with longrope (Phi-3)."""
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [part.get("rope_type") or "" for part in (given, *given.values()) if isinstance(part, dict)]
+    return any("dynamic" in kind or kind == "longrope" for kind in kinds)

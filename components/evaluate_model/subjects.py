@@ -12,7 +12,7 @@ from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
 from components.core.errors import InputError
 from components.core.quantization import Quantization
-from components.core.steps import log
+from components.core.steps import load_libraries, log
 from components.evaluate_model import asking, gate, lm_tasks, loading, pairing, score_table, scoring
 from components.evaluate_model.generation import generate
 from components.evaluate_model.score_table import Subject
@@ -33,6 +33,7 @@ def base_and_tuned(
     Raises:
         InputError: a loss that is no number, or files that do not fit together.
     """
+    load_libraries("peft")
     from peft import PeftModel
 
     log("loading the base in 4 bit")

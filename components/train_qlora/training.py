@@ -11,7 +11,7 @@ from components.core import attention, dataset, lora, models, packing, quantizat
 from components.core.config import TrainConfig
 from components.core.errors import InputError
 from components.core.quantization import Quantization
-from components.core.steps import log
+from components.core.steps import load_libraries, log
 from components.train_qlora import launch, memory, watchdog
 from components.train_qlora.checkpoints import Checkpoints
 from components.train_qlora.mlflow_run import MlflowRun
@@ -62,6 +62,7 @@ def train(job: Job) -> Trained:
 def _train(job: Job) -> Trained:
     config = job.config
     _limit_caches()
+    load_libraries("peft", "trl")
     from peft.helpers import disable_input_dtype_casting
     from transformers import set_seed
 

@@ -16,6 +16,8 @@ FIGURES = {
     "plan_vs_measured": ("planned over measured peak memory of the demo's training", "0.9 to 1.1", "plan_vs_measured"),
     "evaluate_vs_lm_eval": ("tokens/s against lm-eval at its best batch size", "≥ 1.2", "evaluate_vs_lm_eval"),
     "evaluate_memory_vs_lm_eval": ("peak memory over lm-eval's at that batch size", "≤ 0.5", "evaluate_vs_lm_eval"),
+    "evaluate_scoring_memory_vs_lm_eval": ("the same of what comes on top of libraries and weights", "no goal",
+                                           "evaluate_vs_lm_eval"),
     "evaluate_nll_difference": ("distance of mean losses from lm-eval's, nats a token", "≤ 0.001",
                                 "evaluate_vs_lm_eval"),
     "merge_time_vs_peft": ("time over peft's merge, into the 16-bit original, 1.1 B parameters", "≤ 0.5",

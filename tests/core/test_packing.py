@@ -94,3 +94,27 @@ def test_the_own_attention_comes_back_after_packing(tiny_model: Path) -> None:
         assert net.config._attn_implementation == attention.NAME
         1 / 0  # noqa: B018
     assert net.config._attn_implementation == before
+
+
+def test_what_cannot_keep_conversations_apart_is_refused() -> None:
+    """Attention of its own that transformers would leave in place, and sinks that a kernel without them would drop."""
+    from transformers import AutoModelForCausalLM, GPTJConfig, GptOssConfig
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    configs = {
+        "its attention cannot be exchanged": GPTJConfig(vocab_size=64, n_embd=16, n_layer=1, n_head=2, rotary_dim=4),
+        "its attention has sinks": GptOssConfig(vocab_size=64, hidden_size=16, intermediate_size=16, **sizes),
+    }
+    for why, config in configs.items():
+        with pytest.raises(InputError, match=why):
+            attention.check(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_layer_with_a_mask_of_its_own_is_refused() -> None:
+    import torch
+
+    query = torch.zeros(1, 1, 2, 4)
+    borders = torch.tensor([0, 2])
+    for own in ({"attention_mask": torch.ones(2, 2)}, {"attention_mask": None, "s_aux": torch.zeros(1)}):
+        with pytest.raises(InputError, match="Linear has a mask or sinks of its own"):
+            attention.attend(torch.nn.Linear(1, 1), query, query, query, cu_seq_lens_q=borders, **own)

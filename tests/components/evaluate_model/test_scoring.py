@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.core import chat, models
+from components.core import attention, chat, models
 from components.core.chat import Encoded
 from components.core.config import EvaluateConfig
 from components.core.dataset import Sample
@@ -32,6 +32,9 @@ def alone(model: Any, item: Encoded) -> tuple[float, int]:
     return nll.item(), int((logits.argmax(1) == targets).sum())
 
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+
+
 def tiny(**changed: Any) -> dict[str, Any]:
     return {
         "vocab_size": 512,
@@ -45,11 +48,13 @@ def tiny(**changed: Any) -> dict[str, Any]:
 
 
 def architectures() -> dict[str, Any]:
-    from transformers import Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig
+    from transformers import Gemma2Config, GPTJConfig, GraniteConfig, LlamaConfig, MistralConfig
 
     return {
         "plain": LlamaConfig(**tiny()),
         "attention has a window": MistralConfig(**tiny(sliding_window=24)),
+        "positions depend on the length": LlamaConfig(**tiny(rope_parameters=DYNAMIC)),
+        "attention cannot be exchanged": GPTJConfig(vocab_size=512, n_embd=64, n_layer=2, n_head=4, rotary_dim=8),
         "logits are scaled after the head": GraniteConfig(**tiny(logits_scaling=8.0)),
         "logits and attention scores are capped": Gemma2Config(**tiny(head_dim=16, final_logit_softcapping=0.5)),
     }
@@ -100,6 +105,15 @@ def test_a_common_start_goes_through_the_layers_once(tiny_model: Path) -> None:
     assert seen == [len(START), sum(len(row.input_ids) - len(START) for row in ALIKE)]
 
 
+def test_a_start_is_not_used_where_positions_depend_on_the_length_of_what_is_read() -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    for rope, expected in ((None, len(START)), (DYNAMIC, 0)):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny(rope_parameters=rope))).eval()
+        with attention.packed(model), torch.no_grad():
+            assert shared_start.read(model, model.get_decoder(), ALIKE, "cpu")[0] == expected
+
+
 def test_a_common_start_ends_before_what_predicts_the_first_answer() -> None:
     """The token that predicts it differs from row to row, in what it is asked for if not in what it is."""
     answer = Encoded(START, [chat.IGNORED] * 12 + START[12:])
@@ -123,11 +137,11 @@ def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
 
 def test_a_model_spread_over_memory_and_disk_scores_the_same(tiny_model: Path) -> None:
     whole = models.load_16bit(tiny_model).eval()
-    expected = scoring.score(whole, ROWS, 64, "cpu", "it")
+    expected = scoring.score(whole, ALIKE, 64, "cpu", "it")
     size = sum(parameter.numel() * 2 for parameter in whole.parameters())
     with loading.whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
         assert not is_whole and "disk" in spread.hf_device_map.values()
-        found = scoring.score(spread.eval(), ROWS, 64, "cpu", "it")
+        found = scoring.score(spread.eval(), ALIKE, 64, "cpu", "it")
     assert found == [(pytest.approx(nll), right) for nll, right in expected]
 
 
@@ -139,12 +153,12 @@ def test_an_adapter_on_a_base_that_is_spread_scores_the_same(tied: bool, tmp_pat
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
     assert loading.can_be_spread(str(adapter))
     plain = models.load_16bit(base).eval()
-    without = scoring.score(plain, ROWS, 64, "cpu", "")
-    expected = scoring.score(PeftModel.from_pretrained(plain, str(adapter)).eval(), ROWS, 64, "cpu", "")
+    without = scoring.score(plain, ALIKE, 64, "cpu", "")
+    expected = scoring.score(PeftModel.from_pretrained(plain, str(adapter)).eval(), ALIKE, 64, "cpu", "")
     size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     with loading.whole_or_spread(base, {"cpu": int(0.7 * size)}) as (spread, whole):
         assert "disk" in spread.hf_device_map.values()
-        found = scoring.score(loading.attach(spread, str(adapter), whole), ROWS, 64, "cpu", "")
+        found = scoring.score(loading.attach(spread, str(adapter), whole), ALIKE, 64, "cpu", "")
     assert found == [(pytest.approx(nll), right) for nll, right in expected] and found != without
 
 
