@@ -48,7 +48,7 @@ check: install ## the house rules: lint, types, imports, generated files, file l
 	@$(BIN)/hadolint images/Dockerfile
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {print $$2 ": " $$1 " lines, 300 are allowed"; bad = 1} END {exit bad}'
 
-bench: install ## measure speed and memory against peers; writes dist/bench.json (20 minutes)
+bench: install ## measure speed and memory against peers; writes dist/bench.json (22 minutes)
 	@$(BIN)/python -m tests.benchmarks
 
 bench-quality: install ## the loss after equal supervised tokens against TRL, three seeds; writes dist/bench-quality.json (20 minutes)

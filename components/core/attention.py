@@ -30,7 +30,7 @@ def attend(
     """Causal attention within each conversation of a packed row, as transformers calls it.
 
     Args:
-        module: the attention layer (not used).
+        module: the attention layer, named where it is refused.
         query: shape (1, heads, tokens, head size).
         key: shape (1, key heads, tokens of a start that all share + tokens, head size); `value` likewise.
         value: see `key`.

@@ -62,7 +62,7 @@ def train(job: Job) -> Trained:
 def _train(job: Job) -> Trained:
     config = job.config
     _limit_caches()
-    load_libraries("peft", "trl")
+    load_libraries("trl.trainer.sft_trainer")
     from peft.helpers import disable_input_dtype_casting
     from transformers import set_seed
 

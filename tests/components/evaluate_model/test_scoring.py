@@ -114,6 +114,21 @@ def test_a_start_is_not_used_where_positions_depend_on_the_length_of_what_is_rea
             assert shared_start.read(model, model.get_decoder(), ALIKE, "cpu")[0] == expected
 
 
+def test_a_start_is_not_used_where_the_layers_keep_nothing_of_it() -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny()))
+    assert shared_start.read(model, lambda **_: None, ALIKE, "cpu") == (0, None)
+
+
+def test_a_model_that_gives_all_logits_whatever_it_is_asked_for_is_refused(tiny_model: Path, monkeypatch: Any) -> None:
+    model = models.load_16bit(tiny_model).eval()
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda logits_to_keep, **inputs: forward(**inputs))
+    with pytest.raises(InputError, match="LlamaForCausalLM gives logits at other places than it is asked for"):
+        scoring.score(model, ROWS, 1024, "cpu", "it")
+
+
 def test_a_common_start_ends_before_what_predicts_the_first_answer() -> None:
     """The token that predicts it differs from row to row, in what it is asked for if not in what it is."""
     answer = Encoded(START, [chat.IGNORED] * 12 + START[12:])
