@@ -10,6 +10,7 @@ top of libraries and weights.
 rounding is most of that. BENCH_DATA names rows to take instead of the demo's.
 """
 
+import importlib
 import json
 import statistics
 import sys
@@ -76,6 +77,7 @@ def _one(batch_size: int) -> None:
     """
     quiet_libraries()
     encoded, model = rows(), models.load_16bit(MODEL).eval()
+    importlib.import_module("lm_eval.models.huggingface" if batch_size else "components.evaluate_model.scoring")
     with torch.no_grad():
         model(torch.tensor([encoded[0].input_ids[:8]]).to(model.device))  # weights are read when they are first used
     before = memory.resident()
