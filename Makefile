@@ -15,12 +15,14 @@ install: .venv/installed ## set up .venv with everything pinned; all other targe
 	@echo "setting up .venv (a few minutes the first time)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@mkdir -p .venv/typed/qlora_pipelines
+	@ln -sfn ../../../components ../../../pipelines .venv/typed/qlora_pipelines/
 	@touch $@
 
 MODEL := runs/models/SmolLM2-135M-Instruct
 
 demo: install ## fine-tune a real small model on support tickets, end to end, on this machine
-	@$(BIN)/python -m pipelines.demo.fetch_model $(MODEL)
+	@$(BIN)/python -m qlora_pipelines.pipelines.demo.fetch_model $(MODEL)
 	@$(BIN)/qlora run --config pipelines/demo/demo.yaml
 
 # A worker a core, of one thread each: the models are tiny, and threads that wait for one another cost more than they bring.
@@ -44,7 +46,7 @@ check: install ## the house rules: lint, types, imports, generated files, file l
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m pipelines.reference --check
+	@$(BIN)/python -m qlora_pipelines.pipelines.docgen.reference --check
 	@$(BIN)/hadolint images/Dockerfile
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {print $$2 ": " $$1 " lines, 300 are allowed"; bad = 1} END {exit bad}'
 
@@ -52,11 +54,11 @@ bench: install ## measure speed and memory against peers; writes dist/bench.json
 	@$(BIN)/python -m tests.benchmarks
 
 bench-quality: install ## the loss after equal supervised tokens against TRL, three seeds; writes dist/bench-quality.json (20 minutes)
-	@$(BIN)/python -m pipelines.demo.fetch_model $(MODEL)
+	@$(BIN)/python -m qlora_pipelines.pipelines.demo.fetch_model $(MODEL)
 	@$(BIN)/python -m tests.benchmarks.quality_vs_trl
 
 golden: install ## write the compiled pipeline and the generated docs anew
-	@$(BIN)/python -m pipelines.reference
+	@$(BIN)/python -m qlora_pipelines.pipelines.docgen.reference
 
 chart: install ## lint, test and package the Helm chart; writes dist/qlora-pipelines-VERSION.tgz
 	@$(BIN)/python -c 'import helm_python' 2>/dev/null || { echo "error: Helm's library has no wheel for this platform; there are helm lint and helm package" >&2; exit 1; }
@@ -65,7 +67,7 @@ chart: install ## lint, test and package the Helm chart; writes dist/qlora-pipel
 	@$(BIN)/python -c 'import helm_python; print(helm_python.package("charts/qlora-pipelines", destination="dist"))'
 
 component: install ## start a new step: make component NAME=verb_noun
-	@$(BIN)/python -m pipelines.scaffold "$(NAME)"
+	@$(BIN)/python -m qlora_pipelines.pipelines.scaffold "$(NAME)"
 
 clean: ## remove what the build made; runs/ stays
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

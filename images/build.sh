@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 read -r CPU_IMAGE CUDA_IMAGE VERSION < <(
-  "$python" -c 'from components import images; print(images.CPU, images.CUDA, images.CPU.rpartition(":")[2])'
+  "$python" -c 'from qlora_pipelines.components import images; print(images.CPU, images.CUDA, images.CPU.rpartition(":")[2])'
 )
 REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 export CPU_IMAGE CUDA_IMAGE VERSION REVISION

@@ -14,7 +14,7 @@ from pathlib import Path
 import bitsandbytes
 import torch
 
-import components
+from qlora_pipelines import components
 
 cuda = torch.version.cuda
 library = f"libbitsandbytes_cuda{cuda.replace('.', '')}.so" if cuda else "libbitsandbytes_cpu.so"
@@ -28,7 +28,7 @@ executor = [sys.executable, "-m", "kfp.dsl.executor_main", "--help"]
 subprocess.run(executor, env=os.environ | {"_KFP_RUNTIME": "true"}, check=True, stdout=subprocess.DEVNULL)
 steps = sorted(path.parent.name for path in Path(components.__file__).parent.glob("*/task.py"))
 for step in steps:
-    importlib.import_module(f"components.{step}.task")
+    importlib.import_module(f"qlora_pipelines.components.{step}.task")
 subprocess.run(["qlora", "step", "--help"], check=True, stdout=subprocess.DEVNULL)
 if not cuda:  # the chart's MLflow server
     for name in ("psycopg", "flask_wtf"):

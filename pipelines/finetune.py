@@ -2,14 +2,14 @@
 
 from kfp import dsl
 
-from components.dequantize_and_merge.component import dequantize_and_merge
-from components.evaluate_model.component import evaluate_model
-from components.plan_run.component import plan_run
-from components.prepare_dataset.component import prepare_dataset
-from components.register_model.component import register_model
-from components.stage_base_model.component import stage_base_model
-from components.train_qlora.component import train_qlora
-from pipelines.placement import Pool, place
+from qlora_pipelines.components.dequantize_and_merge.component import dequantize_and_merge
+from qlora_pipelines.components.evaluate_model.component import evaluate_model
+from qlora_pipelines.components.plan_run.component import plan_run
+from qlora_pipelines.components.prepare_dataset.component import prepare_dataset
+from qlora_pipelines.components.register_model.component import register_model
+from qlora_pipelines.components.stage_base_model.component import stage_base_model
+from qlora_pipelines.components.train_qlora.component import train_qlora
+from qlora_pipelines.pipelines.placement import Pool, place
 
 NAME, DISPLAY_NAME = "qlora-finetune", "QLoRA fine-tuning"
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
-from components.core.base_model import CACHE_VARIABLE
-from components.core.errors import InputError
-from components.core.options import StepConfig, nearest
+from qlora_pipelines.components.core.config.base import StepConfig, nearest
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.core.options import nearest
-from pipelines.placement import Placement
+from qlora_pipelines.components.core.config.base import nearest
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.pipelines.placement import Placement
 
 SET_BY_TRIGGER = ("training_key", "claim")
 """Parameters of the pipeline that no file sets."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.core.options import nearest
-from pipelines import run_file
-from pipelines.placement import Placement
-from pipelines.run_file import Run
+from qlora_pipelines.components.core.config.base import nearest
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.pipelines import run_file
+from qlora_pipelines.pipelines.placement import Placement
+from qlora_pipelines.pipelines.run_file import Run
 
 LIMIT = 10_000
 """Bytes that the parameters of one run may have in all; Kubeflow Pipelines' own limit."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core.steps import quiet_libraries
+from qlora_pipelines.components.core.runtime import quiet_libraries
 
 quiet_libraries()
 
@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 )
 
 
-LONG = ("test_local", "test_docs", "test_local_trigger", "test_several_processes", "test_cli")
+LONG = ("test_runner", "test_docs", "test_on_this_machine", "test_several_processes", "test_main")
 """Modules that start whole runs, or several processes: first, or all but one worker wait for them at the end."""
 
 
@@ -85,7 +85,7 @@ Merged = tuple[str, str]
 @pytest.fixture
 def make_merged(tiny_model: Path) -> Callable[[str, str], Merged]:
     """Makes a merged model in a store under a key, as dequantize_and_merge does: the tiny model itself."""
-    from components.core import attempts
+    from qlora_pipelines.components.core.store import attempts
 
     def make(store: str, key: str) -> Merged:
         with attempts.attempt(f"{store}/merged/{key}") as attempt:

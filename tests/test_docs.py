@@ -12,10 +12,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from components.core.config import TrainConfig
-from components.plan_run import architecture, memory
-from pipelines import run_file
-from pipelines.cli import main
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.plan_run import architecture, memory
+from qlora_pipelines.pipelines import run_file
+from qlora_pipelines.pipelines.cli.main import main
 from tests.conftest import conversation, write_jsonl
 
 ROOT = Path(__file__).parents[1]

@@ -7,11 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import InputError
-from components.dequantize_and_merge import checkpoint
-from components.dequantize_and_merge.checkpoint import Stored
-from components.dequantize_and_merge.names import Names
-from components.dequantize_and_merge.updates import BiasOfLowRank, LowRank, LowRankOfEmbeddings, Tokens, Update
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import safetensors_files
+from qlora_pipelines.components.core.models.safetensors_files import Stored
+from qlora_pipelines.components.dequantize_and_merge.parameter_names import Names
+from qlora_pipelines.components.dequantize_and_merge.updates import (
+    BiasOfLowRank,
+    LowRank,
+    LowRankOfEmbeddings,
+    Tokens,
+    Update,
+)
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -89,7 +95,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Stored]], dict[str,
         raise InputError(f"adapter {folder}: no {WEIGHTS} there")
     modules: dict[str, dict[str, Stored]] = {}
     replacements = {}
-    for key, tensor in checkpoint.read_header(str(path), path.stat().st_size).items():
+    for key, tensor in safetensors_files.read_header(str(path), path.stat().st_size).items():
         _check_numbers(folder, key, tensor)
         name = key.removeprefix(PREFIX)
         if name == key:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import images
+from qlora_pipelines.components import images
 
 
 @dsl.component(base_image=images.CUDA, install_kfp_package=False)
@@ -29,8 +29,8 @@ def dequantize_and_merge(
     Returns:
         merged_uri: Where the merged model lies.
     """
-    from components.core.steps import step
-    from components.dequantize_and_merge import task
+    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.dequantize_and_merge import task
 
     with step("dequantize_and_merge"):
         return task.run(

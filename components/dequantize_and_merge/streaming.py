@@ -7,15 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from components.core import streams
-from components.core.errors import InputError, TransientError
-from components.core.quantization import Quantization
-from components.core.steps import Progress
-from components.core.streamed_attempts import StreamedAttempt
-from components.dequantize_and_merge import checkpoint
-from components.dequantize_and_merge.checkpoint import FLOATS
-from components.dequantize_and_merge.plan import Output, Plan, Shard
-from components.dequantize_and_merge.quantizing import QuantizedWeight
+from qlora_pipelines.components.core.errors import InputError, TransientError
+from qlora_pipelines.components.core.models import safetensors_files
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.models.safetensors_files import FLOATS
+from qlora_pipelines.components.core.runtime import Progress
+from qlora_pipelines.components.core.store import streams
+from qlora_pipelines.components.core.store.streamed_attempts import StreamedAttempt
+from qlora_pipelines.components.dequantize_and_merge.layout import Output, Plan, Shard
+from qlora_pipelines.components.dequantize_and_merge.requantization import QuantizedWeight
 
 Block = tuple[Output, int, int]
 Blocks = Iterator[tuple[Block, bytearray]]
@@ -49,7 +49,7 @@ def write(plan: Plan, quantization: Quantization, attempt: StreamedAttempt, fold
                         writer.write(data)
                     progress.at(next(done))
     if len(plan.shards) > 1:
-        attempt.write(f"{folder}/{checkpoint.INDEX}", json.dumps(_index(plan), indent=2).encode())
+        attempt.write(f"{folder}/{safetensors_files.INDEX}", json.dumps(_index(plan), indent=2).encode())
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def _read(block: Block) -> bytearray:
 
 
 def _header(shard: Shard) -> bytes:
-    return checkpoint.write_header((output.name, output.dtype, output.source.shape) for output in shard.outputs)
+    return safetensors_files.write_header((output.name, output.dtype, output.source.shape) for output in shard.outputs)
 
 
 def _index(plan: Plan) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _merged(output: Output, pieces: Blocks, quantization: Quantization, note: st
 def _as_stored(piece: tuple[Block, bytearray]) -> tuple[int, Any]:
     """A piece's first row, and its values in the dtype of the file; a transposed tensor as (out, in)."""
     (output, first, last), data = piece
-    values = checkpoint.as_tensor(data, output.source.dtype).view(last - first, *output.source.shape[1:])
+    values = safetensors_files.as_tensor(data, output.source.dtype).view(last - first, *output.source.shape[1:])
     return first, values.T if output.transposed else values
 
 

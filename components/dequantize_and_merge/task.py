@@ -5,19 +5,20 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import attempts, base_model, storage, streamed_attempts
-from components.core.config import MergeConfig
-from components.core.errors import InputError
-from components.core.quantization import Quantization
-from components.core.steps import log
-from components.dequantize_and_merge import adapter as adapters
-from components.dequantize_and_merge import checkpoint, names, plan, quantizing, streaming
+from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model, safetensors_files
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import attempts, storage, streamed_attempts
+from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
+from qlora_pipelines.components.dequantize_and_merge import layout, parameter_names, requantization, streaming
 
 Config = MergeConfig
 MODEL = "model"
 """The model lies in this folder below `merged_uri`, so that MLflow's files fit beside it."""
 GENERATION = "generation_config.json"
-NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", checkpoint.INDEX, attempts.MANIFEST}
+NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", safetensors_files.INDEX, attempts.MANIFEST}
 
 
 class Result(NamedTuple):
@@ -61,15 +62,15 @@ def run(
         raise InputError(f"the adapter was trained on revision {revision} of its base, not on {base_revision}")
     digests = _digests(trained.info, merge_base)
     with tempfile.TemporaryDirectory() as scratch:
-        base = checkpoint.read_base(base_uri)
+        base = safetensors_files.read_base(base_uri)
         folder = base_model.small_files(base_uri, base_revision, Path(scratch))
         base_config = _base_config(folder)
-        known = names.understand(folder, base)
+        known = parameter_names.understand(folder, base)
         shapes = {parameter: base[tensor].shape for parameter, tensor in known.tensors.items()}
         shapes |= {parameter: shapes[parameter][::-1] for parameter in known.transposed if parameter in shapes}
         _check_widths(trained.info, digests, shapes)
         shapes |= {target: shapes[source] for target, source in known.tied.items() if source in shapes}
-        planned = plan.make(
+        planned = layout.make(
             base, known, adapters.read(Path(adapter), known, shapes), digests, int(config.max_shard_gb * 1e9)
         )
         streaming.check_room(planned, key_uri)
@@ -77,7 +78,7 @@ def run(
         with streamed_attempts.attempt(key_uri) as attempt:
             streaming.write(planned, Quantization(**trained.info["quantization"]), attempt, MODEL, _note(trained.info))
             attempt.write(
-                f"{MODEL}/config.json", json.dumps(plan.merged_config(base_config, planned), indent=2).encode()
+                f"{MODEL}/config.json", json.dumps(layout.merged_config(base_config, planned), indent=2).encode()
             )
             attempt.write(f"{MODEL}/{GENERATION}", json.dumps(_generation_config(folder), indent=2).encode())
             for file in _tokenizer_files(folder, Path(adapter)):
@@ -110,10 +111,10 @@ def _check_widths(info: dict[str, Any], digests: dict[str, str], shapes: dict[st
     if info.get("device") == "cpu":
         for parameter in digests:
             width = shapes.get(parameter, (0, 0))[1]
-            if width % quantizing.BLOCK:
+            if width % requantization.BLOCK:
                 raise InputError(
-                    f"{parameter} has rows of {width}, no multiple of {quantizing.BLOCK}, which bitsandbytes computes"
-                    " wrongly on a CPU: train on a GPU, or set merge_base to original"
+                    f"{parameter} has rows of {width}, no multiple of {requantization.BLOCK}, which bitsandbytes"
+                    " computes wrongly on a CPU: train on a GPU, or set merge_base to original"
                 )
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from components.dequantize_and_merge.checkpoint import Stored
+from qlora_pipelines.components.core.models.safetensors_files import Stored
 
 Apply = Callable[[Any, int], Any]
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import images
+from qlora_pipelines.components import images
 
 
 @dsl.component(base_image=images.CUDA, install_kfp_package=False)
@@ -58,8 +58,8 @@ def evaluate_model(
         merge_base: What to merge the adapter into, dequantized or original.
         figures: What the gate saw, a flat JSON object: figures with bounds, rows, groups, confidence.
     """
-    from components.core.steps import step
-    from components.evaluate_model import task
+    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.evaluate_model import task
 
     with step("evaluate_model"):
         result = task.run(

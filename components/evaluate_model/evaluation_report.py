@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from components.core.config import EvaluateConfig
-from components.core.report import Markup, Report, escape
-from components.evaluate_model import gate
-from components.evaluate_model.score_table import Scores, Subject
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.report import Markup, Report, escape
+from qlora_pipelines.components.evaluate_model import gate
+from qlora_pipelines.components.evaluate_model.score_table import Scores, Subject
 
 SAMPLES = 8
 CHANGES = 10

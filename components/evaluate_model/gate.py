@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from components.core.config import EvaluateConfig
-from components.core.groups import groups_needed
-from components.evaluate_model import bootstrap
-from components.evaluate_model.bootstrap import Floats, Interval
-from components.evaluate_model.score_table import Answer, Scores, Subject
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.sample_size import groups_needed
+from qlora_pipelines.components.evaluate_model import bootstrap
+from qlora_pipelines.components.evaluate_model.bootstrap import Floats, Interval
+from qlora_pipelines.components.evaluate_model.score_table import Answer, Scores, Subject
 
 NATS, BITS = "nats a token", "bits a byte"
 MOST_CHECKS = 8

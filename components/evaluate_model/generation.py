@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from components.core import chat
-from components.core.dataset import Sample
-from components.core.steps import Progress
-from components.evaluate_model import metrics
-from components.evaluate_model.score_table import Answer
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.data.tokenized import Sample
+from qlora_pipelines.components.core.runtime import Progress
+from qlora_pipelines.components.evaluate_model import metrics
+from qlora_pipelines.components.evaluate_model.score_table import Answer
 
 
 def generate(
@@ -82,7 +82,9 @@ def _tokens(tokenizer: Any, text: str) -> int:
 def _question(tokenizer: Any, sample: Sample) -> tuple[str, str]:
     """The prompt up to the last answer, and that answer; one that only calls tools is given as their JSON."""
     last = _last_answer(sample)
-    return chat.render(tokenizer, sample.messages[:last], tools=sample.tools, for_answer=True), reference(sample)
+    return chat_template.render(tokenizer, sample.messages[:last], tools=sample.tools, for_answer=True), reference(
+        sample
+    )
 
 
 def reference(sample: Sample) -> str:

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from typing import Any
 
-from components.core.errors import InputError, first_line
+from qlora_pipelines.components.core.errors import InputError, first_line
 
 FILE = ".yaml"
 

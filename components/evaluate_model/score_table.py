@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError
 
 Floats = NDArray[np.float64]
 SCORES, ANSWERS = "scores.parquet", "answers.jsonl"

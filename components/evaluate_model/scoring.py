@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.core import attention, chat, packing
-from components.core.errors import InputError
-from components.core.steps import Progress
+from qlora_pipelines.components.core.data import chat_template, packing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import packed_attention
+from qlora_pipelines.components.core.runtime import Progress
 
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 25}
 """Logits held at a time, 8 and 128 MiB in float32: more positions take turns at the head.
@@ -16,7 +17,7 @@ More bring no speed on a CPU. A GPU reads the whole head for each turn, so it ge
 
 
 def score(
-    model: Any, encoded: Sequence[chat.Encoded], batch_tokens: int, device: str, what: str
+    model: Any, encoded: Sequence[chat_template.Encoded], batch_tokens: int, device: str, what: str
 ) -> list[tuple[float, int]]:
     """Scores conversations, each as if it were alone.
 
@@ -33,14 +34,14 @@ def score(
     """
     import torch
 
-    from components.evaluate_model import shared_start
+    from qlora_pipelines.components.evaluate_model import prefix_cache
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     found: list[tuple[float, int]] = [(0.0, 0)] * len(encoded)
     progress = Progress(f"scoring {what}", len(encoded))
     done = 0
     with _packed(causal, batch_tokens) as capacity, torch.inference_mode():
-        start, keys = shared_start.read(causal, _decoder(causal), encoded, device) if capacity else (0, None)
+        start, keys = prefix_cache.read(causal, _decoder(causal), encoded, device) if capacity else (0, None)
         for row in packing.pack([len(item.input_ids) - start for item in encoded], capacity):
             scored = _row(causal, [_after(start, encoded[index]) for index in row], start, keys, device)
             for index, (nll, right) in zip(row, scored, strict=True):
@@ -55,8 +56,8 @@ def _decoder(causal: Any) -> Any:
     return causal.model if found is causal else found  # Llama 4's and Mllama's give themselves
 
 
-def _after(start: int, item: chat.Encoded) -> chat.Encoded:
-    return chat.Encoded(item.input_ids[start:], item.labels[start:])
+def _after(start: int, item: chat_template.Encoded) -> chat_template.Encoded:
+    return chat_template.Encoded(item.input_ids[start:], item.labels[start:])
 
 
 @contextlib.contextmanager
@@ -65,20 +66,22 @@ def _packed(causal: Any, batch_tokens: int) -> Iterator[int]:
 
     Where an architecture's layers would mix conversations, each goes alone, through the model's own attention.
     """
-    if attention.supports(causal):
-        with attention.packed(causal):
+    if packed_attention.supports(causal):
+        with packed_attention.packed(causal):
             yield batch_tokens
     else:
         yield 0
 
 
-def _row(causal: Any, items: Sequence[chat.Encoded], start: int, keys: Any, device: str) -> list[tuple[float, int]]:
+def _row(
+    causal: Any, items: Sequence[chat_template.Encoded], start: int, keys: Any, device: str
+) -> list[tuple[float, int]]:
     """Scores one packed row of conversations whose first `start` tokens are in `keys`."""
     import torch
 
     inputs = {name: tensor.to(device) for name, tensor in packing.collate([packing.joined(items)]).items()}
     labels = inputs.pop("labels")[0]
-    at = (labels != chat.IGNORED).nonzero()[:, 0]
+    at = (labels != chat_template.IGNORED).nonzero()[:, 0]
     owner = torch.repeat_interleave(inputs["cu_seq_lens_q"].diff())[at].cpu()
     nll = torch.zeros(len(items), dtype=torch.float64)
     right = torch.zeros(len(items), dtype=torch.int64)

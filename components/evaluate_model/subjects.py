@@ -7,15 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.core import attempts, champion, models, storage
-from components.core.config import EvaluateConfig
-from components.core.dataset import Sample
-from components.core.errors import InputError
-from components.core.quantization import Quantization
-from components.core.steps import load_libraries, log
-from components.evaluate_model import asking, gate, lm_tasks, loading, pairing, score_table, scoring
-from components.evaluate_model.generation import generate
-from components.evaluate_model.score_table import Subject
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.data.tokenized import Sample
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.registry import champion
+from qlora_pipelines.components.core.runtime import load_libraries, log
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.evaluate_model import (
+    gate,
+    lm_tasks,
+    offloading,
+    prompts,
+    question_swap,
+    score_table,
+    scoring,
+)
+from qlora_pipelines.components.evaluate_model.generation import generate
+from qlora_pipelines.components.evaluate_model.score_table import Subject
 
 
 def base_and_tuned(
@@ -38,9 +48,9 @@ def base_and_tuned(
 
     log("loading the base in 4 bit")
     trained = attempts.read(adapter).info
-    model = models.load_quantized(base, Quantization(**trained["quantization"])).eval()
-    tokenizer = models.load_tokenizer(base)
-    own_words = asking.in_own_words(config.baseline_messages, samples, tokenizer)
+    model = loading.load_quantized(base, Quantization(**trained["quantization"])).eval()
+    tokenizer = loading.load_tokenizer(base)
+    own_words = prompts.in_own_words(config.baseline_messages, samples, tokenizer)
     reference = measure("base", config, model, tokenizer, own_words, swapped=True)
     tuned = PeftModel.from_pretrained(model, adapter).eval()
     subject = measure("tuned", config, tuned, tokenizer, samples, swapped=True)
@@ -60,12 +70,12 @@ def base_and_tuned(
 def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str) -> Subject | None:
     """The adapter on the base in 16 bit; scores only; None where it must be spread, and this adapter cannot."""
     log("loading the base in 16 bit")
-    with loading.whole_or_spread(base) as (model, whole):
-        if not whole and not loading.can_be_spread(adapter):
+    with offloading.whole_or_spread(base) as (model, whole):
+        if not whole and not offloading.can_be_spread(adapter):
             log("this adapter needs its base whole, which does not fit the GPU: it is not scored on the original")
             return None
-        tuned = loading.attach(model, adapter, whole)
-        found = measure("tuned on the original", config, tuned, models.load_tokenizer(base), samples, answers=False)
+        tuned = offloading.attach(model, adapter, whole)
+        found = measure("tuned on the original", config, tuned, loading.load_tokenizer(base), samples, answers=False)
         del model, tuned
     _free()
     return found
@@ -74,8 +84,8 @@ def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, a
 def merged(config: EvaluateConfig, samples: Sequence[Sample], folder: Path, name: str = "merged") -> Subject:
     """A merged model in 16 bit."""
     log(f"loading the {name} model")
-    tokenizer = models.load_tokenizer(folder)
-    with loading.whole_or_spread(folder) as (model, whole):
+    tokenizer = loading.load_tokenizer(folder)
+    with offloading.whole_or_spread(folder) as (model, whole):
         return measure(name, config, model.eval(), tokenizer, samples, answers=whole)
 
 
@@ -89,9 +99,9 @@ def _merged_champion(
         )
     with tempfile.TemporaryDirectory() as scratch:
         folder = storage.download(found.merged.uri, Path(scratch)) / "model"
-        theirs = models.load_tokenizer(folder)
-        same = models.tokenizer_digest(theirs) == models.tokenizer_digest(own)
-        asked = samples if same else asking.through(theirs, samples, own)
+        theirs = loading.load_tokenizer(folder)
+        same = loading.tokenizer_digest(theirs) == loading.tokenizer_digest(own)
+        asked = samples if same else prompts.through(theirs, samples, own)
         if not asked:
             raise InputError(f"{found.name} writes none of the {len(samples)} rows alike: they cannot be compared")
         subject = merged(config, asked, folder, found.name)
@@ -124,12 +134,12 @@ def measure(
         InputError: a loss that is no number.
     """
     encoded = [sample.encoded for sample in samples]
-    found = scoring.score(model, encoded, config.eval_batch_tokens, models.device(), name)
+    found = scoring.score(model, encoded, config.eval_batch_tokens, loading.device(), name)
     rows = []
     for sample, (nll, right) in zip(samples, found, strict=True):
         if not math.isfinite(nll):
             raise InputError(f"{name} gives a loss that is no number on row {sample.id[:12]}: its weights are spoiled")
-        length = len(asking.supervised_text(tokenizer, sample.encoded).encode())
+        length = len(prompts.supervised_text(tokenizer, sample.encoded).encode())
         tokens = sample.encoded.supervised
         rows.append((sample.id, sample.group or sample.id, sample.slice, nll, tokens, length, right))
     # By id, which is a hash: the first rows are a sample without a seed.
@@ -147,7 +157,9 @@ def measure(
     figures = lm_tasks.run(model, tokenizer, tasks, config.eval_batch_size) if tasks else {}
     paired = None
     if swapped:
-        paired = pairing.measure(model, samples, config.swapped_rows, config.eval_batch_tokens, models.device(), name)
+        paired = question_swap.measure(
+            model, samples, config.swapped_rows, config.eval_batch_tokens, loading.device(), name
+        )
     subject = Subject(name, score_table.table(rows), generated, figures, paired)
     share = f", right answers {subject.mark('exact_match'):.0%} of {len(generated)}" if generated else ""
     log(f"{name}: loss {subject.scores.loss:.4f}{share}")

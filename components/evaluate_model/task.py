@@ -9,13 +9,23 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from components.core import attempts, base_model, champion, dataset, storage
-from components.core.config import EvaluateConfig
-from components.core.dataset import Sample
-from components.core.errors import InputError
-from components.core.steps import log
-from components.evaluate_model import evaluation_report, gate, generation, lm_tasks, score_table, subjects
-from components.evaluate_model.score_table import Subject
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.data import tokenized
+from qlora_pipelines.components.core.data.tokenized import Sample
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.registry import champion
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.evaluate_model import (
+    evaluation_report,
+    gate,
+    generation,
+    lm_tasks,
+    score_table,
+    subjects,
+)
+from qlora_pipelines.components.evaluate_model.score_table import Subject
 
 Config = EvaluateConfig
 
@@ -78,7 +88,7 @@ def run(
         InputError: data of another digest, a model whose loss is no number, a champion whose files are gone.
     """
     lm_tasks.check(config.lm_eval_tasks)
-    samples = dataset.read(eval_set, dataset_digest)
+    samples = tokenized.read(eval_set, dataset_digest)
     if not samples:
         raise InputError("the evaluation set has no rows: give eval_dataset_uri, or raise prepare_dataset.eval_share")
     with tempfile.TemporaryDirectory() as folder:

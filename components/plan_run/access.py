@@ -10,23 +10,16 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from components.core import (
-    attempts,
-    base_model,
-    champion,
-    data_listing,
-    keys,
-    models,
-    probing,
-    storage,
-    streams,
-    tracking,
-)
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.core.groups import groups_needed
-from components.core.steps import load_libraries
-from components.plan_run import architecture, base_checks, disk, fit, sampling, weight_files
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import listing
+from qlora_pipelines.components.core.data.listing import Listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.registry import champion, mlflow_client
+from qlora_pipelines.components.core.runtime import load_libraries
+from qlora_pipelines.components.core.sample_size import groups_needed
+from qlora_pipelines.components.core.store import attempts, keys, storage, streams
+from qlora_pipelines.components.plan_run import architecture, base_checks, disk, fit, probing, sampling, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Access:
     champion: str = ""
     revision: str = ""
     files: Path | None = None
-    listing: data_listing.Listing = dataclasses.field(default_factory=dict)
+    listing: Listing = dataclasses.field(default_factory=dict)
     samples: dict[str, sampling.Sample] = dataclasses.field(default_factory=dict)
     weights: weight_files.Weights | None = None
     staged: bool = False
@@ -118,9 +111,9 @@ def _store(found: Access) -> None:
 
 def _mlflow(found: Access, config: RunConfig) -> None:
     with found.about("MLflow"):
-        client = tracking.client()
-        tracking.check_registering(client)
-        found.champion = tracking.champion(client, config.model_name)
+        client = mlflow_client.client()
+        mlflow_client.check_registering(client)
+        found.champion = mlflow_client.champion(client, config.model_name)
         found.note("ok", "MLflow", f"answers and lets one register; champion of {config.model_name} today:"
                    f" {found.champion or 'none'}")  # fmt: skip
         if found.champion:
@@ -134,7 +127,7 @@ def _base(found: Access, config: RunConfig, folder: Path) -> None:
         found.note("ok", "base model", f"{config.base_model} can be read at {found.revision[:19]}, in safetensors")
         found.files = files
         with found.about("tokenizer"):
-            models.load_tokenizer(files)
+            loading.load_tokenizer(files)
             found.note("ok", "tokenizer", "can be read and has a chat template")
         described = architecture.skeleton(files)
         for level, text in base_checks.check(files, described, config):
@@ -161,8 +154,8 @@ def _memory(found: Access, plan: fit.Plan, gib: float) -> None:
 
 def _data(found: Access, config: RunConfig) -> None:
     with found.about("data"):
-        found.listing = data_listing.make(config.dataset_uri, config.eval_dataset_uri)
-        found.data_digest = data_listing.data_digest(found.listing)
+        found.listing = listing.make(config.dataset_uri, config.eval_dataset_uri)
+        found.data_digest = listing.data_digest(found.listing)
         files = sum(len(source["files"]) for source in found.listing.values())
         found.note("ok", "data", f"{files} files, digest {found.data_digest[:12]}")
 

@@ -10,9 +10,9 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from components.core import attention
-from components.core.config import TrainConfig
-from components.plan_run import architecture
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.models import packed_attention
+from qlora_pipelines.components.plan_run import architecture
 
 FEW, MORE = 4, 8
 """Layers that are run: memory is linear in them, so two depths give that of any."""
@@ -102,7 +102,9 @@ def _attend(
     """Training's own attention on a GPU, over two conversations: tensors without data cannot say how long they are."""
     half = query.shape[2] // 2
     lengths = [half, query.shape[2] - half]
-    return attention.within(query, key, value, lengths, scaling, dropout, sliding_window, always_flash=True), None
+    return packed_attention.within(
+        query, key, value, lengths, scaling, dropout, sliding_window, always_flash=True
+    ), None
 
 
 def _materialise(model: Any) -> None:

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from components.core import lora
-from components.core.config import TrainConfig
-from components.core.errors import InputError
-from components.core.quantization import Quantization
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import lora
+from qlora_pipelines.components.core.models.quantization import Quantization
 
 _EXPERTS = re.compile(r"\.experts\.")
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core import attention, models
-from components.core.config import RunConfig
-from components.core.errors import InputError
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading, packed_attention
 
 
 def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -17,7 +17,7 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
         model: the base without data.
         config: the whole run.
     """
-    described = models.describe(files)
+    described = loading.describe(files)
     name = f"base model {config.base_model}"
     if described.get("auto_map"):
         yield "warning", f"{name}: it brings code of its own (auto_map); that is not run"
@@ -27,7 +27,7 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
         yield "fatal", f"{name}: {model.config.model_type} is an encoder, which sees what follows; give a decoder"
     if config.for_step("train_qlora").packing:
         try:
-            attention.check(model)
+            packed_attention.check(model)
         except InputError as error:
             yield "fatal", f"{name}: {error}"
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_length

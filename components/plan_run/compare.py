@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from components.plan_run import memory
-from components.plan_run.architecture import Architecture
+from qlora_pipelines.components.plan_run import memory
+from qlora_pipelines.components.plan_run.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True)

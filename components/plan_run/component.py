@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import images
+from qlora_pipelines.components import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -80,8 +80,8 @@ def plan_run(
         planned_gpu_mib: Memory that training needs on a GPU, in MiB; 0 is not known.
         planned_host_mib: Memory that training needs where there is no GPU, in MiB; 0 is not known.
     """
-    from components.core.steps import step
-    from components.plan_run import task
+    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.plan_run import task
 
     with step("plan_run"):
         config = task.Config.parse(

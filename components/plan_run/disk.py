@@ -2,10 +2,10 @@
 
 import heapq
 
-from components.core.config import TrainConfig
-from components.plan_run import memory
-from components.plan_run.architecture import Architecture
-from components.plan_run.sampling import Sample
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.plan_run import memory
+from qlora_pipelines.components.plan_run.architecture import Architecture
+from qlora_pipelines.components.plan_run.sampling import Sample
 
 FILES_AT_A_TIME = 4
 """Files of a hub's base that stage_base_model has on its disk at once."""

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from components.core.config import TrainConfig
-from components.core.errors import InputError, first_line
-from components.plan_run import activations, architecture, memory
-from components.plan_run.architecture import Architecture
-from components.plan_run.memory import Estimate
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError, first_line
+from qlora_pipelines.components.plan_run import activations, architecture, memory
+from qlora_pipelines.components.plan_run.architecture import Architecture
+from qlora_pipelines.components.plan_run.memory import Estimate
 
 GIB = 1 << 30
 MOST_GPUS = 64

@@ -1,7 +1,7 @@
 """Memory of the training process on a machine without a GPU, such as a laptop."""
 
-from components.plan_run import memory
-from components.plan_run.fit import Plan
+from qlora_pipelines.components.plan_run import memory
+from qlora_pipelines.components.plan_run.fit import Plan
 
 LIBRARIES = 1020 << 20
 """Bytes of a Python process that has imported torch, transformers, peft, trl, bitsandbytes and mlflow."""

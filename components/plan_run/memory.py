@@ -7,8 +7,8 @@ stays in 16 bit, the adapter is trained in float32 with AdamW whose two moments 
 import dataclasses
 import math
 
-from components.plan_run.activations import Activations
-from components.plan_run.architecture import Architecture, Weight
+from qlora_pipelines.components.plan_run.activations import Activations
+from qlora_pipelines.components.plan_run.architecture import Architecture, Weight
 
 BLOCK = 64
 """Elements of a weight that share one absmax."""

@@ -3,10 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from components.core.config import OPTION_STEPS, RunConfig
-from components.core.report import Report
-from components.plan_run import compare, fit, gpus, time_and_cost
-from components.plan_run.access import Access, disk_of
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.steps import OPTION_STEPS
+from qlora_pipelines.components.core.report import Report
+from qlora_pipelines.components.plan_run import compare, fit, gpus, time_and_cost
+from qlora_pipelines.components.plan_run.access import Access, disk_of
 
 GIB = 1 << 30
 

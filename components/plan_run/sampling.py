@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core import chat, data_listing, forms, models, reading
-from components.core.config import RunConfig
-from components.core.data_listing import DataFile
-from components.core.errors import InputError
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import chat_template, formats, listing, readers
+from qlora_pipelines.components.core.data.listing import DataFile
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
 
 START = 1 << 20
 """Bytes of a data file that are read to look at its first rows; more where they hold no whole row."""
@@ -61,7 +62,7 @@ def look(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sa
     Raises:
         InputError: the first rows cannot be read, are of no known form, or none of them can be used.
     """
-    file = data_listing.first_file(source)
+    file = listing.first_file(source)
     start = first_rows(file)
     form, encoded, reasons = _encoded(start.rows[:ROWS], file.uri, config, tokenizer_files)
     last = start.rows[:ROWS][-1][0]
@@ -94,7 +95,7 @@ def first_rows(file: DataFile) -> Start:
             data = opened.read(size)
         whole = len(data) >= file.entry.size
         rows, broken = _rows(data, file.uri, whole)
-        if rows or whole or size > reading.LONGEST_LINE:
+        if rows or whole or size > readers.LONGEST_LINE:
             break
         size *= 16
     if not rows:
@@ -107,17 +108,17 @@ def _rows(data: bytes, name: str, whole: bool) -> tuple[list[tuple[int, dict[str
     """The rows at the start of a file, and why others hold none. Where it goes on, the last one may be cut."""
     rows: list[tuple[int, dict[str, Any]]] = []
     broken: list[tuple[int, str]] = []
-    records = reading.records(io.BufferedReader(io.BytesIO(data)), name)
+    records = readers.records(io.BufferedReader(io.BytesIO(data)), name)
     with contextlib.nullcontext() if whole else contextlib.suppress(InputError):
         for number, record in records if whole else _but_the_last(records):
             try:
-                rows.append((number, reading.decode(record)))
+                rows.append((number, readers.decode(record)))
             except ValueError as error:
                 broken.append((number, str(error)))
     return rows, broken
 
 
-def _but_the_last(records: Iterator[reading.Record]) -> Iterator[reading.Record]:
+def _but_the_last(records: Iterator[readers.Record]) -> Iterator[readers.Record]:
     for one, _ in itertools.pairwise(records):
         yield one
 
@@ -130,8 +131,8 @@ def _parquet(file: DataFile) -> Start:
     rows = []
     in_all = 0
     with file.open() as opened:
-        for number, row in reading.records(opened, file.uri):
-            rows.append((number, reading.decode(row)))
+        for number, row in readers.records(opened, file.uri):
+            rows.append((number, readers.decode(row)))
             in_all = number
             if number == ROWS:
                 break
@@ -145,7 +146,7 @@ def _parquet(file: DataFile) -> Start:
 
 def _encoded(
     rows: list[tuple[int, dict[str, Any]]], uri: str, config: RunConfig, files: Path
-) -> tuple[str, list[chat.Encoded], list[tuple[int, str]]]:
+) -> tuple[str, list[chat_template.Encoded], list[tuple[int, str]]]:
     """A file's first rows as they will be trained on, their form, and why the others of them will be rejected.
 
     Raises:
@@ -155,21 +156,21 @@ def _encoded(
     renamed = []
     for _, row in rows:
         with contextlib.suppress(ValueError):
-            renamed.append(forms.renamed(row, prepare.columns))
-    form = forms.most_common_form(renamed) if prepare.form == "auto" else prepare.form
+            renamed.append(formats.renamed(row, prepare.columns))
+    form = formats.most_common_form(renamed) if prepare.form == "auto" else prepare.form
     if renamed and not form:
         columns = ", ".join(sorted(renamed[0]))
         raise InputError(
             f"data {uri}: its rows are of no known form (columns {columns}); name theirs in options,"
             " prepare_dataset.columns"
         )
-    tokenizer = models.load_tokenizer(files)
+    tokenizer = loading.load_tokenizer(files)
     encoded, reasons = [], []
     for number, row in rows:
         try:
-            found = forms.conversation(forms.renamed(row, prepare.columns), form)
+            found = formats.conversation(formats.renamed(row, prepare.columns), form)
             item = (
-                chat.encode(
+                chat_template.encode(
                     tokenizer,
                     found.messages,
                     config.max_length,
@@ -177,7 +178,7 @@ def _encoded(
                     last_only=prepare.supervise == "last",
                 )
                 if found.messages
-                else chat.encode_text(tokenizer, found.text, config.max_length)
+                else chat_template.encode_text(tokenizer, found.text, config.max_length)
             )
             if not item.supervised:
                 raise ValueError(f"nothing of an answer within {config.max_length} tokens")

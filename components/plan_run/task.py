@@ -5,11 +5,13 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from components.core import base_model, claims, data_listing, storage
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.core.steps import log
-from components.plan_run import access, fit, host_memory, plan_report
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import claims, storage
+from qlora_pipelines.components.plan_run import access, fit, host_memory, plan_report
 
 Config = RunConfig
 MIB = 1 << 20
@@ -78,7 +80,7 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
     result = Result(
         base_revision=found.revision,
         tokenizer_uri=tokenizer_uri,
-        listing_uri=data_listing.save(found.listing),
+        listing_uri=listing.save(found.listing),
         data_digest=found.data_digest,
         champion_version=found.champion,
         **found.run_keys._asdict(),

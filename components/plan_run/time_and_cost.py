@@ -3,11 +3,12 @@
 import dataclasses
 import math
 
-from components.core.config import RunConfig, TrainConfig
-from components.core.steps import duration
-from components.plan_run.architecture import Architecture
-from components.plan_run.gpus import TABLE, Gpu
-from components.plan_run.sampling import Sample
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.runtime import duration
+from qlora_pipelines.components.plan_run.architecture import Architecture
+from qlora_pipelines.components.plan_run.gpus import TABLE, Gpu
+from qlora_pipelines.components.plan_run.sampling import Sample
 
 EFFICIENCY = 0.3
 """Share of a GPU's dense 16-bit speed that training reaches; a guess to be replaced by one's own measurement."""

@@ -9,8 +9,10 @@ import dataclasses
 import json
 from typing import Any
 
-from components.core import base_model, hub, storage
-from components.core.errors import InputError
+from qlora_pipelines.components.core.data import hub
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.store import storage
 
 Shapes = dict[str, tuple[int, ...]]
 INDEX = "model.safetensors.index.json"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import images
+from qlora_pipelines.components import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -37,8 +37,8 @@ def prepare_dataset(
         rejected_rows: Rows that cannot be used.
         duplicate_rows: Rows left out because they stand elsewhere too.
     """
-    from components.core.steps import step
-    from components.prepare_dataset import task
+    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.prepare_dataset import task
 
     with step("prepare_dataset"):
         return task.run(

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core.report import Markup, Report, escape
-from components.prepare_dataset.selecting import Fate, supervised
+from qlora_pipelines.components.core.report import Markup, Report, escape
+from qlora_pipelines.components.prepare_dataset.split import Fate, supervised
 
 SAMPLES = 12
 BATCH = 8

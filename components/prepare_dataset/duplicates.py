@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.prepare_dataset.signatures import PERMUTATIONS, mixed
+from qlora_pipelines.components.prepare_dataset.minhash import PERMUTATIONS, mixed
 
 RECALL = 0.99
 """The share of pairs at the threshold itself that banding must find; above it, more are found."""

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core import chat
-from components.core.errors import InputError
-from components.core.forms import Conversation
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.data.formats import Conversation
+from qlora_pipelines.components.core.errors import InputError
 
 Ids = NDArray[np.int32]
 NEAR = 64
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     """
 
     ids: Ids
-    spans: list[chat.Span]
+    spans: list[chat_template.Span]
     tokens: int
 
 
@@ -47,7 +47,7 @@ class _Pieces(NamedTuple):
 
 
 class Encoder:
-    """Encodes conversations as `core/chat.encode` does.
+    """Encodes conversations as `core/chat_template.encode` does.
 
     Args:
         tokenizer: a fast tokenizer with a chat template.
@@ -114,13 +114,13 @@ class Encoder:
             rows.append(self._by_definition(conversation) if spans is None else self._row(ids, bounds, spans))
         return rows
 
-    def _row(self, ids: Ids, bounds: list[int], spans: list[chat.Span]) -> Row:
+    def _row(self, ids: Ids, bounds: list[int], spans: list[chat_template.Span]) -> Row:
         tokens = bounds[-1] - bounds[0]
         length = min(tokens, self.max_length)
         kept = [(start, min(end, length)) for start, end in spans if start < length]
         return Row(ids[bounds[0] : bounds[0] + length], kept, tokens)
 
-    def _spans(self, flat: bytes, bounds: list[int], answers: list[tuple[int, str]]) -> list[chat.Span] | None:
+    def _spans(self, flat: bytes, bounds: list[int], answers: list[tuple[int, str]]) -> list[chat_template.Span] | None:
         """Answers in tokens, or None where a token reaches over an answer's start."""
         spans = []
         for piece, before in answers:
@@ -174,7 +174,7 @@ class Encoder:
         found = self._borders.findall(text, max(start, end - NEAR), end)
         return bool(found) and text.endswith(found[-1], start, end)
 
-    def _rendered(self, conversation: Conversation) -> tuple[str, list[chat.Span]]:
+    def _rendered(self, conversation: Conversation) -> tuple[str, list[chat_template.Span]]:
         messages, tools, *_ = conversation
         frame = self._frame
         if frame and not tools and all(len(message) == 2 for message in messages):
@@ -182,9 +182,9 @@ class Encoder:
             spans = _framed(text, frame, [m["content"] for m in messages if m["role"] == "assistant"])
             if spans:
                 return text, spans[-1:] if self.last_only else spans
-        return chat.answers(self.tokenizer, messages, tools=tools, last_only=self.last_only)
+        return chat_template.answers(self.tokenizer, messages, tools=tools, last_only=self.last_only)
 
-    def _render(self, messages: list[chat.Message]) -> str:
+    def _render(self, messages: list[chat_template.Message]) -> str:
         import jinja2
 
         try:
@@ -192,15 +192,15 @@ class Encoder:
             context = self._template.new_context({**self._variables, "messages": messages}, shared=True)
             text = "".join(self._template.root_render_func(context))
         except (jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError):
-            return chat.render(self.tokenizer, messages)  # says why
+            return chat_template.render(self.tokenizer, messages)  # says why
         return text
 
     def _find_frame(self) -> _Frame | None:
         question = [{"role": "user", "content": "q"}]
         try:
-            before = chat.render(self.tokenizer, question, for_answer=True)
-            bare = chat.render(self.tokenizer, question)
-            whole = chat.render(self.tokenizer, [*question, {"role": "assistant", "content": "a"}])
+            before = chat_template.render(self.tokenizer, question, for_answer=True)
+            bare = chat_template.render(self.tokenizer, question)
+            whole = chat_template.render(self.tokenizer, [*question, {"role": "assistant", "content": "a"}])
         except InputError:
             return None
         if not (before.startswith(bare) and len(before) > len(bare) and whole.startswith(f"{before}a")):
@@ -221,22 +221,22 @@ def by_definition(tokenizer: Any, conversation: Conversation, max_length: int, l
         InputError: the chat template cannot be used on it.
     """
     if conversation.messages:
-        encoded = chat.encode(
+        encoded = chat_template.encode(
             tokenizer, conversation.messages, 2**31 - 1, tools=conversation.tools, last_only=last_only
         )
         ids = encoded.input_ids
-        marks = np.array([False, *(label != chat.IGNORED for label in encoded.labels), False])
+        marks = np.array([False, *(label != chat_template.IGNORED for label in encoded.labels), False])
         edges = np.flatnonzero(marks[1:] != marks[:-1]).tolist()
         spans = list(zip(edges[::2], edges[1::2], strict=True))
     else:
-        ids = chat.encode_text(tokenizer, conversation.text, 2**31 - 1).input_ids
+        ids = chat_template.encode_text(tokenizer, conversation.text, 2**31 - 1).input_ids
         spans = [(0, len(ids))]
     length = min(len(ids), max_length)
     kept = [(start, min(end, length)) for start, end in spans if start < length]
     return Row(np.array(ids[:length], np.int32), kept, len(ids))
 
 
-def _framed(text: str, frame: _Frame, contents: list[str]) -> list[chat.Span] | None:
+def _framed(text: str, frame: _Frame, contents: list[str]) -> list[chat_template.Span] | None:
     """Where the answers are in a rendered text, if it has the mark for exactly these answers, each in its frame."""
     parts = text.split(frame.prompt)
     if len(parts) != len(contents) + 1:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.core import forms, models, reading
-from components.core.config import PrepareConfig
-from components.core.data_listing import DataFile
-from components.core.forms import Conversation
-from components.core.steps import quiet_libraries
-from components.prepare_dataset.encoding import Encoder, Row
-from components.prepare_dataset.signatures import PERMUTATIONS, shingles, signatures
+from qlora_pipelines.components.core.config.steps import PrepareConfig
+from qlora_pipelines.components.core.data import formats, readers
+from qlora_pipelines.components.core.data.formats import Conversation
+from qlora_pipelines.components.core.data.listing import DataFile
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.runtime import quiet_libraries
+from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row
+from qlora_pipelines.components.prepare_dataset.minhash import PERMUTATIONS, shingles, signatures
 
 CHUNK_ROWS = 500
 CHUNK_BYTES = 8 << 20
@@ -28,7 +29,7 @@ CHUNK_BYTES = 8 << 20
 
 NO_JSON = "holds a value that JSON has no form for"
 
-Records = list[reading.Record]
+Records = list[readers.Record]
 Content = tuple[bytes, bytes]
 
 
@@ -69,12 +70,12 @@ def staged_schema() -> Any:
 def chunks(file: DataFile, path: Path, held_out: bool, config: PrepareConfig) -> Iterator[Chunk]:
     """One file in chunks. The form of most of the first chunk's rows is the file's."""
     form: str = "" if config.form == "auto" else config.form
-    for records in _grouped(reading.records(path, file.uri)):
-        form = form or forms.most_common_form(row for _, row in _decoded(records, config.columns))
+    for records in _grouped(readers.records(path, file.uri)):
+        form = form or formats.most_common_form(row for _, row in _decoded(records, config.columns))
         yield Chunk(file.uri, form, held_out, records)
 
 
-def _grouped(records: Iterator[reading.Record]) -> Iterator[Records]:
+def _grouped(records: Iterator[readers.Record]) -> Iterator[Records]:
     chunk: Records = []
     size = 0
     for number, record in records:
@@ -94,10 +95,10 @@ def _size(value: Any) -> int:
     return sum(map(_size, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 8
 
 
-def _decoded(records: Records, columns: dict[Any, str]) -> Iterator[tuple[int, reading.Row]]:
+def _decoded(records: Records, columns: dict[Any, str]) -> Iterator[tuple[int, readers.Row]]:
     for number, record in records:
         with contextlib.suppress(ValueError):
-            yield number, forms.renamed(reading.decode(record), columns)
+            yield number, formats.renamed(readers.decode(record), columns)
 
 
 def sample(chunk: Chunk, config: PrepareConfig, rows: int) -> list[Conversation]:
@@ -111,10 +112,10 @@ def sample(chunk: Chunk, config: PrepareConfig, rows: int) -> list[Conversation]
     return found
 
 
-def _read(record: reading.Raw, form: str, config: PrepareConfig) -> tuple[Conversation, Content]:
-    row = forms.renamed(reading.decode(record), config.columns)
+def _read(record: readers.Raw, form: str, config: PrepareConfig) -> tuple[Conversation, Content]:
+    row = formats.renamed(readers.decode(record), config.columns)
     try:
-        conversation = forms.conversation(row, form)
+        conversation = formats.conversation(row, form)
         (conversation.group + conversation.slice).encode()
         return conversation, _content(conversation)
     except UnicodeEncodeError:
@@ -269,7 +270,7 @@ _own: tuple[PrepareConfig, Encoder]
 def _start(config: PrepareConfig, folder: Path, fast: bool) -> None:
     global _own
     quiet_libraries()
-    _own = (config, Encoder(models.load_tokenizer(folder), config.max_length, config.supervise == "last", fast))
+    _own = (config, Encoder(loading.load_tokenizer(folder), config.max_length, config.supervise == "last", fast))
 
 
 def _prepare(chunk: Chunk) -> Prepared:

@@ -17,17 +17,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from components.core import data_listing, dataset, models, storage
-from components.core.config import PrepareConfig
-from components.core.data_listing import DataFile
-from components.core.errors import InputError
-from components.core.steps import log
-from components.prepare_dataset import preparing
-from components.prepare_dataset.data_report import Kept, write_report
-from components.prepare_dataset.duplicates import Index
-from components.prepare_dataset.encoding import Encoder
-from components.prepare_dataset.preparing import Chunk, Prepared
-from components.prepare_dataset.selecting import Contamination, Fate, fates, select
+from qlora_pipelines.components.core.config.steps import PrepareConfig
+from qlora_pipelines.components.core.data import listing, tokenized
+from qlora_pipelines.components.core.data.listing import DataFile
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.prepare_dataset import preparing
+from qlora_pipelines.components.prepare_dataset.data_report import Kept, write_report
+from qlora_pipelines.components.prepare_dataset.duplicates import Index
+from qlora_pipelines.components.prepare_dataset.encoding import Encoder
+from qlora_pipelines.components.prepare_dataset.preparing import Chunk, Prepared
+from qlora_pipelines.components.prepare_dataset.split import Contamination, Fate, fates, select
 
 Config = PrepareConfig
 CHECKED_ROWS = 128
@@ -81,7 +83,7 @@ def run(
     Raises:
         InputError: unreadable data, too many unusable rows, or nothing left to train on or to evaluate.
     """
-    files = data_listing.load(listing_uri)
+    files = listing.load(listing_uri)
     if config.decontaminate_words and "eval" not in files:
         raise InputError("decontaminate_words compares with evaluation data, and the listing has none")
     for path in (train_set, eval_set, rejected, report):  # found out now, not when all is done
@@ -89,7 +91,7 @@ def run(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tokenizer_folder = storage.download(tokenizer_uri, folder / "tokenizer")
-        tokenizer = models.load_tokenizer(tokenizer_folder)
+        tokenizer = loading.load_tokenizer(tokenizer_folder)
         encoder = Encoder(tokenizer, config.max_length, config.supervise == "last")
         note = _choose_tokenizer(encoder, files, folder, config)
         # What was imported so far stays: the collector need not look through it again and again.
@@ -106,7 +108,7 @@ def run(
         found = fates(index, contamination, config.eval_share if "eval" not in files else None)
         _check_left(found, read.rows)
         kept = Kept(tokenizer, config.max_length)
-        with dataset.Writer({"train": train_set, "eval": eval_set}, models.tokenizer_digest(tokenizer)) as writer:
+        with tokenized.Writer({"train": train_set, "eval": eval_set}, loading.tokenizer_digest(tokenizer)) as writer:
             for side, batch, rows in select(folder / "staged", found):
                 writer.write(side, batch)
                 kept.add(side, rows)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import images
+from qlora_pipelines.components import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -69,8 +69,8 @@ def register_model(
         model_uri: What to load it by.
         outcome: champion, or why it stays candidate.
     """
-    from components.core.steps import step
-    from components.register_model import task
+    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.register_model import task
 
     with step("register_model"):
         return task.run(

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from components.core import storage
+from qlora_pipelines.components.core.store import storage
 
 TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges", "added_tokens")
 REQUIREMENTS = ("mlflow", "transformers", "torch", "accelerate")

@@ -10,12 +10,13 @@ import re
 import time
 from typing import Any, NamedTuple
 
-from components.core import attempts, registered, registry, signatures, storage, tracking, transfer
-from components.core.config import RegisterConfig
-from components.core.errors import InputError
-from components.core.steps import log
-from components.register_model import evidence as proof
-from components.register_model import mlflow_files, model_card, placing
+from qlora_pipelines.components.core.config.steps import RegisterConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import manifest, mlflow_client, signing, versions
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import attempts, storage, transfer
+from qlora_pipelines.components.register_model import mlflow_files, model_card, publish
+from qlora_pipelines.components.register_model import provenance as proof
 
 Config = RegisterConfig
 AGAIN = "run again, what is done is kept"
@@ -59,23 +60,23 @@ def run(
         transfer.check_address(uri, what)
     if not re.fullmatch(r"[\w-]+", merge_key):
         raise InputError(f"merge_key {merge_key!r}: letters, digits, - and _ are expected")
-    key = signatures.signing_key()
+    key = signing.signing_key()
     if not storage.is_s3(merged_uri):
         merged_uri = str(storage.local_path(merged_uri))
     data = proof.datasets(evidence)
-    client = tracking.client(timeout=60, retries=3)
-    with registry.explained(f"registering {config.model_name}", mend=AGAIN):
+    client = mlflow_client.client(timeout=60, retries=3)
+    with versions.explained(f"registering {config.model_name}", mend=AGAIN):
         tags = proof.tags(merge_key, champion_version, evidence | {"adapter_uri": adapter_uri})
         version, created = _find_or_create(client, config.model_name, merge_key, merged_uri, adapter_uri, tags)
-        placing.turn_to(version.source)
+        publish.turn_to(version.source)
         if not _is_whole(version):
             whole = _complete(version, key, made_from=_owner(client, version))
             proof.log_run(client, version, data, reports)
             _mark_whole(client, version, whole, key)
         outcome = _settle(client, version, champion_version, created)
     number = str(version.version)
-    champion = outcome == registry.CHAMPION
-    alias = f"@{registry.CHAMPION}" if champion else f"/{number}"
+    champion = outcome == versions.CHAMPION
+    alias = f"@{versions.CHAMPION}" if champion else f"/{number}"
     log(f"{config.model_name} version {number} is registered, {outcome if not champion else 'alias champion'}")
     return Result(number, f"models:/{config.model_name}{alias}", outcome)
 
@@ -88,20 +89,20 @@ def _find_or_create(
     MLflow cannot create a version only if there is none: so create, look again, and the lowest number stays. The others
     are taken back, also those that an attempt cut short has left.
     """
-    existing = registry.of_key(client, merge_key, name)
+    existing = versions.of_key(client, merge_key, name)
     mine = None
     if not existing:
-        uri, files = placing.place(attempts.read(merged_uri), adapter_uri, merge_key)
-        placing.turn_to(uri)
+        uri, files = publish.place(attempts.read(merged_uri), adapter_uri, merge_key)
+        publish.turn_to(uri)
         # MLflow takes any address, one where nothing lies too.
         transfer.check_files(uri, files, "merged model", "run the merge again")
         _create_model(client, name)
         run = proof.find_or_start_run(client, name, merge_key)
         mine = client.create_model_version(name, source=uri, run_id=run, tags=tags, await_creation_for=0)
-        existing = registry.of_key(client, merge_key, name)
+        existing = versions.of_key(client, merge_key, name)
     first, *others = existing
     for other in others:
-        if registered.MANIFEST_TAG not in other.tags:
+        if manifest.MANIFEST_TAG not in other.tags:
             _delete_version(client, name, other.version)
     if mine is not None or others:
         proof.remove_other_runs(client, name, merge_key, first.run_id)
@@ -134,10 +135,10 @@ def _is_whole(version: Any) -> bool:
     Raises:
         InputError: it did, and they are not.
     """
-    if registered.MANIFEST_TAG not in version.tags:
+    if manifest.MANIFEST_TAG not in version.tags:
         return False
     try:
-        registered.of_version(version)
+        manifest.of_version(version)
     except InputError as error:
         raise InputError(f"{error}; delete version {version.version} of {version.name} and run again") from None
     return True
@@ -145,45 +146,45 @@ def _is_whole(version: Any) -> bool:
 
 def _owner(client: Any, version: Any) -> Any:
     """The earliest version whose files lie where this one's do, under whatever name: they are made from its tags."""
-    found = registry.of_key(client, version.tags[registry.KEY_TAG])
+    found = versions.of_key(client, version.tags[versions.KEY_TAG])
     return next((item for item in found if item.source == version.source), version)
 
 
-def _complete(version: Any, key: str, made_from: Any) -> registered.Registered:
+def _complete(version: Any, key: str, made_from: Any) -> manifest.Registered:
     """Lays the files beside the model, then their manifest, then the signature."""
     uri = version.source
     transfer.check_address(uri, f"{version.name} version {version.version}")
     whole = _laid(uri) or _lay(uri, made_from)
     if key:
-        storage.write_bytes(storage.join(uri, signatures.SIGNATURE), signatures.sign(whole.signed_files, key))
+        storage.write_bytes(storage.join(uri, signing.SIGNATURE), signing.sign(whole.signed_files, key))
     return whole
 
 
-def _mark_whole(client: Any, version: Any, whole: registered.Registered, key: str) -> None:
+def _mark_whole(client: Any, version: Any, whole: manifest.Registered, key: str) -> None:
     """Tags the version with the manifest's hash: from now on it is registered."""
-    signed = signatures.fingerprint(key) if key else "no"
+    signed = signing.fingerprint(key) if key else "no"
     log(f"{len(whole.files)} files, {whole.size / 1e9:.2f} GB, " + (f"signed by {signed[:12]}" if key else "unsigned"))
-    for tag, value in {"qlora.signed_by": signed, registered.MANIFEST_TAG: whole.sha256}.items():
-        registry.repeated(client.set_model_version_tag, version.name, version.version, tag, value)
+    for tag, value in {"qlora.signed_by": signed, manifest.MANIFEST_TAG: whole.sha256}.items():
+        versions.repeated(client.set_model_version_tag, version.name, version.version, tag, value)
 
 
-def _laid(uri: str) -> registered.Registered | None:
+def _laid(uri: str) -> manifest.Registered | None:
     """The manifest that lies there, if all it lists does: an earlier attempt's, or that of another name."""
-    if registered.MANIFEST not in storage.sizes(uri):
+    if manifest.MANIFEST not in storage.sizes(uri):
         return None
-    found = registered.read(uri)
-    transfer.check_files(uri, found.files, "registered model", f"delete {uri}/{registered.MANIFEST} and run again")
+    found = manifest.read(uri)
+    transfer.check_files(uri, found.files, "registered model", f"delete {uri}/{manifest.MANIFEST} and run again")
     return found
 
 
-def _lay(uri: str, owner: Any) -> registered.Registered:
-    files = placing.files(uri)
-    made = mlflow_files.make(uri, files, owner.creation_timestamp, owner.tags[registry.KEY_TAG])
+def _lay(uri: str, owner: Any) -> manifest.Registered:
+    files = publish.files(uri)
+    made = mlflow_files.make(uri, files, owner.creation_timestamp, owner.tags[versions.KEY_TAG])
     made["README.md"] = model_card.make(owner.name, proof.said(owner))
     for name, content in made.items():
         storage.write_bytes(storage.join(uri, name), content)
-    whole = registered.make(uri, files | {name: registered.entry(content) for name, content in made.items()})
-    storage.write_bytes(storage.join(uri, registered.MANIFEST), whole.content)
+    whole = manifest.make(uri, files | {name: manifest.entry(content) for name, content in made.items()})
+    storage.write_bytes(storage.join(uri, manifest.MANIFEST), whole.content)
     return whole
 
 
@@ -195,31 +196,31 @@ def _settle(client: Any, version: Any, compared_with: str, created: bool) -> str
     judged anew sees any other one at work.
     """
     name, number = version.name, str(version.version)
-    before = tracking.champion(client, name)
-    if not (created or version.tags.get(registry.OUTCOME_TAG) == registry.PENDING or before == number):
-        registry.repeated(client.set_model_version_tag, name, number, registry.OUTCOME_TAG, registry.PENDING)
+    before = mlflow_client.champion(client, name)
+    if not (created or version.tags.get(versions.OUTCOME_TAG) == versions.PENDING or before == number):
+        versions.repeated(client.set_model_version_tag, name, number, versions.OUTCOME_TAG, versions.PENDING)
     elif before != number:
-        registry.repeated(client.set_registered_model_alias, name, registry.CANDIDATE, number)
+        versions.repeated(client.set_registered_model_alias, name, versions.CANDIDATE, number)
     others = [
         item.version
-        for item in registry.versions(
-            client, f"name = '{name}' and tags.`{registry.OUTCOME_TAG}` = '{registry.PENDING}'"
+        for item in versions.versions(
+            client, f"name = '{name}' and tags.`{versions.OUTCOME_TAG}` = '{versions.PENDING}'"
         )
-        if item.tags.get(registry.KEY_TAG) != version.tags[registry.KEY_TAG]
+        if item.tags.get(versions.KEY_TAG) != version.tags[versions.KEY_TAG]
         and (not created or int(item.version) < int(number))
         and time.time() * 1000 - item.last_updated_timestamp < AT_WORK_MS
     ]
-    before = tracking.champion(client, name)
+    before = mlflow_client.champion(client, name)
     if before == number:
-        outcome = registry.CHAMPION
+        outcome = versions.CHAMPION
     elif others:
         outcome = f"candidate: version {others[0]} was being registered at the same time"
     elif before != compared_with:
         outcome = f"candidate: {_called(before)} now, the gate compared with {_called(compared_with)}"
     else:
-        registry.move_champion(client, name, number, before)
-        outcome = registry.CHAMPION
-    registry.repeated(client.set_model_version_tag, name, number, registry.OUTCOME_TAG, outcome)
+        versions.move_champion(client, name, number, before)
+        outcome = versions.CHAMPION
+    versions.repeated(client.set_model_version_tag, name, number, versions.OUTCOME_TAG, outcome)
     return outcome
 
 

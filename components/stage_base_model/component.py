@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import images
+from qlora_pipelines.components import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -21,8 +21,8 @@ def stage_base_model(
     Returns:
         base_uri: Where the base model lies.
     """
-    from components.core.steps import step
-    from components.stage_base_model import task
+    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.stage_base_model import task
 
     with step("stage_base_model"):
         return task.run(task.Config.parse(base_model=base_model, base_revision=base_revision))

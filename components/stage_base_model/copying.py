@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from components.core import storage
-from components.core.base_model import HubFile
-from components.core.errors import InputError, first_line
-from components.core.steps import Progress, log
+from qlora_pipelines.components.core.errors import InputError, first_line
+from qlora_pipelines.components.core.models.base_model import HubFile
+from qlora_pipelines.components.core.runtime import Progress, log
+from qlora_pipelines.components.core.store import storage
 
 PARALLEL = 4
 """Files at a time; the hub's client may open several connections a file."""

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from components.core import attempts, base_model, storage
-from components.core.config import StageConfig
-from components.core.steps import log
-from components.stage_base_model import copying
+from qlora_pipelines.components.core.config.steps import StageConfig
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.stage_base_model import copying
 
 Config = StageConfig
 USED = "used"

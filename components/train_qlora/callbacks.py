@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from components.core.config import TrainConfig
-from components.core.errors import InputError
-from components.core.steps import Progress
-from components.train_qlora import launch, memory, watchdog
-from components.train_qlora.checkpoints import Checkpoints
-from components.train_qlora.mlflow_run import MlflowRun
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.runtime import Progress
+from qlora_pipelines.components.train_qlora import launch, memory, watchdog
+from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints
+from qlora_pipelines.components.train_qlora.mlflow_run import MlflowRun
 
 
 class Tell(TrainerCallback):

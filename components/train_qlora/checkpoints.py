@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core import attempts, storage
-from components.core.errors import InputError
-from components.core.steps import log
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import attempts, storage
 
 DAY = 24 * 3600
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import images
+from qlora_pipelines.components import images
 
 
 @dsl.component(base_image=images.CUDA, install_kfp_package=False)
@@ -49,8 +49,8 @@ def train_qlora(
         peak_mib: Most memory in use at a time, in MiB, on the GPU or else in the process.
         adapter_uri: Where the adapter lies in the store.
     """
-    from components.core.steps import step
-    from components.train_qlora import task
+    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.train_qlora import task
 
     with step("train_qlora"):
         return task.run(

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from components.core.errors import InputError, TransientError
+from qlora_pipelines.components.core.errors import InputError, TransientError
 
 
 def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:

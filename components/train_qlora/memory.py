@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.core.config import TrainConfig
-from components.core.errors import InputError, TransientError
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError, TransientError
 
 
 def peak_mib() -> int:

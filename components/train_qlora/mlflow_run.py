@@ -4,9 +4,9 @@ import os
 import time
 from typing import Any
 
-from components.core import tracking
-from components.core.errors import InputError
-from components.core.steps import log
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.components.core.runtime import log
 
 EXPERIMENT = "qlora-training"
 KEY_TAG = "qlora.training_key"
@@ -28,10 +28,10 @@ class MlflowRun:
         """
         self._client: Any = None
         self._run = ""
-        if muted or not os.environ.get(tracking.URI_VARIABLE):
+        if muted or not os.environ.get(mlflow_client.URI_VARIABLE):
             return
         try:
-            self._client = tracking.client()
+            self._client = mlflow_client.client()
             self._run = os.environ.get("MLFLOW_RUN_ID") or self._own(training_key, params)
         except Exception as error:  # MLflow raises its own, sqlalchemy's, requests'...
             self._give_up(error)
@@ -71,6 +71,6 @@ class MlflowRun:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        said = str(error) if isinstance(error, InputError) else f"MLflow: {tracking.reason(error)}"
+        said = str(error) if isinstance(error, InputError) else f"MLflow: {mlflow_client.reason(error)}"
         log(f"{said}; the training goes on without it")
         self._client = None

@@ -6,13 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.core import attempts, base_model, dataset, failures, models, storage
-from components.core.config import TrainConfig
-from components.core.errors import InputError
-from components.core.quantization import Quantization
-from components.core.steps import log
-from components.train_qlora import launch, memory, training, training_report, watchdog
-from components.train_qlora.checkpoints import Checkpoints, refuse_other
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.data import tokenized
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.store import attempts, retry, storage
+from qlora_pipelines.components.train_qlora import launch, memory, training, training_report, watchdog
+from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints, refuse_other
 
 Config = TrainConfig
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
@@ -65,20 +67,20 @@ def run(
             memory or disk.
     """
     key_uri = storage.join(storage.root(), "adapters", training_key)
-    planned = planned_host_mib if models.device() == "cpu" else planned_gpu_mib
+    planned = planned_host_mib if loading.device() == "cpu" else planned_gpu_mib
     made_from = {"base_revision": base_revision, "dataset_digest": dataset_digest} | config.key_fields()
     finished = _finished(key_uri, made_from)
     if finished is None:
         uri = storage.join(storage.root(), "checkpoints", training_key)
         checkpoints = Checkpoints(uri, config.keep_checkpoints, made_from)
         checkpoints.check_writable()
-        with failures.once(uri), watchdog.watched(), memory.explained(config, planned):
+        with retry.once(uri), watchdog.watched(), memory.explained(config, planned):
             watchdog.allow(config.setup_limit_minutes)
             _check(config, train_set, dataset_digest)
             with tempfile.TemporaryDirectory() as name, attempts.attempt(key_uri) as attempt:
                 folder = Path(name)
                 base = base_model.fetch(base_uri, folder / "base")
-                models.check_folder(base)
+                loading.check_folder(base)
                 job = training.Job(
                     config=config,
                     train_set=train_set,
@@ -120,7 +122,7 @@ def _finished(key_uri: str, made_from: dict[str, Any]) -> attempts.Finished | No
 def _check(config: TrainConfig, train_set: str, dataset_digest: str) -> None:
     """Looks at options and data before a model is loaded."""
     launch.check_gpus(config.processes, config.compute_dtype)
-    if not any(sample.encoded.supervised for sample in dataset.read(train_set, dataset_digest)):
+    if not any(sample.encoded.supervised for sample in tokenized.read(train_set, dataset_digest)):
         raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
 
 
@@ -130,7 +132,7 @@ def _info(config: TrainConfig, trained: training.Trained) -> dict[str, Any]:
         "quantization": dataclasses.asdict(Quantization.of(config)),
         "quantised": trained.digests,
         "losses": trained.losses,
-        "device": models.device(),
+        "device": loading.device(),
         "peak_mib": trained.peak_mib,
         "versions": {name: importlib.metadata.version(name) for name in ("qlora-pipelines", *LIBRARIES)},
     }

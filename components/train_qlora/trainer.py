@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from trl import SFTTrainer
 
-from components.core import chat
-from components.train_qlora import launch, sharding
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.train_qlora import launch, shard
 
 SCHEDULE = "scheduler.pt"
 
@@ -34,16 +34,16 @@ class PackedTrainer(SFTTrainer):
         """As transformers does it."""
         super().create_accelerator_and_postprocess()
         if self.sharded:
-            sharding.announce(self)
+            shard.announce(self)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.sharded:
-            self.model = self.model_wrapped = sharding.cut(self.model)
+            self.model = self.model_wrapped = shard.cut(self.model)
         return super()._prepare_for_training(*args, **kwargs)
 
     def save_adapter(self, folder: str, base_uri: str) -> None:
         """Writes the adapter as peft reads it, with its base's address; all processes call it, the first one writes."""
-        weights = sharding.adapter(self.model) if self.sharded else None
+        weights = shard.adapter(self.model) if self.sharded else None
         if launch.rank() > 0:
             return
         model = self.accelerator.unwrap_model(self.model)
@@ -67,7 +67,7 @@ class PackedTrainer(SFTTrainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        sharding.save(self, output_dir)
+        shard.save(self, output_dir)
         if launch.rank() == 0:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULE)
 
@@ -79,7 +79,7 @@ class PackedTrainer(SFTTrainer):
         if not self.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        sharding.restore(self, checkpoint)
+        shard.restore(self, checkpoint)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULE, weights_only=True))
 
     def compute_loss(
@@ -97,8 +97,8 @@ class PackedTrainer(SFTTrainer):
             The loss, a scalar in nats a token.
         """
         labels = inputs.pop("labels")
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat.IGNORED)
-        supervised = targets != chat.IGNORED
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat_template.IGNORED)
+        supervised = targets != chat_template.IGNORED
         outputs = model(**inputs, logits_to_keep=supervised, use_cache=False)
         logits = outputs.logits.reshape(-1, outputs.logits.shape[-1]).float()
         self.supervised_tokens += len(logits)

@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from components.core import attention, dataset, lora, models, packing, quantization
-from components.core.config import TrainConfig
-from components.core.errors import InputError
-from components.core.quantization import Quantization
-from components.core.steps import load_libraries, log
-from components.train_qlora import launch, memory, watchdog
-from components.train_qlora.checkpoints import Checkpoints
-from components.train_qlora.mlflow_run import MlflowRun
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.data import packing, tokenized
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading, lora, packed_attention, quantization
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.runtime import load_libraries, log
+from qlora_pipelines.components.train_qlora import launch, memory, watchdog
+from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints
+from qlora_pipelines.components.train_qlora.mlflow_run import MlflowRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +68,17 @@ def _train(job: Job) -> Trained:
     from transformers import set_seed
 
     base = Path(job.base)
-    tokenizer = models.load_tokenizer(base)
-    samples = dataset.read(job.train_set, job.dataset_digest)
+    tokenizer = loading.load_tokenizer(base)
+    samples = tokenized.read(job.train_set, job.dataset_digest)
     _check_tokenizer(job.train_set, tokenizer, base)
     encoded = [sample.encoded for sample in samples if sample.encoded.supervised]
     rows = packing.rows(encoded, config.batch_tokens if config.packing else 1)
     set_seed(config.seed)
     _log(f"loading {base.name} in {config.quant_type.upper()}")
-    model = models.load_quantized(base, Quantization.of(config), to_cut=config.fsdp)
+    model = loading.load_quantized(base, Quantization.of(config), to_cut=config.fsdp)
     digests = quantization.digests(model)
     if config.packing:
-        attention.use(model, config.attention)
+        packed_attention.use(model, config.attention)
     steps = _steps(config, len(rows))
     run = MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0)
     trainer = _trainer(config, model, tokenizer, rows, steps, job.scratch)
@@ -108,8 +109,8 @@ def _steps(config: TrainConfig, rows: int) -> int:
 
 
 def _check_tokenizer(train_set: str, tokenizer: Any, base: Path) -> None:
-    made_by = dataset.tokenizer_digest(train_set)
-    if made_by and made_by != models.tokenizer_digest(tokenizer):
+    made_by = tokenized.tokenizer_digest(train_set)
+    if made_by and made_by != loading.tokenizer_digest(tokenizer):
         raise InputError(
             f"data set {train_set} was tokenised for another tokenizer than that of {base}: prepare it anew"
         )
@@ -120,7 +121,7 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
     from datasets import Dataset
     from trl import SFTConfig
 
-    from components.train_qlora.trainer import PackedTrainer
+    from qlora_pipelines.components.train_qlora.trainer import PackedTrainer
 
     on_gpu = torch.cuda.is_available()
     half = config.compute_dtype == "float16"
@@ -179,7 +180,7 @@ def _optimizer(config: TrainConfig, on_gpu: bool) -> str:
 def _watch(trainer: Any, job: Job, steps: int, done: int, run: MlflowRun) -> None:
     from transformers import PrinterCallback
 
-    from components.train_qlora.callbacks import Save, Tell
+    from qlora_pipelines.components.train_qlora.callbacks import Save, Tell
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Tell(trainer, steps, done, run))

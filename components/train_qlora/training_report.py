@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from components.core.config import TrainConfig
-from components.core.report import Report
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.report import Report
 
 POINTS = 40
 """Points that a loss curve is drawn with."""

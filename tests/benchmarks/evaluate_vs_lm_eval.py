@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from components.core import chat, models
-from components.core.config import EvaluateConfig
-from components.core.steps import quiet_libraries
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.runtime import quiet_libraries
 from tests.benchmarks import measure as memory
 from tests.benchmarks import rows as rows_of
 from tests.benchmarks.measure import MODEL
@@ -32,30 +33,30 @@ BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 ROUNDS, PAIRS = 2, 3
 
 
-def rows() -> list[chat.Encoded]:
+def rows() -> list[chat_template.Encoded]:
     """The first rows, the last answer supervised: lm-eval knows one continuation a row."""
     encoded = rows_of.encoded(0, ROWS, MAX_LENGTH, last_only=True)
     return [item for item in encoded if item.supervised]
 
 
-def ours(model: Any, encoded: list[chat.Encoded]) -> list[float]:
+def ours(model: Any, encoded: list[chat_template.Encoded]) -> list[float]:
     """Each row's log-likelihood in nats."""
-    from components.evaluate_model import scoring
+    from qlora_pipelines.components.evaluate_model import scoring
 
     batch_tokens = EvaluateConfig().eval_batch_tokens
-    return [-nll for nll, _ in scoring.score(model, encoded, batch_tokens, models.device(), "rows")]
+    return [-nll for nll, _ in scoring.score(model, encoded, batch_tokens, loading.device(), "rows")]
 
 
-def harness(model: Any, encoded: list[chat.Encoded], batch_size: int) -> list[float]:
+def harness(model: Any, encoded: list[chat_template.Encoded], batch_size: int) -> list[float]:
     """The same by lm-eval, on the same token ids."""
     from lm_eval.models.huggingface import HFLM
 
     scorer = HFLM(
-        pretrained=model, tokenizer=models.load_tokenizer(MODEL), batch_size=batch_size, max_length=MAX_LENGTH
+        pretrained=model, tokenizer=loading.load_tokenizer(MODEL), batch_size=batch_size, max_length=MAX_LENGTH
     )
     requests = []
     for item in encoded:
-        places = [place for place, label in enumerate(item.labels) if label != chat.IGNORED]
+        places = [place for place, label in enumerate(item.labels) if label != chat_template.IGNORED]
         start, end = places[0], places[-1] + 1
         requests.append((("", ""), item.input_ids[:start], item.input_ids[start:end]))
     return [total for total, _ in scorer._loglikelihood_tokens(requests, disable_tqdm=True)]
@@ -76,13 +77,15 @@ def _one(batch_size: int) -> None:
     Imports and first-use costs of the kernels are not counted, for either.
     """
     quiet_libraries()
-    encoded, model = rows(), models.load_16bit(MODEL).eval()
-    importlib.import_module("lm_eval.models.huggingface" if batch_size else "components.evaluate_model.scoring")
+    encoded, model = rows(), loading.load_16bit(MODEL).eval()
+    importlib.import_module(
+        "lm_eval.models.huggingface" if batch_size else "qlora_pipelines.components.evaluate_model.scoring"
+    )
     with torch.no_grad():
         model(torch.tensor([encoded[0].input_ids[:8]]).to(model.device))  # weights are read when they are first used
     before = memory.resident()
 
-    def score(items: list[chat.Encoded]) -> list[float]:
+    def score(items: list[chat_template.Encoded]) -> list[float]:
         return harness(model, items, batch_size) if batch_size else ours(model, items)
 
     score(encoded[:4])

@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from components.core import attempts, models
-from components.core.config import MergeConfig
-from components.core.quantization import Quantization, digest
-from components.core.steps import quiet_libraries
+from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models.quantization import Quantization, digest
+from qlora_pipelines.components.core.runtime import quiet_libraries
+from qlora_pipelines.components.core.store import attempts
 from tests.benchmarks import measure as memory
 from tests.benchmarks.measure import MODEL
 
@@ -45,7 +46,7 @@ def make_base(folder: Path, layers: int) -> dict[str, str]:
     import torch
     from transformers import LlamaConfig
 
-    from components.dequantize_and_merge import checkpoint
+    from qlora_pipelines.components.core.models import safetensors_files
 
     torch.manual_seed(0)
     folder.mkdir(parents=True)
@@ -70,7 +71,9 @@ def make_base(folder: Path, layers: int) -> dict[str, str]:
     whole = [(f"model.layers.{layer}.{name}", values[name]) for layer in range(layers) for name in values]
     whole += list(ends.items())
     with (folder / "model.safetensors").open("wb") as file:
-        file.write(checkpoint.write_header((f"{name}.weight", "BF16", tuple(value.shape)) for name, value in whole))
+        file.write(
+            safetensors_files.write_header((f"{name}.weight", "BF16", tuple(value.shape)) for name, value in whole)
+        )
         for _, value in whole:
             file.write(value.view(torch.uint8).numpy().data)
     found = {name: digest(*bnb.quantize_4bit(values[name], quant_type="nf4", compress_statistics=True))
@@ -110,7 +113,7 @@ def make_adapter(base: Path, folder: Path, digests: dict[str, str]) -> None:
 
 def ours(base: str, adapter: str, merge_base: str, revision: str = REVISION) -> str:
     """Our merge, into the store of the environment; returns the merged model's folder."""
-    from components.dequantize_and_merge import task
+    from qlora_pipelines.components.dequantize_and_merge import task
 
     config = MergeConfig.parse({"merge_base": merge_base})
     merged = task.run(config, base_uri=base, base_revision=revision, adapter=adapter, merge_key="bench")
@@ -121,7 +124,7 @@ def peft(base: str, adapter: str, output: str) -> None:
     """Peft's merge."""
     from peft import PeftModel
 
-    PeftModel.from_pretrained(models.load_16bit(Path(base)), adapter).merge_and_unload().save_pretrained(output)
+    PeftModel.from_pretrained(loading.load_16bit(Path(base)), adapter).merge_and_unload().save_pretrained(output)
 
 
 def timed(*arguments: str) -> tuple[float, float]:
@@ -164,8 +167,8 @@ def speed_and_memory(scratch: Path) -> dict[str, float]:
 
 def demo_adapter(scratch: Path) -> tuple[Path, str]:
     """The demo's trained adapter and the revision of its base; one that `make demo` left is taken up."""
-    from components.train_qlora import task as train
-    from pipelines import run_file
+    from qlora_pipelines.components.train_qlora import task as train
+    from qlora_pipelines.pipelines import run_file
     from tests.benchmarks import demo_run  # here, as the measured processes need nothing of it
 
     config = run_file.load(Path("pipelines/demo/demo.yaml")).config
@@ -190,7 +193,7 @@ def fidelity(adapter: Path, revision: str, scratch: Path) -> dict[str, float]:
     from peft import PeftModel
 
     os.environ["QLORA_STORE"] = str(scratch / "store")
-    tokenizer = models.load_tokenizer(MODEL)
+    tokenizer = loading.load_tokenizer(MODEL)
     lines = Path("pipelines/demo/tickets_heldout.jsonl").read_text().splitlines()
     rows = [json.loads(line)["messages"] for line in lines[:16]]
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
@@ -198,7 +201,7 @@ def fidelity(adapter: Path, revision: str, scratch: Path) -> dict[str, float]:
 
     def in_float32(quantised: Any) -> Any:
         """The same weights in float32 layers: what 4-bit layers compute, without rounding activations."""
-        model = models.load_16bit(MODEL, "float32")
+        model = loading.load_16bit(MODEL, "float32")
         layers = dict(model.named_modules())
         for name, module in quantised.named_modules():
             if isinstance(module, bnb.nn.Linear4bit):
@@ -211,18 +214,18 @@ def fidelity(adapter: Path, revision: str, scratch: Path) -> dict[str, float]:
     def logits(model: Any) -> Any:
         return torch.cat([model.eval()(ids).logits[0] for ids in batches]).double()
 
-    trained = logits(PeftModel.from_pretrained(in_float32(models.load_quantized(MODEL)), str(adapter)))
+    trained = logits(PeftModel.from_pretrained(in_float32(loading.load_quantized(MODEL)), str(adapter)))
     # An exact merge: all in float32, and each weight rounded once.
-    exact = PeftModel.from_pretrained(in_float32(models.load_quantized(MODEL)), str(adapter)).merge_and_unload()
+    exact = PeftModel.from_pretrained(in_float32(loading.load_quantized(MODEL)), str(adapter)).merge_and_unload()
     for parameter in exact.parameters():
         parameter.data = parameter.data.bfloat16().float()
-    in_4bit = PeftModel.from_pretrained(models.load_quantized(MODEL), str(adapter)).merge_and_unload()
+    in_4bit = PeftModel.from_pretrained(loading.load_quantized(MODEL), str(adapter)).merge_and_unload()
     merged = Path(ours(str(MODEL), str(adapter), "dequantized", revision))
     subjects = {
-        "merge_fidelity": models.load_16bit(merged, "float32"),
+        "merge_fidelity": loading.load_16bit(merged, "float32"),
         "merge_fidelity_exact": exact,
         "merge_fidelity_peft_4bit": in_float32(in_4bit),
-        "merge_fidelity_original": models.load_16bit(
+        "merge_fidelity_original": loading.load_16bit(
             Path(ours(str(MODEL), str(adapter), "original", revision)), "float32"
         ),
     }

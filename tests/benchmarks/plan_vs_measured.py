@@ -11,10 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from components.core import dataset
-from components.core.config import RunConfig
-from components.plan_run import fit, host_memory
-from pipelines import run_file
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import tokenized
+from qlora_pipelines.components.plan_run import fit, host_memory
+from qlora_pipelines.pipelines import run_file
 from tests.benchmarks import demo_run
 from tests.benchmarks import measure as memory
 
@@ -36,7 +36,7 @@ def compare(**changed: object) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan, data = demo_run.prepare(config, folder, folder / "store")
-        samples = [sample.encoded for sample in dataset.read(str(folder / "train.parquet"), data.dataset_digest)]
+        samples = [sample.encoded for sample in tokenized.read(str(folder / "train.parquet"), data.dataset_digest)]
         share = sum(item.supervised for item in samples) / sum(len(item.input_ids) for item in samples)
         given = {
             "train-set": folder / "train.parquet",

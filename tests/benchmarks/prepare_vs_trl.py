@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import InputError
-from components.core.steps import quiet_libraries
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.runtime import quiet_libraries
 from tests.benchmarks import measure as memory
 from tests.benchmarks.measure import MODEL
 
@@ -65,14 +65,14 @@ def generate(path: Path, rows: int) -> None:
 
 def as_messages(source: Path, target: Path) -> None:
     """Writes the usable conversations of a file as JSONL of `messages`; the others would stop TRL."""
-    from components.core import forms, reading
+    from qlora_pipelines.components.core.data import formats, readers
 
     written = 0
     with target.open("w") as file:
-        for _, record in reading.records(source, source.name):
+        for _, record in readers.records(source, source.name):
             with contextlib.suppress(ValueError):
-                row = reading.decode(record)
-                messages = forms.conversation(row, forms.form_of(row) or "").messages
+                row = readers.decode(record)
+                messages = formats.conversation(row, formats.form_of(row) or "").messages
                 if messages:
                     file.write(json.dumps({"messages": messages}) + "\n")
                     written += 1
@@ -87,15 +87,16 @@ def ours(data: str) -> float:
     import pyarrow.parquet  # noqa: F401
     import rensa  # noqa: F401
 
-    from components.core import data_listing, models
-    from components.core.config import PrepareConfig
-    from components.prepare_dataset import task
+    from qlora_pipelines.components.core.config.steps import PrepareConfig
+    from qlora_pipelines.components.core.data import listing
+    from qlora_pipelines.components.core.models import loading
+    from qlora_pipelines.components.prepare_dataset import task
 
-    models.load_tokenizer(MODEL)
+    loading.load_tokenizer(MODEL)
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["QLORA_STORE"] = folder
-        listing_uri = data_listing.save(data_listing.make(str(Path(data).absolute())))
+        listing_uri = listing.save(listing.make(str(Path(data).absolute())))
         started = time.monotonic()
         task.run(
             PrepareConfig(max_length=MAX_LENGTH),
@@ -161,7 +162,7 @@ def measure(rows: int = 80_000, memory_rows: int = 1_000_000) -> dict[str, float
         rows: generated rows to compare on, where BENCH_DATA names none.
         memory_rows: generated rows to measure memory on.
     """
-    from pipelines.demo import fetch_model
+    from qlora_pipelines.pipelines.demo import fetch_model
 
     if not MODEL.exists():
         fetch_model.fetch(MODEL)

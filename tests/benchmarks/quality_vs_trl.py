@@ -18,9 +18,9 @@ from typing import Any
 from peft.helpers import disable_input_dtype_casting
 from transformers import set_seed
 
-from components.core import packing
-from components.core.config import TrainConfig
-from components.core.steps import quiet_libraries
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.data import packing
+from qlora_pipelines.components.core.runtime import quiet_libraries
 from tests.benchmarks import measure as memory
 from tests.benchmarks import rows
 from tests.benchmarks.train_vs_trl import BEST, MAX_LENGTH, our_trainer, trl_trainer

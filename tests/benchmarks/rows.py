@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core import chat, models
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.models import loading
 from tests.benchmarks.measure import MODEL
 
 DATA = "pipelines/demo/tickets_train.jsonl"
 
 
-def encoded(first: int, rows: int, max_length: int, last_only: bool = False) -> list[chat.Encoded]:
+def encoded(first: int, rows: int, max_length: int, last_only: bool = False) -> list[chat_template.Encoded]:
     """So many rows as token ids and labels, from the first one on; `last_only`: supervised in the last answer alone."""
-    tokenizer = models.load_tokenizer(MODEL)
+    tokenizer = loading.load_tokenizer(MODEL)
     data = Path(os.environ.get("BENCH_DATA", DATA))
     chosen = itertools.islice(_conversations(data), first, first + rows)
-    return [chat.encode(tokenizer, row, max_length, last_only=last_only) for row in chosen]
+    return [chat_template.encode(tokenizer, row, max_length, last_only=last_only) for row in chosen]
 
 
 def _conversations(path: Path) -> Iterator[Any]:

@@ -17,12 +17,13 @@ from typing import Any
 from peft.helpers import disable_input_dtype_casting
 from transformers import set_seed
 
-from components.core import attention, chat, models, packing
-from components.core.config import TrainConfig
-from components.core.steps import quiet_libraries
-from components.train_qlora import training
-from components.train_qlora.checkpoints import Checkpoints
-from components.train_qlora.mlflow_run import MlflowRun
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.data import chat_template, packing
+from qlora_pipelines.components.core.models import loading, packed_attention
+from qlora_pipelines.components.core.runtime import quiet_libraries
+from qlora_pipelines.components.train_qlora import training
+from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints
+from qlora_pipelines.components.train_qlora.mlflow_run import MlflowRun
 from tests.benchmarks import measure as memory
 from tests.benchmarks import rows as rows_of
 from tests.benchmarks.measure import MODEL
@@ -62,12 +63,12 @@ def our_trainer(rows: int = ROWS, **options: Any) -> Any:
     training._limit_caches()
     config = TrainConfig(**{"max_steps": STEPS, "batch_tokens": 1024} | options)
     set_seed(config.seed)
-    model = models.load_quantized(MODEL)
-    attention.use(model)
+    model = loading.load_quantized(MODEL)
+    packed_attention.use(model)
     scratch = tempfile.mkdtemp()
     packed = packing.rows(rows_of.encoded(0, rows, MAX_LENGTH), config.batch_tokens)
     steps = config.max_steps or len(packed)
-    trainer = training._trainer(config, model, models.load_tokenizer(MODEL), packed, steps, scratch)
+    trainer = training._trainer(config, model, loading.load_tokenizer(MODEL), packed, steps, scratch)
     job = training.Job(config, "", "", "", "", "", scratch, "", Checkpoints(scratch, 1), None, 0)
     training._watch(trainer, job, steps, 0, MlflowRun("", {}, muted=True))
     return trainer
@@ -96,17 +97,17 @@ def trl_trainer(rows: int = ROWS, **settings: Any) -> tuple[Any, list[int]]:
         "disable_tqdm": True,
     }
     trainer = SFTTrainer(
-        model=models.load_quantized(MODEL),
+        model=loading.load_quantized(MODEL),
         args=SFTConfig(output_dir=tempfile.mkdtemp(), **common | settings),
         train_dataset=Dataset.from_list(data),
-        processing_class=models.load_tokenizer(MODEL),
+        processing_class=loading.load_tokenizer(MODEL),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     seen, collate = [], trainer.data_collator
 
     def counting(batch: Any) -> Any:
         inputs = collate(batch)
-        seen.append(int((inputs["labels"][:, 1:] != chat.IGNORED).sum()))
+        seen.append(int((inputs["labels"][:, 1:] != chat_template.IGNORED).sum()))
         return inputs
 
     trainer.data_collator = counting

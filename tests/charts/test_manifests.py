@@ -10,8 +10,8 @@ import pytest
 import yaml
 from hera.events.models import Sensor
 
-from components import images
-from pipelines import placement
+from qlora_pipelines.components import images
+from qlora_pipelines.pipelines import placement
 from tests.charts.rendering import (
     CHART,
     EXAMPLES,

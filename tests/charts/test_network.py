@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import placement
+from qlora_pipelines.pipelines import placement
 from tests.charts.rendering import Object, merged, of_kind, pods, render, values
 
 Labels = dict[str, str]

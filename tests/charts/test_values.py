@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.core.config import RunConfig
+from qlora_pipelines.components.core.config.run import RunConfig
 from tests.charts.rendering import CHART, chart, helm, merged, render, values
 
 TRIGGER = {

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from components.core.config import RunConfig
+from qlora_pipelines.components.core.config.run import RunConfig
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
@@ -35,8 +35,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_run(store: Path, tiny_model: Path) -> TinyRun:
     """A hundred questions whose answer is their last word, planned and prepared."""
-    from components.plan_run import task as plan_run
-    from components.prepare_dataset import task as prepare_dataset
+    from qlora_pipelines.components.plan_run import task as plan_run
+    from qlora_pipelines.components.prepare_dataset import task as prepare_dataset
 
     rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
     data = write_jsonl(store / "rows.jsonl", rows)
@@ -68,7 +68,7 @@ def tiny_run(store: Path, tiny_model: Path) -> TinyRun:
 @pytest.fixture(scope="session")
 def adapter(tiny_run: TinyRun, tiny_model: Path) -> Path:
     """The tiny run's trained adapter."""
-    from components.train_qlora import task as train_qlora
+    from qlora_pipelines.components.train_qlora import task as train_qlora
 
     folder = tiny_run.folder / "adapter"
     train_qlora.run(
@@ -87,7 +87,7 @@ def adapter(tiny_run: TinyRun, tiny_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def merged_uri(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> str:
     """The tiny run's merged model."""
-    from components.dequantize_and_merge import task as merge
+    from qlora_pipelines.components.dequantize_and_merge import task as merge
 
     config = tiny_run.config.for_step("dequantize_and_merge")
     return merge.run(

@@ -11,7 +11,7 @@ import pytest
 from tests.containers import engine
 from tests.integration.conftest import mlflow_server, own_store, s3_store
 
-os.environ["QLORA_IMAGE_REGISTRY"] = "localhost/qlora-test"  # before components.images reads it
+os.environ["QLORA_IMAGE_REGISTRY"] = "localhost/qlora-test"  # before qlora_pipelines.components.images reads it
 WITH_CUDA = os.environ.get("QLORA_TEST_CUDA") != "0"
 
 __all__ = ["mlflow_server", "own_store", "s3_store"]
@@ -51,14 +51,14 @@ def step_images(cpu_image: str, request: pytest.FixtureRequest) -> None:
     else:
         import docker
 
-        from components import images
+        from qlora_pipelines.components import images
 
         name, _, tag = images.CUDA.rpartition(":")
         docker.from_env().images.get(cpu_image).tag(name, tag)
 
 
 def _built(target: str, environment: dict[str, str]) -> str:
-    from components import images
+    from qlora_pipelines.components import images
 
     try:
         engine.build(target, environment)

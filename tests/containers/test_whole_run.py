@@ -6,22 +6,24 @@ from typing import Any
 
 import pytest
 
-from components.core import registered, storage, tracking
-from pipelines import local, run_file
+from qlora_pipelines.components.core.registry import manifest, mlflow_client
+from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.pipelines import run_file
+from qlora_pipelines.pipelines.local import runner
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 HANDED_ON = ("QLORA_", "MLFLOW_", "AWS_ACCESS", "AWS_SECRET", "AWS_DEFAULT", "AWS_ENDPOINT")
 
 
-def run_in_containers(values: dict[str, Any], runs: Path) -> local.Outcome:
+def run_in_containers(values: dict[str, Any], runs: Path) -> runner.Outcome:
     from kfp.local import DockerRunner
 
     environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
-    runner = DockerRunner(network_mode="host", environment=environment, shm_size="1g")
+    containers = DockerRunner(network_mode="host", environment=environment, shm_size="1g")
     before = os.umask(0)  # the containers' user writes into the run's folder
     try:
-        return local.run(run_file.of(values), runs, runner)
+        return runner.run(run_file.of(values), runs, containers)
     finally:
         os.umask(before)
 
@@ -54,9 +56,9 @@ def test_a_model_is_registered_from_inside_containers(
 ) -> None:
     outcome = run_in_containers(values, tmp_path)
     assert outcome.registered, (outcome.folder / "log.txt").read_text()[-5000:]
-    version = tracking.client().get_model_version_by_alias("in-containers", "champion")
+    version = mlflow_client.client().get_model_version_by_alias("in-containers", "champion")
     assert version.source.startswith(own_store)
-    files = registered.read(version.source, version.tags["qlora.manifest_sha256"]).files
+    files = manifest.read(version.source, version.tags["qlora.manifest_sha256"]).files
     assert "model/model.safetensors" in files and "adapter/adapter_model.safetensors" in files
     written = [path for path in (outcome.folder / "tasks").rglob("*") if path.is_file()]
     assert {path.stat().st_uid for path in written} == {1000}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core import storage
+from qlora_pipelines.components.core.store import storage
 from tests.integration import servers
 
 BUCKET = "qlora-test"

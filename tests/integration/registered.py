@@ -8,10 +8,11 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from components.core import storage, tracking
-from components.core.config import RegisterConfig
-from components.register_model import task
-from pipelines.cli import main
+from qlora_pipelines.components.core.config.steps import RegisterConfig
+from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.register_model import task
+from qlora_pipelines.pipelines.cli.main import main
 from tests.conftest import Merged
 from tests.integration.servers import Proxy
 
@@ -33,11 +34,11 @@ def register(name: str, merged: Merged, **others: Any) -> task.Result:
 
 
 def aliases(name: str) -> dict[str, str]:
-    return {alias: str(to) for alias, to in tracking.client().get_registered_model(name).aliases.items()}
+    return {alias: str(to) for alias, to in mlflow_client.client().get_registered_model(name).aliases.items()}
 
 
 def versions(name: str) -> list[Any]:
-    return list(tracking.client().search_model_versions(f"name = '{name}'"))
+    return list(mlflow_client.client().search_model_versions(f"name = '{name}'"))
 
 
 def plant(private_key: Path) -> dict[str, str]:
@@ -52,7 +53,7 @@ def plant(private_key: Path) -> dict[str, str]:
 
 def check_hidden(planted: dict[str, str], name: str, folders: list[Path], stores: list[str], said: str) -> int:
     """Looks for planted secrets in files, objects, the version and its run; returns how many texts it read."""
-    client = tracking.client()
+    client = mlflow_client.client()
     version = versions(name)[0]
     texts = [said, str(version), str(client.get_registered_model(name))]
     texts += [str(client.get_run(version.run_id).to_dictionary())] if version.run_id else []
@@ -67,5 +68,5 @@ STRANGER = """
 import sys, mlflow
 pipeline = mlflow.transformers.load_model(sys.argv[1])
 print(pipeline([{"role": "user", "content": "the cat sat on mat"}], max_new_tokens=4)[0]["generated_text"][-1]["role"])
-assert "components.core" not in sys.modules
+assert "qlora_pipelines.components.core" not in sys.modules
 """

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from components.core import tracking
-from pipelines import argo
+from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.pipelines.compiler import argo
 from tests.conftest import conversation, write_jsonl
 from tests.integration.registered import QLORA
 
@@ -94,7 +94,7 @@ def test_a_model_is_registered_by_the_workflow_and_the_gate_holds(
     }
     values = carry_out(workflow, given, tmp_path / "first")
     assert values["tasks.register-model.outputs.parameters.outcome"] == "champion"
-    version = tracking.client().get_model_version_by_alias("by-argo", "champion")
+    version = mlflow_client.client().get_model_version_by_alias("by-argo", "champion")
     assert version.tags["qlora.pipeline_run_id"] == "uid-1"
     assert json.loads(version.tags["qlora.run_config"])["model_name"] == "by-argo"
     options["evaluate_model"]["min_improvement"] = 100

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from components.core import base_model, storage
-from components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.store import storage
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import mlflow
 import pytest
 from mlflow.server import get_app_client
 
-from pipelines import placement
+from qlora_pipelines.pipelines import placement
 from tests.charts.rendering import CHART, NAMESPACE, RELEASE, environment, merged, of_kind, pods, render, values
 from tests.integration import postgres, servers
-from tests.pipelines.kfp_server.api_server import Kfp, serve
+from tests.pipelines.kfp_api.api_server import Kfp, serve
 
 ROOT = Path(__file__).parents[2]
 ADMIN = {

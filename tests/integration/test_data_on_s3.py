@@ -6,10 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from components.core import data_listing, dataset, storage
-from components.core.config import PrepareConfig
-from components.core.errors import InputError
-from components.prepare_dataset import task
+from qlora_pipelines.components.core.config.steps import PrepareConfig
+from qlora_pipelines.components.core.data import listing, tokenized
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.prepare_dataset import task
 from tests.conftest import conversation, write_jsonl
 
 CONFIG = PrepareConfig(max_length=64, eval_share=0.2, max_rejected_share=0.05)
@@ -45,23 +46,23 @@ def test_a_prefix_gives_the_same_data_set_as_a_folder(
     storage.write_bytes(f"{own_store}/data-old/rows.jsonl", b"a neighbour of the prefix, not of it")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         storage.upload_file(tiny_model / name, f"{own_store}/tokenizer/{name}")
-    listing_uri = data_listing.save(data_listing.make(f"{own_store}/data"))
+    listing_uri = listing.save(listing.make(f"{own_store}/data"))
     assert listing_uri.startswith(f"{own_store}/listings/")
     there, here = (tmp_path / name for name in ("there", "here"))
     found = prepare(listing_uri, f"{own_store}/tokenizer", there)
-    assert found == prepare(data_listing.save(data_listing.make(str(folder))), str(tiny_model), here)
+    assert found == prepare(listing.save(listing.make(str(folder))), str(tiny_model), here)
     assert found.train_rows + found.eval_rows == 80 and found.rejected_rows == 1
     assert (there / "train.parquet").read_bytes() == (here / "train.parquet").read_bytes()
     assert f'"file": "{own_store}/data/rows.jsonl", "line": 41' in (there / "rejected.jsonl").read_text()
     # What came out goes to S3 as the pipeline's artifacts do, and is read from there.
     storage.upload(there, f"{own_store}/artifacts")
     back = storage.download(f"{own_store}/artifacts", tmp_path / "back")
-    assert len(dataset.read(str(back / "train.parquet"), found.dataset_digest)) == found.train_rows
+    assert len(tokenized.read(str(back / "train.parquet"), found.dataset_digest)) == found.train_rows
 
 
 def test_an_object_that_changed_since_the_plan_is_refused(own_store: str, folder: Path, tiny_model: Path) -> None:
     storage.upload(folder, f"{own_store}/data")
-    listing_uri = data_listing.save(data_listing.make(f"{own_store}/data"))
+    listing_uri = listing.save(listing.make(f"{own_store}/data"))
     storage.write_bytes(f"{own_store}/data/rows.jsonl", b'{"text": "other"}\n')
     with pytest.raises(InputError) as error:
         prepare(listing_uri, str(tiny_model), folder)
@@ -71,5 +72,5 @@ def test_an_object_that_changed_since_the_plan_is_refused(own_store: str, folder
 @pytest.mark.parametrize(("prefix", "reason"), [("empty", "nothing there; give a file, a folder, an s3:// prefix or")])
 def test_an_empty_prefix_is_refused(own_store: str, prefix: str, reason: str) -> None:
     with pytest.raises(InputError) as error:
-        data_listing.make(f"{own_store}/{prefix}")
+        listing.make(f"{own_store}/{prefix}")
     assert str(error.value).startswith(f"data {own_store}/{prefix}: {reason}")

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts, storage, streamed_attempts, streams
-from components.core.config import MergeConfig
-from components.core.errors import InputError
-from components.dequantize_and_merge import task
+from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import attempts, storage, streamed_attempts, streams
+from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.dequantize_and_merge.conftest import REVISION, save_adapter, save_base
 
 PART = 5 << 20
 """The smallest part that S3 takes: the tests' model has three of them."""
 CHILD = """
 import os, signal, sys
-from components.core import streams
-from components.core.config import MergeConfig
-from components.dequantize_and_merge import task
+from qlora_pipelines.components.core import streams
+from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.dequantize_and_merge import task
 from tests.integration.test_merge_to_s3 import PART, merge
 
 streams.PART = PART

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from components.core import base_model, storage
-from components.core.config import RunConfig, StageConfig
-from components.core.errors import InputError
-from components.plan_run import access, sampling, task, weight_files
-from components.stage_base_model import task as stage
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.steps import StageConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.plan_run import access, sampling, task, weight_files
+from qlora_pipelines.components.stage_base_model import task as stage
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 from tests.conftest import conversation, write_jsonl
 
@@ -51,13 +53,13 @@ def test_headers_and_parquet_rows_are_read_from_s3(
     import pyarrow as pa
     import pyarrow.parquet
 
-    from components.core import data_listing
+    from qlora_pipelines.components.core.data import listing
 
     assert weight_files.read(config["base_model"], "") == weight_files.read(str(tiny_model), "")
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pa.Table.from_pylist([{"text": "cat"}] * 7), path)
     storage.upload_file(path, f"{own_store}/rows.parquet")
-    file = data_listing.first_file(data_listing.make(f"{own_store}/rows.parquet")["train"])
+    file = listing.first_file(listing.make(f"{own_store}/rows.parquet")["train"])
     start = sampling.first_rows(file)
     assert (len(start.rows), start.in_all) == (7, 7)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from components.core import registered, storage, tracking, transfer
-from components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import manifest, mlflow_client
+from qlora_pipelines.components.core.store import storage, transfer
 from tests.integration import servers
 from tests.integration.registered import Make, MakeProxy, qlora, register, versions
 
@@ -58,7 +59,7 @@ def test_a_pull_that_is_refused_half_way_is_taken_up(
     monkeypatch.setattr(transfer, "read_range", counted)
     result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     assert result.exit_code == 0, result.output
-    parts = sum(-(-file["size"] // 20_000) for file in registered.read(versions(name)[0].source).files.values())
+    parts = sum(-(-file["size"] // 20_000) for file in manifest.read(versions(name)[0].source).files.values())
     assert len(again) < parts
 
 
@@ -68,7 +69,7 @@ def test_tampering_with_the_bucket_is_found_by_name(
     uri, _ = make_merged(own_store, "one")
     register(name, (uri, "one"))
     found = 0
-    for file in ("model/model.safetensors", "model/tokenizer.json", "MLmodel", "README.md", registered.MANIFEST):
+    for file in ("model/model.safetensors", "model/tokenizer.json", "MLmodel", "README.md", manifest.MANIFEST):
         place = f"{uri}/{file}"
         content = storage.read_bytes(place)
         for altered in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1], None):
@@ -149,7 +150,7 @@ def test_a_store_of_registered_models_on_another_endpoint_is_streamed_to(
         os.environ["AWS_ENDPOINT_URL_S3"] = own  # again, as another process would
         storage.s3_client.cache_clear()
         assert register(name, (uri, "one"), evidence=evidence).outcome == "champion"
-        run = tracking.client().get_run(versions(name)[0].run_id)
+        run = mlflow_client.client().get_run(versions(name)[0].run_id)
         assert len(run.inputs.dataset_inputs) == 1
         assert f"streamed in parts to {other}" in capsys.readouterr().out
         assert versions(name)[0].source == "s3://registry/models/one"

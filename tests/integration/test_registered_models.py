@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from components.core import registered, transfer
-from components.core.errors import InputError
-from components.register_model import task
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import manifest
+from qlora_pipelines.components.core.store import transfer
+from qlora_pipelines.components.register_model import task
 from tests.components.register_model.registering import Killed, kill_after
 from tests.integration.registered import (
     QLORA,
@@ -29,7 +30,7 @@ from tests.integration.registered import (
     register,
     versions,
 )
-from tests.pipelines.registered import write_keys
+from tests.pipelines.registry.registered import write_keys
 
 pytestmark = pytest.mark.usefixtures("fresh_servers")
 
@@ -66,7 +67,7 @@ def test_six_at_once_make_one_version(make_merged: Make, own_store: str, name: s
         (version,) = versions(each)
         assert results == {task.Result(str(version.version), f"models:/{each}@champion", "champion")}
         assert aliases(each) == {"champion": str(version.version), "candidate": str(version.version)}
-        whole = registered.read(version.source, version.tags[registered.MANIFEST_TAG])
+        whole = manifest.read(version.source, version.tags[manifest.MANIFEST_TAG])
         transfer.check_files(whole.uri, whole.files, "registered model", "")
     print(f"\n{rounds} races of 6 registrations: {rounds} versions")
 
@@ -84,7 +85,7 @@ def test_killed_after_any_step_and_run_again_it_is_one_version(make_merged: Make
                 kills += 1
         assert register(each, merged).outcome == "champion" and len(versions(each)) == 1
         assert aliases(each) == dict.fromkeys(("champion", "candidate"), str(versions(each)[0].version))
-        assert registered.read(merged[0], versions(each)[0].tags[registered.MANIFEST_TAG])
+        assert manifest.read(merged[0], versions(each)[0].tags[manifest.MANIFEST_TAG])
     print(f"\nkilled after {kills} different writes, run again: one version each time")
     assert kills > 5
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from components.core import base_model, claims, storage
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from pipelines import new_data
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.store import claims, storage
+from qlora_pipelines.pipelines.triggers import new_data
 
 ROW = b'{"text": "one row"}\n'
 

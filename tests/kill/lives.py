@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from components.core import attempts, storage
-from components.core.config import TrainConfig
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.store import attempts, storage
 from tests.components.conftest import TinyRun
 
 CONFIG = TrainConfig(
@@ -27,7 +27,7 @@ LONGEST = 900.0
 
 def start(job: dict[str, str], folder: Path, store: str) -> subprocess.Popen[str]:
     """Starts `qlora step train_qlora` on a prepared set, its adapter to be written into the folder."""
-    command = [sys.executable, "-m", "pipelines.cli", "step", "train_qlora"]
+    command = [sys.executable, "-m", "qlora_pipelines.pipelines.cli.main", "step", "train_qlora"]
     for name, value in job.items():
         command += [f"--{name}", value]
     for name in CONFIG.model_fields_set:

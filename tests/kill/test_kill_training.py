@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core import storage
+from qlora_pipelines.components.core.store import storage
 from tests.components.conftest import TinyRun
 from tests.kill import lives
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from components.core.errors import InputError
-from pipelines import placement, run_file
-from pipelines.compile_command import compile_for
-from pipelines.placement import Cluster, Placement
-from pipelines.reference import GOLDEN
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.pipelines import placement, run_file
+from qlora_pipelines.pipelines.cli.compile import compile_for
+from qlora_pipelines.pipelines.docgen.reference import GOLDEN
+from qlora_pipelines.pipelines.placement import Cluster, Placement
 
 MINIMAL = {"base_model": "b", "dataset_uri": "d", "model_name": "n"}
 GPU_TASKS = {"train-qlora", "evaluate-model", "evaluate-model-2"}

@@ -6,9 +6,10 @@ python -c THIS NAMESPACE [--ca-cert FILE]
 import os
 import sys
 
-from components.core import probing, tracking
-from components.core.errors import InputError
-from pipelines.kfp_server.server import Server
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.components.plan_run import probing
+from qlora_pipelines.pipelines.kfp_api.client import Server
 
 
 def store() -> str:
@@ -18,7 +19,7 @@ def store() -> str:
 
 def mlflow() -> str:
     """MLflow answers and lets one register."""
-    tracking.check_registering(tracking.client())
+    mlflow_client.check_registering(mlflow_client.client())
     return f"{os.environ['MLFLOW_TRACKING_URI']} answers and lets one register"
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts
-from components.core.config import MergeConfig
-from components.core.quantization import Quantization
-from components.dequantize_and_merge import task
+from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.dequantize_and_merge import task
 
 REVISION = "sha256-of-a-base"
 Merge = Callable[..., Path]

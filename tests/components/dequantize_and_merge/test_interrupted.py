@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts, streamed_attempts
+from qlora_pipelines.components.core.store import attempts, streamed_attempts
 from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, save_base, tensors
 
 CHILD = """
 import os, resource, signal, sys
-from components.core import streams
-from components.core.config import MergeConfig
-from components.core.steps import step
-from components.dequantize_and_merge import task
+from qlora_pipelines.components.core import streams
+from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.runtime import step
+from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.dequantize_and_merge.conftest import REVISION
 
 how, base, adapter = sys.argv[1:]

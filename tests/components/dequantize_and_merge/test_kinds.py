@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
-from components.core.errors import InputError
-from components.dequantize_and_merge import adapter as adapters
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
 from tests.components.dequantize_and_merge.conftest import (
     Merge,
     config_of,
@@ -126,7 +126,8 @@ def test_layers_that_lie_transposed_in_the_file_are_merged_too(
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from components.core import attempts, models, quantization
+    from qlora_pipelines.components.core.models import loading, quantization
+    from qlora_pipelines.components.core.store import attempts
 
     base = save_base(tmp_path / "base", tiny_model)  # for its tokenizer
     torch.manual_seed(1)
@@ -135,7 +136,7 @@ def test_layers_that_lie_transposed_in_the_file_are_merged_too(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["c_attn", "c_proj"])
     seen = load(base, dtype="float32")
     if merge_base == "dequantized":
-        quantised = models.load_quantized(base)
+        quantised = loading.load_quantized(base)
         info = attempts.read(str(adapter)).info | {"quantised": quantization.digests(quantised)}
         attempts.finish(str(adapter), info, {})
         for name in info["quantised"]:
@@ -205,8 +206,8 @@ def test_dora_on_the_quantised_base_uses_the_weights_that_training_saw(
     import torch
     from safetensors.torch import save_file
 
-    from components.core import attempts
-    from components.core.quantization import Quantization, digest
+    from qlora_pipelines.components.core.models.quantization import Quantization, digest
+    from qlora_pipelines.components.core.store import attempts
 
     base = save_base(tmp_path / "base", tiny_model)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules="all-linear", use_dora=True)

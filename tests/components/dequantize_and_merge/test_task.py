@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts, models, streams
-from components.core.config import MergeConfig
-from components.core.errors import InputError
-from components.dequantize_and_merge import task
+from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.store import attempts, streams
+from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.conftest import TinyRun
 
 
@@ -17,7 +18,7 @@ def test_the_result_is_an_ordinary_model(merged_uri: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["dtype"] == "bfloat16"
-    assert models.load_tokenizer(folder).chat_template
+    assert loading.load_tokenizer(folder).chat_template
     manifest = attempts.read(merged_uri)
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= set(manifest.files)
 
@@ -43,9 +44,9 @@ def test_it_computes_what_the_adapter_on_nf4_computes(merged_uri: str, adapter: 
 
     ids = torch.arange(3, 67).reshape(2, 32)
     with torch.inference_mode():
-        trained = PeftModel.from_pretrained(models.load_quantized(tiny_model), str(adapter)).eval()(ids).logits.float()
-        merged = models.load_16bit(Path(merged_uri) / "model").eval()(ids).logits.float()
-        original = PeftModel.from_pretrained(models.load_16bit(tiny_model), str(adapter)).merge_and_unload()
+        trained = PeftModel.from_pretrained(loading.load_quantized(tiny_model), str(adapter)).eval()(ids).logits.float()
+        merged = loading.load_16bit(Path(merged_uri) / "model").eval()(ids).logits.float()
+        original = PeftModel.from_pretrained(loading.load_16bit(tiny_model), str(adapter)).merge_and_unload()
         into_original = original.eval()(ids).logits.float()
     distance = ((merged - trained).norm() / trained.norm()).item()
     other = ((into_original - trained).norm() / trained.norm()).item()
@@ -58,9 +59,9 @@ def test_every_layer_that_training_quantised_is_dequantised_once(
 ) -> None:
     import torch
 
-    base, merged = models.load_16bit(tiny_model), models.load_16bit(Path(merged_uri) / "model")
+    base, merged = loading.load_16bit(tiny_model), loading.load_16bit(Path(merged_uri) / "model")
     assert torch.equal(base.get_input_embeddings().weight, merged.get_input_embeddings().weight)
-    quantised = models.load_quantized(tiny_model)
+    quantised = loading.load_quantized(tiny_model)
     names = {name for name, module in quantised.named_modules() if type(module).__name__ == "Linear4bit"}
     assert {f"{name}.weight" for name in names} == set(attempts.read(str(adapter)).info["quantised"])
 
@@ -82,7 +83,7 @@ def test_shards_are_as_large_as_asked(tiny_run: TinyRun, adapter: Path, tiny_mod
     )
     shards = list((Path(result.merged_uri) / "model").glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert models.load_16bit(Path(result.merged_uri) / "model").num_parameters() > 0
+    assert loading.load_16bit(Path(result.merged_uri) / "model").num_parameters() > 0
 
 
 def test_an_adapter_of_another_base_is_refused(adapter: Path, tiny_model: Path, store: Path) -> None:

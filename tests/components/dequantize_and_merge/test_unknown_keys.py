@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError
 from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, save_base, save_mixtral
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from components.core.config import EvaluateConfig
-from components.evaluate_model import task
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.evaluate_model import task
 from tests.components.conftest import TinyRun
 
 Judge = Callable[..., task.Result]

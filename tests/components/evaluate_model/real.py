@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 
-from components.evaluate_model import score_table
-from components.evaluate_model.score_table import Pairing, Scores, Subject
+from qlora_pipelines.components.evaluate_model import score_table
+from qlora_pipelines.components.evaluate_model.score_table import Pairing, Scores, Subject
 
 FILE = Path(__file__).parent / "demo_scores.parquet"
 COLUMNS = [field.name for field in dataclasses.fields(Scores)]

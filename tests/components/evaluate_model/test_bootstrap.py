@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from components.core.groups import groups_needed
-from components.evaluate_model import bootstrap
+from qlora_pipelines.components.core.sample_size import groups_needed
+from qlora_pipelines.components.evaluate_model import bootstrap
 
 RNG = np.random.default_rng(3)
 

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts, champion, dataset, models, tracking
-from components.core.config import EvaluateConfig
-from components.core.errors import InputError
-from components.evaluate_model import score_table, subjects, task
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.data import tokenized
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.registry import champion, mlflow_client
+from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.evaluate_model import score_table, subjects, task
 from tests.components.conftest import TinyRun
 from tests.components.dequantize_and_merge.conftest import save_adapter
 from tests.components.evaluate_model.conftest import Judge, altered
@@ -19,7 +22,7 @@ def registered(adapter_uri: str, merged_uri: str) -> str:
     """A version of the model `judged` in MLflow, as register_model makes it."""
     import mlflow
 
-    client = tracking.client()
+    client = mlflow_client.client()
     try:
         client.create_registered_model("judged")
     except mlflow.MlflowException as error:
@@ -111,10 +114,10 @@ def test_a_champions_adapter_may_be_of_another_kind(
     version = registered(str(other), "")
     result = judge(model_name="judged", champion_version=version)
     found = score_table.read(str(tmp_path / "scores"), f"champion {version}").scores
-    alone = PeftModel.from_pretrained(models.load_quantized(tiny_model), str(other)).eval()
-    rows = dataset.read(str(tiny_run.folder / "eval.parquet"), tiny_run.data.dataset_digest)
+    alone = PeftModel.from_pretrained(loading.load_quantized(tiny_model), str(other)).eval()
+    rows = tokenized.read(str(tiny_run.folder / "eval.parquet"), tiny_run.data.dataset_digest)
     expected = subjects.measure(
-        "alone", EvaluateConfig(generation_rows=0), alone, models.load_tokenizer(tiny_model), rows
+        "alone", EvaluateConfig(generation_rows=0), alone, loading.load_tokenizer(tiny_model), rows
     )
     assert found.loss == pytest.approx(expected.scores.loss, abs=1e-3) and result.passed
 

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from components.core.config import EvaluateConfig
-from components.evaluate_model import gate
-from components.evaluate_model.score_table import Answer, Subject
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.evaluate_model import gate
+from qlora_pipelines.components.evaluate_model.score_table import Answer, Subject
 from tests.components.evaluate_model.real import changed, drawn, subject
 
 CONFIG = EvaluateConfig()

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from components.core import models
-from components.core.errors import InputError
-from components.evaluate_model import lm_tasks
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.evaluate_model import lm_tasks
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ metric_list: [{{metric: acc}}]
 
 
 def test_a_task_gives_its_figures_by_name(tiny_model: Path, task_file: Path) -> None:
-    model, tokenizer = models.load_16bit(tiny_model).eval(), models.load_tokenizer(tiny_model)
+    model, tokenizer = loading.load_16bit(tiny_model).eval(), loading.load_tokenizer(tiny_model)
     lm_tasks.check([str(task_file)])
     found = lm_tasks.run(model, tokenizer, [str(task_file)], batch_size=2)
     assert set(found) == {"sitting/acc"} and found["sitting/acc"] in (0.0, 1.0)
@@ -49,6 +49,6 @@ def test_without_lm_eval_the_extra_to_install_is_named(monkeypatch: pytest.Monke
 
 def test_a_task_whose_data_is_gone_says_so_in_one_line(tiny_model: Path, task_file: Path) -> None:
     (task_file.parent / "rows.json").unlink()
-    model, tokenizer = models.load_16bit(tiny_model).eval(), models.load_tokenizer(tiny_model)
+    model, tokenizer = loading.load_16bit(tiny_model).eval(), loading.load_tokenizer(tiny_model)
     with pytest.raises(InputError, match=r"lm_eval_tasks .*sitting.yaml: "):
         lm_tasks.run(model, tokenizer, [str(task_file)], batch_size=2)

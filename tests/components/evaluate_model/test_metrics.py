@@ -1,6 +1,6 @@
 import pytest
 
-from components.evaluate_model.metrics import exact_match, json_keys, marks
+from qlora_pipelines.components.evaluate_model.metrics import exact_match, json_keys, marks
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,20 @@ from typing import Any
 import pytest
 import torch
 
-from components.core import attention, chat, models
-from components.core.chat import Encoded
-from components.core.config import EvaluateConfig
-from components.core.dataset import Sample
-from components.core.errors import InputError
-from components.evaluate_model import loading, scoring, shared_start, subjects
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.data.chat_template import Encoded
+from qlora_pipelines.components.core.data.tokenized import Sample
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import packed_attention
+from qlora_pipelines.components.evaluate_model import offloading, prefix_cache, scoring, subjects
 from tests.components.dequantize_and_merge.conftest import save_adapter, save_base
 
 
 def encoded(tokens: int, seed: int) -> Encoded:
     """Supervised in two places, as two answers are."""
     ids = torch.randint(3, 250, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
-    labels = [label if place % 7 > 3 else chat.IGNORED for place, label in enumerate(ids)]
+    labels = [label if place % 7 > 3 else chat_template.IGNORED for place, label in enumerate(ids)]
     return Encoded(ids, labels)
 
 
@@ -28,7 +29,7 @@ def alone(model: Any, item: Encoded) -> tuple[float, int]:
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([item.input_ids])).logits[0, :-1].float()
     targets = torch.tensor(item.labels[1:])
-    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=chat.IGNORED)
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=chat_template.IGNORED)
     return nll.item(), int((logits.argmax(1) == targets).sum())
 
 
@@ -62,7 +63,10 @@ def architectures() -> dict[str, Any]:
 
 START = encoded(20, 9).input_ids
 """A system prompt."""
-ALIKE = [Encoded(START + row.input_ids, [chat.IGNORED] * len(START) + row.labels) for row in [*ROWS, encoded(300, 5)]]
+ALIKE = [
+    Encoded(START + row.input_ids, [chat_template.IGNORED] * len(START) + row.labels)
+    for row in [*ROWS, encoded(300, 5)]
+]
 
 
 @pytest.mark.parametrize("rows", [ROWS, ALIKE], ids=["no common start", "a common start"])
@@ -85,7 +89,7 @@ def test_scores_are_those_of_each_conversation_alone(
 
 
 def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any) -> None:
-    model = models.load_16bit(tiny_model).eval()
+    model = offloading.load_16bit(tiny_model).eval()
     seen, layer = [], []
     model.get_output_embeddings().register_forward_hook(lambda head, given, logits: seen.append(logits.numel()))
     model.get_decoder().layers[0].register_forward_hook(lambda *_: layer.append(1))
@@ -98,7 +102,7 @@ def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any
 
 
 def test_a_common_start_goes_through_the_layers_once(tiny_model: Path) -> None:
-    model = models.load_16bit(tiny_model).eval()
+    model = offloading.load_16bit(tiny_model).eval()
     seen = []
     model.get_decoder().layers[0].register_forward_hook(lambda layer, given, hidden: seen.append(hidden.shape[1]))
     scoring.score(model, ALIKE, 1024, "cpu", "it")
@@ -110,19 +114,19 @@ def test_a_start_is_not_used_where_positions_depend_on_the_length_of_what_is_rea
 
     for rope, expected in ((None, len(START)), (DYNAMIC, 0)):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny(rope_parameters=rope))).eval()
-        with attention.packed(model), torch.no_grad():
-            assert shared_start.read(model, model.get_decoder(), ALIKE, "cpu")[0] == expected
+        with packed_attention.packed(model), torch.no_grad():
+            assert prefix_cache.read(model, model.get_decoder(), ALIKE, "cpu")[0] == expected
 
 
 def test_a_start_is_not_used_where_the_layers_keep_nothing_of_it() -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny()))
-    assert shared_start.read(model, lambda **_: None, ALIKE, "cpu") == (0, None)
+    assert prefix_cache.read(model, lambda **_: None, ALIKE, "cpu") == (0, None)
 
 
 def test_a_model_that_gives_all_logits_whatever_it_is_asked_for_is_refused(tiny_model: Path, monkeypatch: Any) -> None:
-    model = models.load_16bit(tiny_model).eval()
+    model = offloading.load_16bit(tiny_model).eval()
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda logits_to_keep, **inputs: forward(**inputs))
     with pytest.raises(InputError, match="LlamaForCausalLM gives logits at other places than it is asked for"):
@@ -131,18 +135,18 @@ def test_a_model_that_gives_all_logits_whatever_it_is_asked_for_is_refused(tiny_
 
 def test_a_common_start_ends_before_what_predicts_the_first_answer() -> None:
     """The token that predicts it differs from row to row, in what it is asked for if not in what it is."""
-    answer = Encoded(START, [chat.IGNORED] * 12 + START[12:])
-    assert shared_start.tokens([answer, answer]) == START[:11]
-    assert shared_start.tokens([answer, Encoded(START[:9], [chat.IGNORED] * 9)]) == START[:8]
-    assert shared_start.tokens([answer]) == shared_start.tokens([answer, encoded(30, 7)]) == []
+    answer = Encoded(START, [chat_template.IGNORED] * 12 + START[12:])
+    assert prefix_cache.tokens([answer, answer]) == START[:11]
+    assert prefix_cache.tokens([answer, Encoded(START[:9], [chat_template.IGNORED] * 9)]) == START[:8]
+    assert prefix_cache.tokens([answer]) == prefix_cache.tokens([answer, encoded(30, 7)]) == []
 
 
 def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer, model = models.load_tokenizer(tiny_model), models.load_16bit(tiny_model).float().eval()
+    tokenizer, model = offloading.load_tokenizer(tiny_model), offloading.load_16bit(tiny_model).float().eval()
     rows = [encoded(n, n) for n in (9, 30, 31, 55)]
-    rows = [Encoded(item.input_ids, [chat.IGNORED] * 4 + item.input_ids[4:]) for item in rows]
+    rows = [Encoded(item.input_ids, [chat_template.IGNORED] * 4 + item.input_ids[4:]) for item in rows]
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512)
     requests = [(("", ""), item.input_ids[:4], item.input_ids[4:]) for item in rows]
     theirs = harness._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -151,10 +155,10 @@ def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
 
 
 def test_a_model_spread_over_memory_and_disk_scores_the_same(tiny_model: Path) -> None:
-    whole = models.load_16bit(tiny_model).eval()
+    whole = offloading.load_16bit(tiny_model).eval()
     expected = scoring.score(whole, ALIKE, 64, "cpu", "it")
     size = sum(parameter.numel() * 2 for parameter in whole.parameters())
-    with loading.whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
+    with offloading.whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
         assert not is_whole and "disk" in spread.hf_device_map.values()
         found = scoring.score(spread.eval(), ALIKE, 64, "cpu", "it")
     assert found == [(pytest.approx(nll), right) for nll, right in expected]
@@ -166,14 +170,14 @@ def test_an_adapter_on_a_base_that_is_spread_scores_the_same(tied: bool, tmp_pat
 
     base = save_base(tmp_path / "base", tiny_model, tied=tied)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
-    assert loading.can_be_spread(str(adapter))
-    plain = models.load_16bit(base).eval()
+    assert offloading.can_be_spread(str(adapter))
+    plain = offloading.load_16bit(base).eval()
     without = scoring.score(plain, ALIKE, 64, "cpu", "")
     expected = scoring.score(PeftModel.from_pretrained(plain, str(adapter)).eval(), ALIKE, 64, "cpu", "")
     size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
-    with loading.whole_or_spread(base, {"cpu": int(0.7 * size)}) as (spread, whole):
+    with offloading.whole_or_spread(base, {"cpu": int(0.7 * size)}) as (spread, whole):
         assert "disk" in spread.hf_device_map.values()
-        found = scoring.score(loading.attach(spread, str(adapter), whole), ALIKE, 64, "cpu", "")
+        found = scoring.score(offloading.attach(spread, str(adapter), whole), ALIKE, 64, "cpu", "")
     assert found == [(pytest.approx(nll), right) for nll, right in expected] and found != without
 
 
@@ -181,24 +185,24 @@ def test_an_adapter_that_needs_its_base_whole_is_not_put_on_a_spread_one(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "adapter", target_modules=["q_proj"], use_dora=True)
-    spread = loading.whole_or_spread
-    monkeypatch.setattr(loading, "whole_or_spread", lambda folder: spread(folder, {"cpu": 10_000}))
+    spread = offloading.whole_or_spread
+    monkeypatch.setattr(offloading, "whole_or_spread", lambda folder: spread(folder, {"cpu": 10_000}))
     assert subjects.on_original(EvaluateConfig(), [], tiny_model, str(adapter)) is None
     assert "this adapter needs its base whole" in capsys.readouterr().out
 
 
 def test_main_memory_is_the_containers_where_it_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "CGROUP", tmp_path)
-    machine = loading.main_memory()
+    monkeypatch.setattr(offloading, "CGROUP", tmp_path)
+    machine = offloading.main_memory()
     for name, content in {"current": "5000", "stat": "anon 3000\nfile 2000\n", "max": "max"}.items():
         (tmp_path / f"memory.{name}").write_text(content)
-    assert loading.main_memory() == pytest.approx(machine, rel=0.2) and machine > 1 << 20
+    assert offloading.main_memory() == pytest.approx(machine, rel=0.2) and machine > 1 << 20
     (tmp_path / "memory.max").write_text("8000\n")
-    assert loading.main_memory() == 5000
+    assert offloading.main_memory() == 5000
 
 
 def test_a_loss_that_is_no_number_names_the_row(tiny_model: Path) -> None:
-    tokenizer, model = models.load_tokenizer(tiny_model), models.load_16bit(tiny_model).eval()
+    tokenizer, model = offloading.load_tokenizer(tiny_model), offloading.load_16bit(tiny_model).eval()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     sample = Sample("abcdef0123456789", [], ROWS[1])
@@ -212,7 +216,7 @@ def test_a_model_that_was_scored_can_still_be_trained(tiny_model: Path) -> None:
 
     def gradients(scored: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = get_peft_model(models.load_quantized(tiny_model), LoraConfig(target_modules="all-linear"))
+        model = get_peft_model(offloading.load_quantized(tiny_model), LoraConfig(target_modules="all-linear"))
         if scored:
             scoring.score(model.eval(), ROWS, 64, "cpu", "it")
         item = ROWS[1]

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from components.core import chat, dataset, models
-from components.core.config import EvaluateConfig
-from components.core.errors import InputError
-from components.evaluate_model import component as component_module
-from components.evaluate_model import score_table, task
+from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.data import chat_template, tokenized
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.evaluate_model import component as component_module
+from qlora_pipelines.components.evaluate_model import score_table, task
 from tests.components.conftest import TinyRun
 from tests.components.evaluate_model.conftest import Judge, altered
 
 
-def prepared(folder: Path, samples: list[dataset.Sample]) -> dict[str, str]:
+def prepared(folder: Path, samples: list[tokenized.Sample]) -> dict[str, str]:
     """An evaluation set of these rows, and its digest, as `task.run` takes them."""
     import pyarrow as pa
 
@@ -31,14 +32,14 @@ def prepared(folder: Path, samples: list[dataset.Sample]) -> dict[str, str]:
         }
         for sample in samples
     ]
-    with dataset.Writer({"eval": str(folder / "rows.parquet")}) as writer:
+    with tokenized.Writer({"eval": str(folder / "rows.parquet")}) as writer:
         if rows:
-            writer.write("eval", pa.RecordBatch.from_pylist(rows, schema=dataset.schema()))
+            writer.write("eval", pa.RecordBatch.from_pylist(rows, schema=tokenized.schema()))
         return {"eval_set": str(folder / "rows.parquet"), "dataset_digest": writer.close()}
 
 
-def samples(run: TinyRun) -> list[dataset.Sample]:
-    return dataset.read(str(run.folder / "eval.parquet"), run.data.dataset_digest)
+def samples(run: TinyRun) -> list[tokenized.Sample]:
+    return tokenized.read(str(run.folder / "eval.parquet"), run.data.dataset_digest)
 
 
 def test_a_trained_adapter_passes(judged: task.Result, tiny_run: TinyRun) -> None:
@@ -81,15 +82,17 @@ def test_training_spoiled_by_shuffled_labels_fails_with_the_reason_in_its_report
     judge: Judge, tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
 ) -> None:
     """It learns what answers look like, so its loss is far below the base's, and nothing about questions."""
-    from components.train_qlora import task as train_qlora
+    from qlora_pipelines.components.train_qlora import task as train_qlora
 
-    rows = dataset.read(str(tiny_run.folder / "train.parquet"), tiny_run.data.dataset_digest)
-    tokenizer = models.load_tokenizer(tiny_model)
+    rows = tokenized.read(str(tiny_run.folder / "train.parquet"), tiny_run.data.dataset_digest)
+    tokenizer = loading.load_tokenizer(tiny_model)
     answers = random.Random(0).sample([row.messages[-1] for row in rows], len(rows))
     spoiled = []
     for row, answer in zip(rows, answers, strict=True):
         messages = [*row.messages[:-1], answer]
-        spoiled.append(dataclasses.replace(row, messages=messages, encoded=chat.encode(tokenizer, messages, 64)))
+        spoiled.append(
+            dataclasses.replace(row, messages=messages, encoded=chat_template.encode(tokenizer, messages, 64))
+        )
     data = prepared(tmp_path, spoiled)
     train_qlora.run(
         tiny_run.config.for_step("train_qlora"),
@@ -124,7 +127,7 @@ def test_a_model_that_generates_nothing_is_reported(
     """The base's first token is always the one that ends an answer."""
     import torch
 
-    model, tokenizer = models.load_16bit(tiny_model), models.load_tokenizer(tiny_model)
+    model, tokenizer = loading.load_16bit(tiny_model), loading.load_tokenizer(tiny_model)
     with torch.no_grad():
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
         model.config.tie_word_embeddings = False

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts, storage, streams, tracking
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.plan_run import access, task
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.components.core.store import attempts, storage, streams
+from qlora_pipelines.components.plan_run import access, task
 from tests.conftest import conversation, write_jsonl
 
 
@@ -55,7 +56,7 @@ def test_the_newest_whole_checkpoint_is_named(place: Path, config: dict[str, Any
 
 
 def test_a_champion_whose_files_are_gone_is_said_before_a_gpu_is_held(place: Path, config: dict[str, Any]) -> None:
-    client = tracking.client()
+    client = mlflow_client.client()
     client.create_registered_model("tiny")
     version = client.create_model_version("tiny", source=str(place / "gone")).version
     assert plan(place, config).champion_version == ""

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from components.core import claims
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.plan_run import task
-from pipelines import new_data
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import claims
+from qlora_pipelines.components.plan_run import task
+from qlora_pipelines.pipelines.triggers import new_data
 from tests.conftest import conversation, write_jsonl
 
 

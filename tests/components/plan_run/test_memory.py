@@ -8,10 +8,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, PreTrainedConfig
 
-from components.core import attention, models
-from components.core.config import TrainConfig
-from components.core.quantization import Quantization
-from components.plan_run import activations, architecture, fit, memory
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.models import loading, packed_attention
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.plan_run import activations, architecture, fit, memory
 
 CONFIGS = Path(__file__).parent / "configs"
 SIZES: dict[str, Any] = {
@@ -47,8 +47,8 @@ def trained(folder: Path, train: TrainConfig) -> Any:
     adapter = LoraConfig(
         r=train.lora_r, lora_dropout=train.lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    base = models.load_quantized(folder)
-    attention.use(base)
+    base = loading.load_quantized(folder)
+    packed_attention.use(base)
     model = get_peft_model(base, adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -77,7 +77,7 @@ def quantised_bytes(weight: Any) -> int:
 )
 def test_weights_are_exactly_what_bitsandbytes_holds(folder: Path, train: TrainConfig) -> None:
     planned = {weight.name: weight for weight in architecture.read(folder, train).weights}
-    real = dict(models.load_quantized(folder, Quantization.of(train)).named_parameters())
+    real = dict(loading.load_quantized(folder, Quantization.of(train)).named_parameters())
     assert planned.keys() == real.keys()
     for name, weight in real.items():
         is_quantised = getattr(weight, "quant_state", None) is not None

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from components.core import data_listing
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.plan_run import sampling
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.plan_run import sampling
 from tests.conftest import conversation, write_jsonl
 
 ROWS = [conversation(f"question {n}", "cat sat on the mat") for n in range(5000)]
 
 
 def first_rows(path: Path) -> sampling.Start:
-    return sampling.first_rows(data_listing.first_file(data_listing.make(str(path))["train"]))
+    return sampling.first_rows(listing.first_file(listing.make(str(path))["train"]))
 
 
 def zstd(data: bytes) -> bytes:
@@ -51,7 +51,7 @@ def test_rows_and_tokens_are_reckoned_from_the_start(tmp_path: Path, tiny_model:
     else:
         path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstd}[kind](plain))
     config = RunConfig.parse(base_model=str(tiny_model), dataset_uri=str(path), model_name="n", max_length=64)
-    found = sampling.look(data_listing.make(str(path))["train"], config, tiny_model)
+    found = sampling.look(listing.make(str(path))["train"], config, tiny_model)
     assert found.rows == pytest.approx(5000, rel=0 if kind == "parquet" else 0.1)
     assert 5 < found.tokens_a_row < 64 and 0 < found.supervised < 1
 
@@ -124,7 +124,7 @@ def test_of_a_large_parquet_file_a_few_pages_are_read(tmp_path: Path, monkeypatc
         read.append(size)
         return content[offset : offset + size]
 
-    monkeypatch.setattr(data_listing.DataFile, "open", lambda _: data_listing._buffered(part, len(content)))
+    monkeypatch.setattr(listing.DataFile, "open", lambda _: listing._buffered(part, len(content)))
     found = first_rows(path)
     assert (len(found.rows), found.in_all) == (sampling.ROWS, 40_000)
     assert sum(read) < len(content) / 5

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from components.core.config import RunConfig, TrainConfig
-from components.core.quantization import Quantization
-from components.plan_run import architecture, compare, disk, gpus, memory, sampling, time_and_cost
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.plan_run import architecture, compare, disk, gpus, memory, sampling, time_and_cost
 
 CONFIGS = Path(__file__).parent / "configs"
 

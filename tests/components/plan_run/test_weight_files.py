@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.plan_run import access, architecture, weight_files
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.plan_run import access, architecture, weight_files
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 
 ONE = "model.safetensors"

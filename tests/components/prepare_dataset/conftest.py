@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 
-from components.core import data_listing, dataset, models
-from components.core.config import PrepareConfig
-from components.prepare_dataset import task
+from qlora_pipelines.components.core.config.steps import PrepareConfig
+from qlora_pipelines.components.core.data import listing, tokenized
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.prepare_dataset import task
 from tests.components.prepare_dataset import templates
 
 
 @pytest.fixture(scope="session")
 def base_tokenizer(tiny_model: Path) -> Any:
-    tokenizer = models.load_tokenizer(tiny_model)
+    tokenizer = loading.load_tokenizer(tiny_model)
     tokenizer.add_special_tokens({"additional_special_tokens": templates.SPECIAL})
     return tokenizer
 
@@ -36,10 +37,10 @@ class Prepared:
     def __init__(self, folder: Path, tiny_model: Path, data: Path, evaluation: Path | None, **options: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        listing = data_listing.make(str(data), str(evaluation or ""))
+        listed = listing.make(str(data), str(evaluation or ""))
         self.result = task.run(
             PrepareConfig(**{"max_length": 64, "eval_share": 0.2, **options}),
-            listing_uri=data_listing.save(listing),
+            listing_uri=listing.save(listed),
             tokenizer_uri=str(tiny_model),
             train_set=str(folder / "train.parquet"),
             eval_set=str(folder / "eval.parquet"),
@@ -47,8 +48,8 @@ class Prepared:
             report=str(folder / "report.html"),
         )
 
-    def side(self, name: str) -> list[dataset.Sample]:
-        return dataset.read(str(self.folder / f"{name}.parquet"), self.result.dataset_digest)
+    def side(self, name: str) -> list[tokenized.Sample]:
+        return tokenized.read(str(self.folder / f"{name}.parquet"), self.result.dataset_digest)
 
     @property
     def rejected(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from components.prepare_dataset.encoding import Encoder, Row
+from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row
 from tests.components.prepare_dataset import templates
 from tests.components.prepare_dataset.test_encoding import assistant, talk, user
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.prepare_dataset import duplicates, signatures
-from components.prepare_dataset.duplicates import Index, Verdicts
+from qlora_pipelines.components.prepare_dataset import duplicates, minhash
+from qlora_pipelines.components.prepare_dataset.duplicates import Index, Verdicts
 
 WORDS = [f"word{number}" for number in range(3000)]
 
@@ -23,7 +23,7 @@ def verdicts(folder: Path, texts: list[str], held_out: int = 0, threshold: float
             if part:
                 data = [t.encode() for t in part]
                 ids = np.frombuffer(b"".join(hashlib.sha256(t).digest() for t in data), np.uint8).reshape(-1, 32)
-                index.add(ids, signatures.signatures(data), side)
+                index.add(ids, minhash.signatures(data), side)
     found = index.verdicts()
     index.close()
     return found
@@ -87,7 +87,7 @@ def test_the_same_comes_out_however_rows_are_batched_and_partitioned(
 @pytest.mark.parametrize("threshold", [0.5, 0.75, 0.9, 1.0])
 def test_bands_find_pairs_at_the_threshold(threshold: float) -> None:
     number, length = duplicates.bands(threshold)
-    assert number * length <= signatures.PERMUTATIONS
+    assert number * length <= minhash.PERMUTATIONS
     assert 1 - (1 - threshold**length) ** number >= duplicates.RECALL
 
 
@@ -97,19 +97,19 @@ def test_signatures_estimate_the_jaccard_similarity_of_word_runs() -> None:
     two = [*one[:300], *text(rng, 100).split()]
     sets = [{tuple(words[at : at + 5]) for at in range(len(words) - 4)} for words in (one, two)]
     exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-    first, second = signatures.signatures([" ".join(one).encode(), " ".join(two).upper().encode()])
+    first, second = minhash.signatures([" ".join(one).encode(), " ".join(two).upper().encode()])
     assert (first == second).mean() == pytest.approx(exact, abs=0.12)  # three standard deviations of 128 places
 
 
 def test_a_texts_shingles_do_not_hang_on_its_neighbours() -> None:
     texts = [b"a b", b"", b"one two three four five six seven", "中文没有空格".encode(), b"x" * 5000, b"??"]
-    hashes, offsets = signatures.shingles(texts)
+    hashes, offsets = minhash.shingles(texts)
     for place, single in enumerate(texts):
-        alone, _ = signatures.shingles([single])
+        alone, _ = minhash.shingles([single])
         assert hashes[int(offsets[place]) : int(offsets[place + 1])].tolist() == alone.tolist()
     assert np.diff(offsets).tolist() == [1, 1, 3, 2, 1, 1]
 
 
 def test_punctuation_tells_texts_apart_and_spaces_do_not() -> None:
-    plus, minus, spaced = signatures.signatures([b"is 1+2 right", b"is 1-2 right", b" IS  1+2\n right "])
+    plus, minus, spaced = minhash.signatures([b"is 1+2 right", b"is 1-2 right", b" IS  1+2\n right "])
     assert (plus == spaced).all() and not (plus == minus).all()

@@ -5,24 +5,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.core import chat
-from components.core.forms import Conversation
-from components.prepare_dataset.encoding import Encoder, Row, by_definition
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.data.formats import Conversation
+from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row, by_definition
 from tests.components.prepare_dataset import templates
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"b": 2, "a": 1}}}
 
 
-def user(content: str) -> chat.Message:
+def user(content: str) -> chat_template.Message:
     return {"role": "user", "content": content}
 
 
-def assistant(content: str) -> chat.Message:
+def assistant(content: str) -> chat_template.Message:
     return {"role": "assistant", "content": content}
 
 
-def talk(*messages: chat.Message, tools: list[Any] | None = None) -> Conversation:
+def talk(*messages: chat_template.Message, tools: list[Any] | None = None) -> Conversation:
     return Conversation(list(messages), tools or [], "", "", "")
 
 
@@ -159,7 +159,7 @@ def test_fastokens_is_put_away_where_it_differs(
     vocabulary = other["model"]["vocab"]
     vocabulary["t"], vocabulary["c"] = vocabulary["c"], vocabulary["t"]
     wrong = fastokens.Tokenizer.from_json_str(json.dumps(other))
-    monkeypatch.setattr("components.prepare_dataset.encoding._fastokens", lambda _: wrong)
+    monkeypatch.setattr("qlora_pipelines.components.prepare_dataset.encoding._fastokens", lambda _: wrong)
     encoder = Encoder(tokenizer, 40, False)
     rows, slow = encoder.encode_checked(TALKS)
     assert slow and rows[0].ids.tolist() == encoder._by_definition(TALKS[0]).ids.tolist()

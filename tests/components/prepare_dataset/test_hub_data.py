@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from components.core import data_listing, hub_data
-from components.core.config import RunConfig
-from components.core.errors import InputError
-from components.plan_run import access, sampling
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import hub as hub_client
+from qlora_pipelines.components.core.data import listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.plan_run import access, sampling
 from tests.components.prepare_dataset.test_task import distinct
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 from tests.conftest import write_jsonl
@@ -37,12 +38,12 @@ def hub(rows: list[dict[str, Any]], place: Path) -> Iterator[Hub]:
 
 
 def test_a_name_is_resolved_to_its_commit_and_its_training_split(hub: Hub) -> None:
-    listing = data_listing.make("org/model")
-    assert listing["train"]["uri"] == f"hf://datasets/org/model@{COMMIT}"
-    [[path, size, digest]] = listing["train"]["files"]
+    listed = listing.make("org/model")
+    assert listed["train"]["uri"] == f"hf://datasets/org/model@{COMMIT}"
+    [[path, size, digest]] = listed["train"]["files"]
     assert (path, size) == (TRAIN, len(hub.files[TRAIN])) and digest.startswith("sha256:")
-    assert data_listing.make(f"org/model@{COMMIT}") == listing
-    other = data_listing.make(f"hf://datasets/org/model@main/{TEST}")
+    assert listing.make(f"org/model@{COMMIT}") == listed
+    other = listing.make(f"hf://datasets/org/model@main/{TEST}")
     assert [file[0] for file in other["train"]["files"]] == [TEST]
 
 
@@ -65,7 +66,7 @@ def test_its_first_rows_are_looked_into(hub: Hub, tiny_model: Path, place: Path)
 def test_lines_are_looked_into_by_range(hub: Hub, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     hub.files = {"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
     monkeypatch.setattr(sampling, "START", 2000)
-    file = data_listing.first_file(data_listing.make("org/model")["train"])
+    file = listing.first_file(listing.make("org/model")["train"])
     start = sampling.first_rows(file)
     assert [row for _, row in start.rows] == rows[: len(start.rows)] and 5 < len(start.rows) < 30
     assert start.in_all == pytest.approx(60, rel=0.2)
@@ -93,11 +94,11 @@ def test_what_the_hub_does_not_give_is_one_line(hub: Hub, change: dict[str, Any]
     for name, value in change.items():
         setattr(hub, name, value)
     with pytest.raises(InputError) as error:
-        data_listing.make(uri)
+        listing.make(uri)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 def test_what_cannot_be_read_is_one_line(hub: Hub) -> None:
     hub.refused.add(TRAIN)
     with pytest.raises(InputError, match=f"data hf://datasets/org/model@{COMMIT}: the Hugging Face hub says: "):
-        hub_data.read(f"hf://datasets/org/model@{COMMIT}", TRAIN, 0, 10)
+        hub_client.read(f"hf://datasets/org/model@{COMMIT}", TRAIN, 0, 10)

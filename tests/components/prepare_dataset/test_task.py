@@ -8,10 +8,11 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
-from components.core import chat, data_listing, models
-from components.core.errors import InputError
-from components.prepare_dataset import preparing
-from pipelines.cli import main
+from qlora_pipelines.components.core.data import chat_template, listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.prepare_dataset import preparing
+from qlora_pipelines.pipelines.cli.main import main
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat", "on", "the"]
@@ -106,14 +107,14 @@ def test_training_evaluation_and_serving_see_the_same_text(
 ) -> None:
     """Serving renders the turns before the answer with the mark that asks for one; the model then writes the rest."""
     run = prepared(write_jsonl(tmp_path / "rows.jsonl", distinct(50)))
-    tokenizer = models.load_tokenizer(tiny_model)
+    tokenizer = loading.load_tokenizer(tiny_model)
     for sample in run.side("train"):
         text = tokenizer.decode(sample.encoded.input_ids).encode()
-        assert text == chat.render(tokenizer, sample.messages).encode()
-        prompt = chat.render(tokenizer, sample.messages[:-1], for_answer=True).encode()
-        first = next(place for place, label in enumerate(sample.encoded.labels) if label != chat.IGNORED)
+        assert text == chat_template.render(tokenizer, sample.messages).encode()
+        prompt = chat_template.render(tokenizer, sample.messages[:-1], for_answer=True).encode()
+        first = next(place for place, label in enumerate(sample.encoded.labels) if label != chat_template.IGNORED)
         assert tokenizer.decode(sample.encoded.input_ids[:first]).encode() == prompt
-        supervised = [label for label in sample.encoded.labels if label != chat.IGNORED]
+        supervised = [label for label in sample.encoded.labels if label != chat_template.IGNORED]
         assert tokenizer.decode(supervised) == f"{sample.messages[-1]['content']}<|im_end|>"
 
 
@@ -196,14 +197,14 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(
     tmp_path: Path, prepared: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", distinct(40))
-    save = data_listing.save
+    save = listing.save
 
-    def save_then_change(listing: data_listing.Listing) -> str:
-        uri = save(listing)
+    def save_then_change(listed: listing.Listing) -> str:
+        uri = save(listed)
         write_jsonl(data, distinct(41))
         return uri
 
-    monkeypatch.setattr(data_listing, "save", save_then_change)
+    monkeypatch.setattr(listing, "save", save_then_change)
     with pytest.raises(InputError, match=r"rows\.jsonl changed since the run was planned"):
         prepared(data)
 
@@ -212,7 +213,7 @@ def test_row_groups_are_small_however_many_rows(
     tmp_path: Path, prepared: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparing, "CHUNK_ROWS", 50)
-    monkeypatch.setattr("components.core.dataset.ROW_GROUP", 100)
+    monkeypatch.setattr("qlora_pipelines.components.core.data.tokenized.ROW_GROUP", 100)
     run = prepared(write_jsonl(tmp_path / "rows.jsonl", distinct(400)))
     file = pyarrow.parquet.ParquetFile(run.folder / "train.parquet")
     assert file.num_row_groups >= 3
@@ -233,8 +234,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, tiny_model: 
     data = write_jsonl(tmp_path / "rows.jsonl", distinct(40))
     places = {name: str(tmp_path / "file" / name) for name in ("train-set", "eval-set", "rejected", "report")}
     options = [f"--{name}={place}" for name, place in places.items()]
-    listing = data_listing.save(data_listing.make(str(data)))
-    command = ["step", "prepare_dataset", f"--listing-uri={listing}", f"--tokenizer-uri={tiny_model}", *options]
+    listing_uri = listing.save(listing.make(str(data)))
+    command = ["step", "prepare_dataset", f"--listing-uri={listing_uri}", f"--tokenizer-uri={tiny_model}", *options]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert result.output == (

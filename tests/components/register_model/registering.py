@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts, storage, tracking
-from components.core.config import RegisterConfig
-from components.register_model import task
+from qlora_pipelines.components.core.config.steps import RegisterConfig
+from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.register_model import task
 
 EVIDENCE = {"base_model": "org/tiny", "base_revision": "abc", "loss": "0.5", "base_loss": "0.9", "exact_match": "0.75"}
 
@@ -35,11 +36,11 @@ def copies(merged_uri: str, place: Path) -> Callable[[str], tuple[str, str]]:
 
 
 def versions(name: str) -> list[Any]:
-    return list(tracking.client().search_model_versions(f"name = '{name}'"))
+    return list(mlflow_client.client().search_model_versions(f"name = '{name}'"))
 
 
 def aliases(name: str) -> dict[str, str]:
-    return {alias: str(to) for alias, to in tracking.client().get_registered_model(name).aliases.items()}
+    return {alias: str(to) for alias, to in mlflow_client.client().get_registered_model(name).aliases.items()}
 
 
 class Killed(BaseException):

@@ -3,9 +3,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from components.core import registry
-from components.core.errors import InputError
-from components.register_model import task
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import versions
+from qlora_pipelines.components.register_model import task
 from tests.components.register_model.registering import Killed, aliases, register
 
 
@@ -60,4 +60,4 @@ def test_an_alias_of_another_reading_is_refused() -> None:
         "a@champion": "give models:/NAME@ALIAS or models:/NAME/VERSION",
     }.items():
         with pytest.raises(InputError, match=message):
-            registry.parse(uri)
+            versions.parse(uri)

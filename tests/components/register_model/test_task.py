@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.core import registered, storage, tracking
-from components.core.errors import InputError
-from components.register_model import evidence, task
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.registry import manifest, mlflow_client
+from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.register_model import provenance, task
 from tests.components.conftest import TinyRun
 from tests.components.register_model.registering import Killed, aliases, kill_after, register, versions
 
@@ -21,7 +22,7 @@ def test_once_a_key_and_name(tiny_run: TinyRun, merged_uri: str) -> None:
     first = register("once", merged_uri, tiny_run.plan.merge_key)
     again = register("once", merged_uri, tiny_run.plan.merge_key)
     assert first == again == ("1", "models:/once@champion", "champion")
-    version = tracking.client().get_model_version_by_alias("once", "champion")
+    version = mlflow_client.client().get_model_version_by_alias("once", "champion")
     assert version.tags["qlora.merge_key"] == tiny_run.plan.merge_key
     assert version.tags["qlora.loss"] == "0.5"
     assert version.tags["qlora.signed_by"] == "no"
@@ -34,11 +35,11 @@ def test_every_file_is_in_the_manifest_and_the_tag_is_its_hash(fresh: Callable[[
     uri, key = fresh("manifest")
     register("manifest", uri, key)
     tags = versions("manifest")[0].tags
-    content = (Path(uri) / registered.MANIFEST).read_bytes()
+    content = (Path(uri) / manifest.MANIFEST).read_bytes()
     assert hashlib.sha256(content).hexdigest() == tags["qlora.manifest_sha256"]
     listed = json.loads(content)["files"]
     there = {path.relative_to(uri).as_posix() for path in Path(uri).rglob("*") if path.is_file()}
-    assert there == set(listed) | {registered.MANIFEST}
+    assert there == set(listed) | {manifest.MANIFEST}
     for name, file in listed.items():
         assert storage.sha256_file(Path(uri) / name) == file["sha256"], name
 
@@ -46,9 +47,9 @@ def test_every_file_is_in_the_manifest_and_the_tag_is_its_hash(fresh: Callable[[
 def test_the_same_model_under_a_second_name_shares_its_files(fresh: Callable[[str], tuple[str, str]]) -> None:
     uri, key = fresh("shared")
     register("shared-one", uri, key)
-    before = (Path(uri) / registered.MANIFEST).read_bytes()
+    before = (Path(uri) / manifest.MANIFEST).read_bytes()
     register("shared-two", uri, key, evidence={"loss": "0.4"})
-    assert (Path(uri) / registered.MANIFEST).read_bytes() == before
+    assert (Path(uri) / manifest.MANIFEST).read_bytes() == before
     one, two = versions("shared-one")[0], versions("shared-two")[0]
     assert one.tags["qlora.manifest_sha256"] == two.tags["qlora.manifest_sha256"]
     assert (one.tags["qlora.loss"], two.tags["qlora.loss"]) == ("0.5", "0.4")
@@ -58,9 +59,9 @@ def test_two_names_at_once_write_the_same_files(fresh: Callable[[str], tuple[str
     uri, key = fresh("two-names")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: register(name, uri, key, evidence={"loss": f"0.{len(name)}"}), ["na", "nam"]))
-    digest = hashlib.sha256((Path(uri) / registered.MANIFEST).read_bytes()).hexdigest()
+    digest = hashlib.sha256((Path(uri) / manifest.MANIFEST).read_bytes()).hexdigest()
     assert [versions(name)[0].tags["qlora.manifest_sha256"] for name in ("na", "nam")] == [digest, digest]
-    whole = registered.read(uri, digest)
+    whole = manifest.read(uri, digest)
     assert all(storage.sha256_file(Path(uri) / name) == file["sha256"] for name, file in whole.files.items())
 
 
@@ -72,10 +73,10 @@ def test_six_at_once_make_one_version(fresh: Callable[[str], tuple[str, str]], a
     (version,) = versions("race")
     assert set(results) == {task.Result(str(version.version), "models:/race@champion", "champion")}
     assert aliases("race") == {"champion": str(version.version), "candidate": str(version.version)}
-    client = tracking.client()
+    client = mlflow_client.client()
     runs = client.search_runs([client.get_experiment_by_name("race").experiment_id])
     assert [run.info.run_id for run in runs] == [version.run_id]
-    assert registered.read(uri, version.tags["qlora.manifest_sha256"])
+    assert manifest.read(uri, version.tags["qlora.manifest_sha256"])
 
 
 def test_killed_after_any_step_and_run_again_it_is_one_version(
@@ -101,9 +102,9 @@ def test_killed_after_any_step_and_run_again_it_is_one_version(
         assert aliases(name) == {"champion": "2", "candidate": "2", "previous": "1"}, made
         version = next(item for item in versions(name) if item.version in (2, "2"))
         assert len(versions(name)) == 2 and version.tags["qlora.outcome"] == "champion", made
-        files = registered.read(uri, version.tags["qlora.manifest_sha256"]).files
+        files = manifest.read(uri, version.tags["qlora.manifest_sha256"]).files
         assert "README.md" in files and "adapter/adapter_model.safetensors" in files, made
-        run = tracking.client().get_run(version.run_id)
+        run = mlflow_client.client().get_run(version.run_id)
         assert run.info.status == "FINISHED" and len(run.inputs.dataset_inputs) == 1, made
     print(f"killed after each of {kills} writes, run again: one version each time")
     assert kills > 20
@@ -124,7 +125,7 @@ def test_a_missing_or_altered_file_is_refused_and_nothing_is_registered(
     message = "is gone or not whole" if how == "gone" else "is not the file that its manifest lists"
     with pytest.raises(InputError, match=f"model/model.safetensors {message}; run the merge again"):
         register("torn", uri, key)
-    assert tracking.client().search_registered_models("name = 'torn'") == []
+    assert mlflow_client.client().search_registered_models("name = 'torn'") == []
 
 
 def test_a_version_whose_files_are_gone_says_so(fresh: Callable[[str], tuple[str, str]]) -> None:
@@ -173,7 +174,7 @@ def test_the_run_holds_the_data_the_figures_and_the_reports(
         "merged_figures": json.dumps({"loss": 0.5, "loss_low": 0.4, "loss_high": 0.6, "reason": "passed"}),
     }
     register("proof", uri, key, evidence=evidence, reports={"1-plan": str(tiny_run.folder / "plan.html")})
-    client = tracking.client()
+    client = mlflow_client.client()
     version = versions("proof")[0]
     run = client.get_run(version.run_id)
     (data,) = run.inputs.dataset_inputs
@@ -189,8 +190,8 @@ def test_the_run_holds_the_data_the_figures_and_the_reports(
 
 def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QLORA_GIT_COMMIT", raising=False)
-    monkeypatch.setattr(evidence, "__file__", str(tmp_path / "components" / "register_model" / "evidence.py"))
-    assert evidence.git_commit() == ""  # no checkout
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "components" / "register_model" / "provenance.py"))
+    assert provenance.git_commit() == ""  # no checkout
     if not shutil.which("git"):
         pytest.skip("no git here")
 
@@ -203,9 +204,9 @@ def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatc
     git("add", "file")
     git("commit", "-q", "-m", "one")
     git("tag", "a-tag")
-    assert evidence.git_commit() == git("rev-parse", "HEAD")
+    assert provenance.git_commit() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("two")
-    assert evidence.git_commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert provenance.git_commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_the_card_names_use_data_figures_and_how_to_make_it_again(
@@ -250,7 +251,7 @@ assert model.dtype == torch.bfloat16 and getattr(model.config, "quantization_con
 served = mlflow.pyfunc.load_model("models:/stranger@champion")
 answer = served.predict(served.input_example)
 print(answer[0]["choices"][0]["message"]["role"])
-assert "components.core" not in sys.modules
+assert "qlora_pipelines.components.core" not in sys.modules
 """
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts, base_model
-from components.core.config import StageConfig
-from components.core.errors import InputError
-from components.stage_base_model import copying, task
+from qlora_pipelines.components.core.config.steps import StageConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.stage_base_model import copying, task
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 
 WEIGHTS = bytes(range(256)) * 4096

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts
-from components.core.errors import InputError
-from components.train_qlora import checkpoints
-from components.train_qlora.checkpoints import Checkpoints
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.train_qlora import checkpoints
+from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints
 from tests.components.conftest import TinyRun
 from tests.kill import lives
 

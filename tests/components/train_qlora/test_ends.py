@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts, storage
-from components.core.config import TrainConfig
-from components.core.errors import InputError, TransientError
-from components.train_qlora import memory
-from components.train_qlora.checkpoints import Checkpoints
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError, TransientError
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.train_qlora import memory
+from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints
 from tests.components.conftest import TinyRun
 from tests.components.train_qlora.test_task import train
 from tests.kill import lives
@@ -21,7 +21,16 @@ from tests.kill import lives
 
 def step(run: TinyRun, base: Path, folder: Path, *prefix: str, **options: object) -> subprocess.CompletedProcess[str]:
     """`qlora step train_qlora` in a process of its own, with a store and a folder for temporary files in `folder`."""
-    command = [*prefix, sys.executable, "-m", "pipelines.cli", "step", "train_qlora", "--training-key", "ends"]
+    command = [
+        *prefix,
+        sys.executable,
+        "-m",
+        "qlora_pipelines.pipelines.cli.main",
+        "step",
+        "train_qlora",
+        "--training-key",
+        "ends",
+    ]
     command += ["--adapter", str(folder / "adapter"), "--report", str(folder / "report.html")]
     for name, value in {**lives.job(run, base, 3), **options}.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

@@ -7,11 +7,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from components.core import attempts, dataset, storage
-from components.core.chat import IGNORED
-from components.core.config import TrainConfig
-from components.core.errors import InputError
-from components.train_qlora.mlflow_run import MlflowRun
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.data import tokenized
+from qlora_pipelines.components.core.data.chat_template import IGNORED
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.train_qlora.mlflow_run import MlflowRun
 from tests.components.conftest import TinyRun
 from tests.components.train_qlora.test_task import train
 
@@ -142,12 +143,12 @@ def test_data_without_a_supervised_token_is_refused(tiny_run: TinyRun, tiny_mode
     import pyarrow as pa
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(tiny_run.folder / "train.parquet", schema=dataset.schema())
+    table = pyarrow.parquet.read_table(tiny_run.folder / "train.parquet", schema=tokenized.schema())
     labels = [[IGNORED] * len(row) for row in table.column("labels").to_pylist()]
     at = table.schema.get_field_index("labels")
-    silent = table.set_column(at, dataset.schema().field(at), pa.array(labels, dataset.schema().field(at).type))
+    silent = table.set_column(at, tokenized.schema().field(at), pa.array(labels, tokenized.schema().field(at).type))
     path = str(tmp_path / "silent.parquet")
-    with dataset.Writer({"train": path}) as writer:
+    with tokenized.Writer({"train": path}) as writer:
         for batch in silent.to_batches():
             writer.write("train", batch)
         digest = writer.close()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts, storage
-from components.core.config import TrainConfig
-from components.core.errors import InputError, TransientError
-from components.train_qlora import launch
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError, TransientError
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.train_qlora import launch
 from tests.components.conftest import TinyRun
 from tests.components.train_qlora.test_task import train
 from tests.components.train_qlora.test_training import trained

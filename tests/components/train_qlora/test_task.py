@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from components.core import attempts
-from components.core.config import TrainConfig
-from components.core.errors import InputError
-from components.train_qlora import task
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.train_qlora import task
 from tests.components.conftest import TinyRun
 
 

@@ -3,10 +3,11 @@ from typing import Any
 
 import pytest
 
-from components.core import attempts, models, storage
-from components.core.config import TrainConfig
-from components.core.errors import InputError
-from components.train_qlora import task
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.train_qlora import task
 from tests.components.conftest import TinyRun
 from tests.components.train_qlora.test_task import train
 
@@ -45,7 +46,7 @@ def test_every_option_trains_and_plain_peft_loads_the_result(
     info = trained(tiny_run, tiny_model, tmp_path, **options)
     assert len(info["losses"]) == 3
     assert all(loss > 0 for loss in info["losses"])
-    base = models.load_16bit(tiny_model)
+    base = loading.load_16bit(tiny_model)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     changed = [p for name, p in loaded.named_parameters() if "lora_B" in name]
     assert changed
@@ -55,13 +56,13 @@ def test_every_option_trains_and_plain_peft_loads_the_result(
 def test_the_manifest_holds_a_digest_of_each_quantised_weight(
     tiny_run: TinyRun, tiny_model: Path, adapter: Path
 ) -> None:
-    from components.core import quantization
+    from qlora_pipelines.components.core.models import quantization
 
     info = attempts.read(str(adapter)).info
-    assert info["quantised"] == quantization.digests(models.load_quantized(tiny_model))
+    assert info["quantised"] == quantization.digests(loading.load_quantized(tiny_model))
     assert len(info["quantised"]) == len(set(info["quantised"].values())) == 14
     fp4 = quantization.Quantization(quant_type="fp4")
-    other = quantization.digests(models.load_quantized(tiny_model, fp4))
+    other = quantization.digests(loading.load_quantized(tiny_model, fp4))
     assert not set(other.values()) & set(info["quantised"].values())
 
 

@@ -1,0 +1,72 @@
+"""The options of a whole run."""
+
+import json
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from qlora_pipelines.components.core.config.base import NOT_IN_KEY, Int, StepConfig, nearest
+from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS, PrepareConfig, TrainConfig
+from qlora_pipelines.components.core.errors import InputError
+
+
+def _as(config: type[StepConfig], name: str) -> Any:
+    field = config.model_fields[name]
+    return field.default
+
+
+class RunConfig(StepConfig):
+    """A whole run: the few options people change, and `options` for all others by step."""
+
+    base_model: str = Field(description="folder or Hugging Face id of the base model", min_length=1)
+    base_revision: str = Field("", description="branch, tag or commit of a Hugging Face model; empty: main")
+    dataset_uri: str = Field(
+        description="training data: file, folder, s3:// prefix or Hugging Face id (org/name@revision)", min_length=1
+    )
+    eval_dataset_uri: str = Field("", description="evaluation data; empty: eval_share of the training data")
+    model_name: str = Field(description="name of the registered model in MLflow", min_length=1)
+    max_length: Int = Field(_as(PrepareConfig, "max_length"), description="longest conversation, in tokens")
+    epochs: float = Field(_as(TrainConfig, "epochs"), description="passes over the training rows")
+    learning_rate: float = Field(_as(TrainConfig, "learning_rate"), description="peak learning rate")
+    lora_r: Int = Field(_as(TrainConfig, "lora_r"), description="rank of the adapter")
+    seed: Int = Field(_as(TrainConfig, "seed"), description="seed of order, initialisation and dropout")
+    gpu_memory_gib: float = Field(
+        0.0,
+        ge=0,
+        description="memory of the GPU that the run will get, in GiB; 0: not checked",
+        json_schema_extra=NOT_IN_KEY,
+    )
+    options: dict[str, dict[str, Any]] = Field({}, description="all other options: a JSON object by step")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_options(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("options"), str):
+            try:
+                values = {**values, "options": json.loads(values["options"] or "{}")}
+            except json.JSONDecodeError as error:
+                raise ValueError(f"options is not JSON: {error}") from None
+        return values
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        wrong = [f"options.{step}: no such step{nearest(step, OPTION_STEPS)}" for step in self.options
+                 if step not in OPTION_STEPS]  # fmt: skip
+        for step in STEPS:
+            try:
+                self.for_step(step)
+            except InputError as error:
+                wrong.append(f"{step}: {error}")
+        if not wrong and self.for_step("prepare_dataset").decontaminate_words and not self.eval_dataset_uri:
+            wrong.append(
+                "prepare_dataset: decontaminate_words compares with evaluation data: give eval_dataset_uri too"
+            )
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def for_step(self, step: str) -> Any:
+        """The config of one step, as this run sets it."""
+        fields = STEPS[step].model_fields
+        own = {name: getattr(self, name) for name in type(self).model_fields if name in fields}
+        return STEPS[step].parse(self.options.get(step, {}), **own)

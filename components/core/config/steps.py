@@ -1,0 +1,202 @@
+"""Every option of every step, one frozen class per step.
+
+These classes are the only list of a step's options: the components' defaults, the command line and the docs are checked
+against them or made from them. They live together because `plan_run` validates a whole run before a GPU is taken, and
+steps do not import one another.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from qlora_pipelines.components.core.config.base import NOT_IN_KEY, Int, StepConfig
+
+Column = Literal[
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", "text", "system",
+    "tools", "group", "slice",
+]  # fmt: skip
+"""The columns a row may have, whatever its form."""
+
+
+class StageConfig(StepConfig):
+    """stage_base_model."""
+
+    base_model: str = Field(description="folder or Hugging Face id of the base model", min_length=1)
+    base_revision: str = Field("", description="commit of the base model; empty: as plan_run found it")
+
+
+class PrepareConfig(StepConfig):
+    """prepare_dataset."""
+
+    max_length: Int = Field(1024, ge=16, description="tokens; longer conversations are cut at the end")
+    eval_share: float = Field(
+        0.1, gt=0, lt=1, description="share of rows held out by content hash where no evaluation data is given"
+    )
+    max_rejected_share: float = Field(
+        0.01, ge=0, le=1, description="share of unusable rows that stops the run; duplicates do not count"
+    )
+    form: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = Field(
+        "auto", description="what the columns mean; auto: found out from the first rows of each file"
+    )
+    columns: dict[Column, str] = Field({}, description="the data's own column names, by the names known here")
+    supervise: Literal["all", "last"] = Field("all", description="all answers of a conversation, or only the last")
+    near_duplicate_threshold: float = Field(
+        0.75, ge=0, le=1, description="Jaccard similarity of 5-word runs from which rows are duplicates; 0: exact only"
+    )
+    decontaminate_words: Int = Field(
+        0, ge=0, le=100, description="training rows sharing so many words in a row with an evaluation row go; 0: none"
+    )
+    processes: Int = Field(1, ge=1, le=64, description="processes to prepare with", json_schema_extra=NOT_IN_KEY)
+
+
+class TrainConfig(StepConfig):
+    """train_qlora."""
+
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit code that the base is held in")
+    double_quant: bool = Field(True, description="quantise the scales too: 0.37 bits a parameter less")
+    compute_dtype: Literal["bfloat16", "float16"] = Field(
+        "bfloat16", description="dtype of the products; float16 for GPUs without bfloat16, such as T4 and V100"
+    )
+    lora_r: Int = Field(16, ge=1, le=1024, description="rank of the adapter")
+    lora_alpha: Int = Field(0, ge=0, description="scale of the adapter; 0: twice the rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    use_rslora: bool = Field(False, description="divide alpha by the root of the rank, not by the rank")
+    use_dora: bool = Field(False, description="train each weight's magnitude too: slower, sometimes better")
+    target_modules: str = Field(
+        "all-linear", min_length=1, description="linear layers to adapt: names separated by commas, or all-linear"
+    )
+    modules_to_save: str = Field(
+        "", description="modules to train whole beside the adapter, such as embed_tokens: names separated by commas"
+    )
+    optimizer: Literal["paged_adamw_32bit", "paged_adamw_8bit"] = Field(
+        "paged_adamw_32bit", description="AdamW with moments of so many bits; paged where there is a GPU"
+    )
+    learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
+    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        "cosine", description="how the learning rate falls after its rise"
+    )
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps over which the learning rate rises")
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as epochs make")
+    packing: bool = Field(True, description="several conversations a row; false: one")
+    batch_tokens: Int = Field(
+        2048, ge=16, description="tokens a forward pass: conversations are packed to this length, none is cut"
+    )
+    gradient_accumulation_steps: Int = Field(1, ge=1, description="forward passes an optimiser step")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
+    processes: Int = Field(1, ge=1, le=64, description="GPUs in the pod: one training process each")
+    fsdp: bool = Field(False, description="cut the base over the processes' GPUs: for one too large for a single GPU")
+    attention: Literal["sdpa", "flash_attention_2"] = Field(
+        "sdpa", description="PyTorch's own kernels, or the flash-attn package on a GPU", json_schema_extra=NOT_IN_KEY
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, more time", json_schema_extra=NOT_IN_KEY
+    )
+    checkpoint_steps: Int = Field(
+        100, ge=1, description="a checkpoint is written every so many steps", json_schema_extra=NOT_IN_KEY
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="and when the last one is so old", json_schema_extra=NOT_IN_KEY
+    )
+    keep_checkpoints: Int = Field(2, ge=1, description="whole checkpoints that are kept", json_schema_extra=NOT_IN_KEY)
+    setup_limit_minutes: float = Field(
+        60.0, gt=0, description="training that has not begun by then is stopped", json_schema_extra=NOT_IN_KEY
+    )
+    step_limit_minutes: float = Field(
+        30.0, gt=0, description="a step, or a checkpoint, that takes longer stops it", json_schema_extra=NOT_IN_KEY
+    )
+
+    @model_validator(mode="after")
+    def _check_fsdp(self) -> Self:
+        if not self.fsdp:
+            return self
+        if self.processes == 1:
+            raise ValueError("fsdp cuts the base over several GPUs: set processes to their number")
+        for option in ("use_dora", "modules_to_save"):
+            if getattr(self, option):
+                raise ValueError(
+                    f"{option} and fsdp do not go together: it needs weights that are cut; unset one of them"
+                )
+        if self.compute_dtype == "float16":
+            raise ValueError("compute_dtype float16 and fsdp do not go together: take GPUs that have bfloat16")
+        return self
+
+
+class EvaluateConfig(StepConfig):
+    """evaluate_model."""
+
+    eval_batch_tokens: Int = Field(
+        2048, ge=16, description="tokens a forward pass when scoring: conversations are packed to this length",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    eval_batch_size: Int = Field(16, ge=1, description="conversations that are answered at a time")
+    generation_rows: Int = Field(64, ge=0, description="held-out rows answered by generation; 0: none")
+    max_new_tokens: Int = Field(128, ge=1, description="longest generated answer, in tokens")
+    answer_metrics: list[Literal["exact_match", "json_keys", "rouge_l", "chrf"]] = Field(
+        ["exact_match"],
+        min_length=1,
+        description="marks for generated answers: exact_match, json_keys, rouge_l, chrf; by the first one the answers"
+        " are compared with the champion's",
+    )
+    lm_eval_tasks: list[str] = Field(
+        [], description="tasks of lm-eval, by name or as a task's YAML file, for the report; needs the extra lm-eval"
+    )
+    swapped_rows: Int = Field(
+        64, ge=0, le=4096, description="held-out rows whose answer is also put after another row's question, where it"
+        " must be less likely: else the model does not read what it is asked; 0: none",
+    )  # fmt: skip
+    baseline_messages: list[dict[str, str]] = Field(
+        [],
+        description="turns the base gets before each question, in place of the row's system message: schema and"
+        " examples, for a fair comparison; empty: the rows as they are",
+    )
+    score_original: bool = Field(
+        False, description="also score the adapter on the 16-bit base; if better there, it is merged into that"
+    )
+    confidence: float = Field(
+        0.95, ge=0.8, le=0.999, description="gate: how sure it must be, of all slices together too"
+    )
+    min_improvement: float = Field(
+        0.01, ge=0, description="gate: nats a token by which the tuned loss must be below the base's"
+    )
+    max_champion_loss: float = Field(
+        0.01, ge=0, description="gate: nats a token, or bits a byte, by which the loss may be above the champion's"
+    )
+    max_slice_loss: float = Field(
+        0.0, ge=0, description="gate: by how much a slice, or the answers, may be shown to have become worse"
+    )
+    max_merge_loss: float = Field(
+        0.01, ge=0, description="gate: nats a token by which the merged loss may be above the adapter's"
+    )
+
+
+class MergeConfig(StepConfig):
+    """dequantize_and_merge."""
+
+    merge_base: Literal["auto", "dequantized", "original"] = Field(
+        "auto",
+        description="weights to merge into: as training saw them, the 16-bit originals, or what evaluation recommends",
+    )
+    max_shard_gb: float = Field(4.0, gt=0, lt=5, description="largest file of the merged model, in GB")
+
+
+class RegisterConfig(StepConfig):
+    """register_model."""
+
+    model_name: str = Field(
+        description="name of the registered model in MLflow", min_length=1, pattern=r"^[^/:@%\"'.\x00-\x1f]+$"
+    )
+
+
+STEPS: dict[str, type[StepConfig]] = {
+    "stage_base_model": StageConfig,
+    "prepare_dataset": PrepareConfig,
+    "train_qlora": TrainConfig,
+    "evaluate_model": EvaluateConfig,
+    "dequantize_and_merge": MergeConfig,
+    "register_model": RegisterConfig,
+}
+OPTION_STEPS = ["prepare_dataset", "train_qlora", "evaluate_model", "dequantize_and_merge"]
+"""The steps whose further options travel in a run's `options`."""

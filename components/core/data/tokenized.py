@@ -1,0 +1,195 @@
+"""The tokenised sets that pass between steps: one Parquet file a side, verified by whoever reads it."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import keys
+
+ROW_GROUP = 10_000
+"""Rows a row group holds: what reading and writing keep in memory at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A kept row; `id` is the sha256 of its conversation.
+
+    A row of plain text has no messages. `group` and `slice` are the row's own, for the evaluation's scores.
+    """
+
+    id: str
+    messages: list[chat_template.Message]
+    encoded: chat_template.Encoded
+    tools: chat_template.Tools = dataclasses.field(default_factory=list)
+    group: str = ""
+    slice: str = ""
+
+
+def schema() -> Any:
+    """The Arrow schema of a side: token ids and labels of shape (tokens,), messages and tools as JSON."""
+    import pyarrow as pa
+
+    ids = pa.list_(pa.field("element", pa.int32()))
+    columns = {"id": pa.string(), "input_ids": ids, "labels": ids}
+    return pa.schema(columns | dict.fromkeys(("messages", "tools", "group", "slice"), pa.string()))
+
+
+class Digest:
+    """sha256 over columns, each as one stream of lengths and one of values: how rows are batched plays no part."""
+
+    def __init__(self) -> None:
+        """See the class."""
+        self._streams = {name: (hashlib.sha256(), hashlib.sha256()) for name in schema().names}
+
+    def update(self, batch: Any) -> None:
+        """Takes in the next rows, a RecordBatch of `schema()`."""
+        import numpy as np
+
+        for name, (lengths, values) in self._streams.items():
+            column = batch.column(batch.schema.get_field_index(name))
+            if len(column) == 0:
+                continue
+            offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+            lengths.update(np.diff(offsets).tobytes())
+            data = column.buffers()[-1] or b""
+            width = 1 if name not in ("input_ids", "labels") else 4
+            start = column.values.offset if width == 4 else 0
+            values.update(memoryview(data)[(start + offsets[0]) * width : (start + offsets[-1]) * width])
+
+    def hexdigest(self) -> str:
+        """The digest of all rows so far."""
+        return keys.digest([[stream.hexdigest() for stream in pair] for pair in self._streams.values()])
+
+
+class Writer:
+    """Writes all sides of a data set, batch by batch; the files appear under their names when all are whole.
+
+    Args:
+        paths: by side, the Parquet file to write.
+        tokenizer: digest of the tokenizer that made the ids.
+    """
+
+    def __init__(self, paths: dict[str, str], tokenizer: str = "") -> None:
+        """See the class."""
+        import pyarrow.parquet
+
+        self._tokenizer = tokenizer
+        self._paths = {side: Path(path) for side, path in paths.items()}
+        self._aside = {side: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for side, path in self._paths.items()}
+        self._digests = {side: Digest() for side in paths}
+        self._held: dict[str, list[Any]] = {side: [] for side in paths}
+        self._beside = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing: concurrent.futures.Future[None] | None = None
+        for path in self._paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # A token id's bytes are alike by place: split by place they are packed as small as in any way, and fastest.
+        split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("input_ids", "labels")}
+        self._files = {
+            side: pyarrow.parquet.ParquetWriter(
+                path, schema(), compression="zstd", use_dictionary=["group", "slice"], column_encoding=split
+            )
+            for side, path in self._aside.items()
+        }
+
+    def __enter__(self) -> "Writer":
+        """Ready to write."""
+        return self
+
+    def write(self, side: str, batch: Any) -> None:
+        """Appends rows, a RecordBatch of `schema()`, to a side."""
+        self._digests[side].update(batch)
+        self._held[side].append(batch)
+        if sum(held.num_rows for held in self._held[side]) >= ROW_GROUP:
+            self._flush(side)
+
+    def _flush(self, side: str) -> None:
+        import pyarrow as pa
+
+        if self._held[side]:
+            table = pa.Table.from_batches(self._held[side])
+            self._held[side] = []
+            self._written()
+            # Packing a row group takes as long as all else here, and needs no interpreter: it goes beside the next one.
+            self._writing = self._beside.submit(self._files[side].write_table, table, table.num_rows)
+
+    def _written(self) -> None:
+        """Waits for the row group that is being written, so that there is one at a time, and errors are seen."""
+        if self._writing:
+            self._writing.result()
+
+    def close(self) -> str:
+        """Finishes the files and returns the `dataset_digest`."""
+        digests = {side: digest.hexdigest() for side, digest in self._digests.items()}
+        for side, file in self._files.items():
+            self._flush(side)
+            self._written()
+            file.add_key_value_metadata(
+                {"side": side, "digests": json.dumps(digests, sort_keys=True), "tokenizer": self._tokenizer}
+            )
+            file.close()
+        for side, path in self._paths.items():
+            self._aside[side].replace(path)
+        return keys.digest(digests)
+
+    def __exit__(self, *_: object) -> None:
+        """Drops what is unfinished."""
+        self._beside.shutdown()
+        for side, path in self._aside.items():
+            self._files[side].close()
+            path.unlink(missing_ok=True)
+
+
+def read(path: str, dataset_digest: str) -> list[Sample]:
+    """The samples of one side.
+
+    Raises:
+        InputError: the file is not of the data set with this digest, or was altered.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    altered = InputError(f"data set {path}: its content is not that of dataset_digest {dataset_digest[:12]}")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if file.schema_arrow.remove_metadata() != schema():
+                raise altered
+            found = Digest()
+            samples: list[Sample] = []
+            for batch in file.iter_batches(batch_size=ROW_GROUP):
+                found.update(batch)
+                samples += _samples(batch)
+            metadata = file.metadata.metadata or {}
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"data set {path}: {str(error).splitlines()[0]}") from None
+    digests = json.loads(metadata.get(b"digests", b"{}"))
+    side = metadata.get(b"side", b"").decode()
+    if keys.digest(digests) != dataset_digest or digests.get(side) != found.hexdigest():
+        raise altered
+    return samples
+
+
+def tokenizer_digest(path: str) -> str:
+    """Digest of the tokenizer that made a file's ids, as `models.tokenizer_digest` gives it; '' where it says none."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+    return bytes(metadata.get(b"tokenizer", b"")).decode()
+
+
+def _samples(batch: Any) -> Iterator[Sample]:
+    for row in batch.to_pylist():
+        yield Sample(
+            row["id"],
+            json.loads(row["messages"]),
+            chat_template.Encoded(row["input_ids"], row["labels"]),
+            json.loads(row["tools"] or "[]"),
+            row["group"],
+            row["slice"],
+        )

@@ -1,0 +1,152 @@
+"""Loading tokenizers and models the one way all steps load them."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_pipelines.components.core.errors import InputError, first_line
+from qlora_pipelines.components.core.models.quantization import Quantization
+
+COMPUTE_DTYPE = "bfloat16"
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a folder holds a model: a config and safetensors, no pickle in their place.
+
+    Raises:
+        InputError: says what is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"base model {folder}: no config.json there; give a folder with a model or a Hugging Face id")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"base model {folder}: no *.safetensors there; other formats can run code and are refused")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model, checked to be one that chats.
+
+    Raises:
+        InputError: it cannot be read, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    if not folder.is_dir():
+        raise InputError(f"tokenizer in {folder}: no such folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # the library raises kinds of its own on files that are torn
+        raise InputError(f"tokenizer in {folder} cannot be read: {first_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise InputError(f"tokenizer in {folder} has no chat template: take the model's chat or instruct version")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def device() -> str:
+    """This process' own GPU, `cuda:0` where it is the only process, or `cpu` where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of what a tokenizer does: its vocabulary and rules, and its chat template."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+    for of_the_last_call in ("truncation", "padding"):
+        rules.pop(of_the_last_call, None)
+    return hashlib.sha256(json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()).hexdigest()
+
+
+def load_quantized(folder: Path, quantization: Quantization | None = None, to_cut: bool = False) -> Any:
+    """The base with its linear layers in 4 bit, the rest in 16 bit, on the GPU where there is one.
+
+    Args:
+        folder: the model's.
+        quantization: how; None is NF4 with double quantisation and bfloat16 compute, as in the QLoRA paper (Dettmers et
+            al. 2023, section 3).
+        to_cut: whether it will be cut over several GPUs, none of which may have room for it: it stays on the host, and
+            the 4-bit weights are kept in the dtype of all others, as FSDP wants it.
+    """
+    import bitsandbytes as bnb
+
+    quantization = quantization or Quantization()
+    dtype = quantization.compute_dtype
+    if to_cut:
+        options = {"quantization_config": quantization.as_transformers(dtype), "device_map": {"": "cpu"}}
+    else:
+        options = {"quantization_config": quantization.as_transformers()}
+    with quantised_on(device()) if to_cut else contextlib.nullcontext():
+        model = load_16bit(folder, dtype, **options)
+    if to_cut:
+        model.__dict__.pop("hf_device_map", None)  # accelerate would take it for where the model stays
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward without gradients,
+            # for good: training then gets no gradients, silently, and dequantising gives garbage.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+@contextlib.contextmanager
+def quantised_on(device: str) -> Iterator[None]:
+    """Has a model that is loaded onto the host quantised on a GPU, tensor by tensor: a CPU takes an hour for 70 B."""
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+
+    convert = Bnb4bitQuantize.convert
+
+    def there_and_back(self: Any, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        there = {
+            name: [value.to(device) for value in values] if isinstance(values, list) else values.to(device)
+            for name, values in input_dict.items()
+        }
+        return {name: value.to("cpu") for name, value in convert(self, there, *args, **kwargs).items()}
+
+    Bnb4bitQuantize.convert = there_and_back
+    try:
+        yield
+    finally:
+        Bnb4bitQuantize.convert = convert
+
+
+def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
+    """A model in 16 bit, on the GPU where there is one; safetensors only, no remote code."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"device_map": {"": device()}} | options
+    return AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
+    )
+
+
+def check_targets(target_modules: str, layers: list[str]) -> list[str] | str:
+    """LoRA targets as peft takes them, each checked to match a layer.
+
+    Args:
+        target_modules: `all-linear`, or names separated by commas.
+        layers: full names of the model's linear layers.
+
+    Raises:
+        InputError: a name that matches no layer, with the names there are.
+    """
+    if target_modules == "all-linear":
+        return target_modules
+    names = [name.strip() for name in target_modules.split(",") if name.strip()]
+    for name in names:
+        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+            known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+            raise InputError(f"target_modules: {name} matches no linear layer; this model has {', '.join(known)}")
+    if not names:
+        raise InputError("target_modules names no layer; give names separated by commas, or all-linear")
+    return names
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The model's config.json as a dict."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config

@@ -1,0 +1,59 @@
+"""Keys by content: what a run will make, named before any work is done.
+
+    data_digest   what lies at the data's address (paths, sizes, hashes)
+    data_key      data_digest + preparation options + tokenizer
+    training_key  base_revision + data_key + training options, number of processes included
+    merge_key     training_key + merge options
+
+`plan_run` and a trigger compute them alike. The same key means the same result, so finished work is found by it.
+"""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from qlora_pipelines.components.core.config.base import StepConfig
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.steps import MergeConfig, PrepareConfig, TrainConfig
+
+FORMAT = 1
+"""Raise it when the same inputs would give another result than before."""
+
+
+def digest(value: Any) -> str:
+    """sha256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _key(kind: str, config: StepConfig, **parts: Any) -> str:
+    return digest({"kind": kind, "format": FORMAT, "config": config.key_fields(), **parts})
+
+
+def data_key(data_digest: str, config: PrepareConfig, tokenizer_digest: str) -> str:
+    """Names what prepare_dataset will make."""
+    return _key("data", config, data_digest=data_digest, tokenizer=tokenizer_digest)
+
+
+def training_key(base_revision: str, data: str, config: TrainConfig) -> str:
+    """Names the adapter that train_qlora will make."""
+    return _key("training", config, base_revision=base_revision, data=data)
+
+
+def merge_key(training: str, config: MergeConfig) -> str:
+    """Names the model that dequantize_and_merge will make."""
+    return _key("merge", config, training=training)
+
+
+class RunKeys(NamedTuple):
+    """The keys of a whole run."""
+
+    data_key: str
+    training_key: str
+    merge_key: str
+
+
+def of_run(config: RunConfig, *, base_revision: str, data_digest: str, tokenizer_digest: str) -> RunKeys:
+    """The keys of a run whose base, data and tokenizer are resolved."""
+    data = data_key(data_digest, config.for_step("prepare_dataset"), tokenizer_digest)
+    training = training_key(base_revision, data, config.for_step("train_qlora"))
+    return RunKeys(data, training, merge_key(training, config.for_step("dequantize_and_merge")))

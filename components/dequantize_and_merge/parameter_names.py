@@ -1,0 +1,106 @@
+"""What transformers calls a checkpoint's tensors once they are loaded, and what it makes of them.
+
+An adapter and the record of training speak of parameters in memory. transformers 5 renames some tensors when it loads
+them, and fuses or splits others; its own mapping says which.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.runtime import load_libraries
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """A model's parameters and the tensors of its checkpoint."""
+
+    tensors: dict[str, str]
+    """The tensor that becomes a parameter as it is, by the parameter's name."""
+    converted: dict[str, list[str]]
+    """The tensors that transformers fuses, splits or turns into a parameter, by the parameter's name."""
+    tied: dict[str, str]
+    """The parameter that another one is the same as, by the other one's name; as the config says it."""
+    transposed: frozenset[str]
+    """Weights that a checkpoint holds as (in, out): those of Conv1D layers, as in GPT-2."""
+    full_precision: frozenset[str]
+    """The tensors that transformers loads in float32, whatever is asked for."""
+    head: str
+    """The parameter of the output embeddings."""
+    embeddings: str
+    """The parameter of the input embeddings."""
+    parameters: frozenset[str]
+    """All of them."""
+    head_tensor: str
+    """What a checkpoint calls the head."""
+
+
+def understand(folder: Path, tensors: Iterable[str]) -> Names:
+    """Names of a model's parameters, from its config alone.
+
+    Args:
+        folder: has the model's config.json.
+        tensors: the names in its checkpoint.
+
+    Raises:
+        InputError: transformers does not know this architecture.
+    """
+    load_libraries("transformers.modeling_layers", "transformers.conversion_mapping")
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
+    state = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    strict = "|".join(re.escape(name) for name in sorted(model._keep_in_fp32_modules_strict or []))
+    plain: dict[str, str] = {}
+    converted: dict[str, list[str]] = {}
+    full_precision = set()
+    for tensor in tensors:
+        name, pattern = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
+        if name not in state:
+            continue  # transformers makes nothing of it
+        if pattern is None:
+            plain[name] = tensor
+        else:
+            converted.setdefault(name, []).append(tensor)
+        if strict and re.search(rf"(^|\.)({strict})(\.|$)", name):
+            full_precision.add(tensor)
+    head = _name_of(model, model.get_output_embeddings())
+    return Names(
+        tensors=plain,
+        converted=converted,
+        tied=dict(model.all_tied_weights_keys),
+        transposed=frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)),
+        full_precision=frozenset(full_precision),
+        head=head,
+        embeddings=_name_of(model, model.get_input_embeddings()),
+        parameters=frozenset(state),
+        head_tensor=plain.get(head) or _saved_name(model, head),
+    )
+
+
+def _name_of(model: Any, module: Any) -> str:
+    return next((f"{name}.weight" for name, found in model.named_modules() if found is module), "")
+
+
+def _saved_name(model: Any, parameter: str) -> str:
+    """What transformers would call a parameter in a checkpoint."""
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    (name,) = revert_weight_conversion(model, {parameter: torch.empty(0)})
+    return str(name)

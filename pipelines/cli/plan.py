@@ -1,0 +1,228 @@
+"""`qlora plan`: what a run will need, before anything is started."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.plan_run import (
+    access,
+    architecture,
+    base_checks,
+    compare,
+    fit,
+    gpus,
+    memory,
+    time_and_cost,
+)
+from qlora_pipelines.pipelines import run_file
+from qlora_pipelines.pipelines.local import workspace
+
+GIB = fit.GIB
+
+
+def estimate(
+    config: RunConfig, gpu_count: int, efficiency: float, prices: dict[str, float], reach: bool
+) -> dict[str, Any]:
+    """All figures of a plan, as JSON takes them; sizes in bytes.
+
+    Args:
+        config: the whole run.
+        gpu_count: GPUs for the estimates with DDP and FSDP.
+        efficiency: share of a GPU's 16-bit speed.
+        prices: of an hour, by GPU type.
+        reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.
+
+    Returns:
+        What could be found out: without a base that can be read, findings only.
+
+    Raises:
+        InputError: with `reach` false, the base cannot be read or planned, or its architecture is not known.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = access.check(config, Path(folder)) if reach else access.Access()
+        if not reach:
+            files = base_model.small_files(config.base_model, config.base_revision, Path(folder))
+            for level, what in base_checks.check(files, architecture.skeleton(files), config):
+                found.note(level, "base model", what)
+            found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
+        work = time_and_cost.of_run(config, found.samples)
+        figures = {
+            "work": dataclasses.asdict(work) if work else {},
+            "findings": [dataclasses.asdict(finding) for finding in found.findings],
+            "keys": found.run_keys._asdict() if found.run_keys else {},
+            "fits": True,
+            "verdict": "",
+        }
+        if found.plan is None:
+            return figures
+        return figures | _of_plan(config, found, found.plan, work, gpu_count, efficiency, prices)
+
+
+def _of_plan(
+    config: RunConfig,
+    found: access.Access,
+    plan: fit.Plan,
+    work: time_and_cost.Work | None,
+    gpu_count: int,
+    efficiency: float,
+    prices: dict[str, float],
+) -> dict[str, Any]:
+    several = {
+        how: memory.estimate(plan.architecture, plan.activations, plan.tokens, gpu_count, how).parts()
+        for how in ("ddp", "fsdp")
+    }
+    operations = time_and_cost.flops(plan.architecture, plan.train, work) if work else 0.0
+    smallest = gpus.smallest(plan.estimate.total, plan.train.compute_dtype)
+    limit = config.gpu_memory_gib
+    change = "" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE))
+    fits, verdict = fit.verdict(plan, int(limit * GIB), f"a GPU of {limit:g} GiB") if limit else (True, change)
+    return {
+        "architecture": plan.architecture.name,
+        "parameters": plan.architecture.parameters,
+        "trainable": plan.architecture.trainable,
+        "in_fused_experts": plan.architecture.in_fused_experts,
+        "row_tokens": plan.tokens,
+        "memory": plan.estimate.parts(),
+        "total": plan.estimate.total,
+        "smallest_gpu": smallest.name if smallest else "",
+        "fits": fits,
+        "verdict": verdict,
+        "several_gpus": several if gpu_count > 1 else {},
+        "compare": [dataclasses.asdict(way) | {"total": way.total} for way in compare.ways(plan.architecture)],
+        "gpus": [
+            dataclasses.asdict(line) | {"fits": not line.why_not}
+            for line in time_and_cost.table(
+                plan.estimate.total, plan.train.compute_dtype, operations, efficiency, prices
+            )
+        ],
+        "disk": access.disk_of(found, config, plan),
+    }
+
+
+def text(figures: dict[str, Any], with_compare: bool) -> str:
+    """The same figures for people, in GiB."""
+    lines = [line for part in _parts(figures, with_compare) for line in (*part, "")]
+    lines += [f"{finding['level']:<8} {finding['subject']}: {finding['text']}" for finding in figures["findings"]]
+    lines += [f"{name.replace('_', ' '):<12} {key}" for name, key in figures["keys"].items()]
+    if smallest := figures.get("smallest_gpu"):
+        lines.append(f"The smallest GPU that fits: {smallest}")
+    elif "memory" in figures:
+        lines.append("No single GPU in the table fits.")
+    return "\n".join([*lines, *([figures["verdict"]] if figures["verdict"] else [])])
+
+
+def _parts(figures: dict[str, Any], with_compare: bool) -> Iterator[list[str]]:
+    """The tables, each with what belongs to it."""
+    if "memory" not in figures:
+        return
+    yield [
+        f"{figures['architecture']}: {figures['parameters'] / 1e9:.2f} B parameters,"
+        f" {figures['trainable'] / 1e6:.1f} M trained, packed rows of {figures['row_tokens']} tokens"
+    ]
+    if work := figures["work"]:
+        yield [
+            f"about {work['rows']:,} rows of {work['tokens']:,} tokens in all, packed to {work['packed_rows']:,} rows:"
+            f" {work['steps']:,} steps over {work['tokens_in_all']:,} tokens"
+        ]
+    yield _columns([("memory on one GPU", "GiB"), *_sizes(figures["memory"]), ("total", _gib(figures["total"]))])
+    if figures["in_fused_experts"]:
+        share = figures["in_fused_experts"] / figures["parameters"]
+        yield [f"{share:.0%} of the parameters are fused experts, which bitsandbytes leaves in 16 bit."]
+    for how, parts in figures["several_gpus"].items():
+        yield [f"each GPU with {how.upper()}, an estimate: {_gib(sum(parts.values()))} GiB"]
+    if with_compare:
+        sizes = ("weights", "gradients", "optimiser", "total")
+        ways = [(way["weights_in"], way["trained"], *(_gib(way[part]) for part in sizes)) for way in figures["compare"]]
+        yield [*_columns([("weights in", "trained", *sizes), *ways]), "GiB, without activations"]
+    fields = [field.name for field in dataclasses.fields(time_and_cost.OnGpu)]
+    table = [time_and_cost.OnGpu(**{name: gpu[name] for name in fields}) for gpu in figures["gpus"]]
+    rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in (line.cells() for line in table)]
+    yield _columns([("GPU type", "GiB", "time on one", "cost", ""), *rows])
+    yield _columns([("disk, with a store on S3", "GiB"), *_sizes(figures["disk"])])
+
+
+def _sizes(parts: dict[str, int]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), _gib(size)) for name, size in parts.items()]
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as text, the first column flush left and the others flush right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+class _Price(click.ParamType[Any]):
+    """`NAME=PRICE`, the name as in the table of GPU types."""
+
+    name = "NAME=PRICE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        gpu, _, price = str(value).partition("=")
+        names = [known.name for known in gpus.TABLE]
+        if gpu not in names:
+            self.fail(f"no such GPU type: {gpu}; there are: {', '.join(names)}", param, ctx)
+        try:
+            return gpu, float(price)
+        except ValueError:
+            self.fail(f"not a price: {price!r}", param, ctx)
+
+
+@click.command("plan")
+@click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
+@click.option("--compare", "with_compare", is_flag=True, help="Add FP32, 16-bit and INT8 training of this model.")
+@click.option(
+    "--gpus", "gpu_count", default=1, type=click.IntRange(1, 1024), help="Estimate DDP and FSDP over so many."
+)
+@click.option("--efficiency", default=time_and_cost.EFFICIENCY, type=click.FloatRange(0.01, 1), show_default=True,
+              help="Share of a GPU's 16-bit speed that training reaches.")  # fmt: skip
+@click.option(
+    "--price", "prices", multiple=True, type=_Price(), help="Price of an hour of a GPU type; may be repeated."
+)
+@click.option("--access/--no-access", "reach", default=True, help="Also try data, store and MLflow.")
+@click.option("--runs", default=workspace.DEFAULT, type=click.Path(path_type=Path), help="Folder that keeps runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON; sizes in bytes.")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    path: Path,
+    with_compare: bool,
+    gpu_count: int,
+    efficiency: float,
+    prices: tuple[tuple[str, float], ...],
+    reach: bool,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    r"""Say what a run needs: memory, time, disk, and whether all it reaches for is there.
+
+    Store and registry are $QLORA_STORE and $MLFLOW_TRACKING_URI, or RUNS/store and RUNS/mlflow.db, as for `qlora run`.
+
+    \b
+    Example:
+      qlora plan --config pipelines/demo/demo.yaml --compare
+    """
+    workspace.use(runs)
+    with contextlib.redirect_stdout(sys.stderr):  # lines said on the way are no part of the plan
+        figures = estimate(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
+    click.echo(json.dumps(figures) if as_json else text(figures, with_compare))
+    fatal = any(finding["level"] == "fatal" for finding in figures["findings"])
+    ctx.exit(1 if fatal or not figures["fits"] else 0)

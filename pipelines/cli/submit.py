@@ -1,0 +1,67 @@
+"""`qlora submit`: a run on Kubeflow Pipelines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qlora_pipelines.pipelines.cli.server_options import Where, server_options, wait
+
+
+@click.command("submit")
+@click.option("--config", "path", type=click.Path(path_type=Path), help="The run's YAML file.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="Put over the file's value; options.STEP.NAME=VALUE too. May be repeated.")  # fmt: skip
+@click.option("--wait", "follow", is_flag=True, help="Follow the run; exit as it ends.")
+@click.option("--upload-only", is_flag=True, help="Upload the pipeline if its content is new there, and start nothing.")
+@server_options
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    path: Path | None,
+    settings: tuple[str, ...],
+    follow: bool,
+    upload_only: bool,
+    where: Where,
+    as_json: bool,
+) -> None:
+    r"""Start a run on Kubeflow Pipelines, whether or not the same ran before.
+
+    \b
+    Example:
+      export KF_PIPELINES_ENDPOINT=https://kubeflow.example.org/pipeline
+      qlora submit --config run.yaml --set learning_rate=0.0001 --wait
+      qlora submit --upload-only
+    """
+    if bool(path) == upload_only:
+        raise click.UsageError("give either --config run.yaml or --upload-only")
+    from qlora_pipelines.pipelines import run_file, run_parameters
+    from qlora_pipelines.pipelines.kfp_api import pipeline_versions, runs
+
+    pipeline = where.pipeline()
+    if path is None:
+        version = pipeline_versions.ensure(where.server(), pipeline)
+        done = "uploaded" if version.uploaded else "was there already"
+        click.echo(json.dumps(version._asdict()) if as_json else f"{version.name} {done}")
+        return
+    values = run_parameters.override(run_file.read(path), settings, pipeline.parameters)
+    _, parameters = run_parameters.check(values, pipeline.parameters)
+    name = runs.unique_name(str(parameters["model_name"]))
+    order = where.order(pipeline, parameters, name, f"Started by qlora submit from {path.name}")
+    server = where.server()
+    run, version = runs.start(server, order)
+    found: dict[str, Any] = {
+        "run_id": run.run_id,
+        "name": name,
+        "url": server.url(run.run_id),
+        "version": version.name,
+        "uploaded": version.uploaded,
+    }
+    if not as_json:
+        click.echo(f"started {name} of {version.name}\n{found['url']}")
+    found |= wait(server, run.run_id, pipeline) if follow else {}
+    if as_json:
+        click.echo(json.dumps(found))
+    ctx.exit(found.get("exit", 0))

@@ -1,0 +1,148 @@
+"""What a trigger looks at first: the data's keys, whether it is still being written, and how much of it is new."""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import hub, listing, readers
+from qlora_pipelines.components.core.data.listing import DataFile, Listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.store import keys, storage
+from qlora_pipelines.components.core.store.keys import RunKeys
+from qlora_pipelines.components.core.store.storage import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """The data as it lies there: the keys of a run on it, its listing, and seconds since a file was last written."""
+
+    keys: RunKeys
+    data_digest: str
+    listing: Listing
+    quiet_for: float
+
+
+def look(config: RunConfig) -> Look:
+    """Lists the data and computes the keys as plan_run does; needs no store.
+
+    Raises:
+        InputError: base or data cannot be read, there is no data, or it changed while it was listed.
+    """
+    before = _stamps(config)
+    listed = listing.make(config.dataset_uri, config.eval_dataset_uri)
+    digest = listing.data_digest(listed)
+    revision = base_model.resolve(config.base_model, config.base_revision)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = base_model.tokenizer_digest(base_model.small_files(config.base_model, revision, Path(folder)))
+    after = _stamps(config)
+    if changed := sorted(name for name in before.keys() | after.keys() if _file(before, name) != _file(after, name)):
+        raise InputError(
+            f"data {changed[0]} changed while it was listed: somebody is writing there; try again later, or give"
+            " --quiet-minutes"
+        )
+    made = keys.of_run(config, base_revision=revision, data_digest=digest, tokenizer_digest=tokenizer)
+    return Look(made, digest, listed, min((age for _, _, age in after.values()), default=float("inf")))
+
+
+def new_rows(now: Listing, former_digest: str, enough: int) -> int:
+    """Rows of the training data that a former listing had not; counting ends at `enough`.
+
+    A new file counts with all its rows, a file that grew with those of the bytes by which it did.
+
+    Args:
+        now: the data now.
+        former_digest: names the former listing in the store; empty, or no longer there: all rows are new.
+        enough: more need not be known.
+    """
+    former = _former(former_digest)
+    source = now["train"]
+    rows = 0
+    for entry in (Entry(*file) for file in source["files"]):
+        old = former.get(entry.path)
+        if old == entry:
+            continue
+        share = 1.0 if old is None else max(0.0, 1 - old.size / entry.size)
+        wanted = (enough - rows) / share if share else 0
+        rows += int(_count(source["uri"], entry, wanted) * share)
+        if rows >= enough:
+            return enough
+    return rows
+
+
+def _former(digest: str) -> dict[str, Entry]:
+    if not digest:
+        return {}
+    listings, name = storage.join(storage.root(), "listings"), f"{digest}.json"
+    if name not in storage.sizes(listings):
+        return {}  # removed by qlora gc
+    found = json.loads(storage.read_bytes(storage.join(listings, name)))
+    return {file[0]: Entry(*file) for file in found["train"]["files"]}
+
+
+def _count(uri: str, entry: Entry, enough: float) -> int:
+    root = uri[: uri.index("@")] if uri.startswith(hub.PREFIX) else ""
+    name = f"{root}/{entry.path}" if root else storage.file_uri(uri, entry)
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in readers.records(DataFile(name, uri, entry).fetch(Path(folder)), name):
+            count += 1
+            if count > enough:
+                break
+    return count
+
+
+Stamps = dict[str, tuple[int, float, float]]
+"""Size, time of the last change by the store's clock, and seconds since, by file."""
+
+
+def _file(stamps: Stamps, name: str) -> Any:
+    return stamps.get(name, ())[:2]
+
+
+def _stamps(config: RunConfig) -> Stamps:
+    return {
+        name: stamp
+        for uri in filter(None, (config.dataset_uri, config.eval_dataset_uri))
+        for name, stamp in (_s3_stamps(uri) if storage.is_s3(uri) else _local_stamps(uri))
+    }
+
+
+def _local_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
+    if hub.parse(uri):
+        return  # at a commit nothing changes
+    path = storage.local_path(uri)
+    now = time.time()
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if any(part.startswith(".") for part in file.relative_to(path).parts):
+            continue  # not listed either
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            continue  # gone since it was listed
+        if file.is_file():
+            yield str(file), (stat.st_size, stat.st_mtime, max(0.0, now - stat.st_mtime))
+
+
+def _s3_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
+    """Ages are differences between the store's own times: its `Date` and each object's."""
+    bucket, key = storage.s3_location(uri)
+    with storage.s3_errors(uri):
+        pages = storage.s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/"))
+        for page in pages:
+            now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+            for item in page.get("Contents", []):
+                if item["Key"] == key or item["Key"].startswith(f"{key.rstrip('/')}/"):
+                    written = item["LastModified"].timestamp()
+                    yield f"s3://{bucket}/{item['Key']}", (item["Size"], written, max(0.0, now - written))
+
+
+def files(listed: Listing) -> int:
+    """How many files a listing has."""
+    return sum(len(source["files"]) for source in listed.values())

@@ -1,0 +1,108 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from qlora_pipelines.components.core.data import hub, listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import storage
+
+
+@pytest.fixture
+def data(place: Path) -> Path:
+    folder = place / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    (folder / "sub" / "b.csv.gz").write_bytes(b"x")
+    (folder / ".hidden").write_text("x")
+    return folder
+
+
+def test_a_folder_is_read_as_it_was_listed(data: Path) -> None:
+    files = listing.load(listing.save(listing.make(str(data))))
+    assert [file.uri for file in files["train"]] == [str(data / "a.jsonl"), str(data / "sub" / "b.csv.gz")]
+    assert files["train"][0].fetch(data) == data / "a.jsonl"
+
+
+def test_one_file_is_listed_alone(data: Path) -> None:
+    files = listing.load(listing.save(listing.make(str(data / "a.jsonl"), str(data / "sub"))))
+    assert [file.uri for file in files["train"] + files["eval"]] == [
+        str(data / "a.jsonl"),
+        str(data / "sub" / "b.csv.gz"),
+    ]
+
+
+def test_the_digest_names_content_not_place(data: Path, tmp_path: Path) -> None:
+    digest = listing.data_digest(listing.make(str(data)))
+    data.rename(tmp_path / "elsewhere")
+    assert listing.data_digest(listing.make(str(tmp_path / "elsewhere"))) == digest
+    (tmp_path / "elsewhere" / "a.jsonl").write_text('{"text": "b"}\n')
+    assert listing.data_digest(listing.make(str(tmp_path / "elsewhere"))) != digest
+
+
+@pytest.mark.parametrize("change", ["write", "unlink"])
+def test_changed_or_gone_since_planned_is_refused(data: Path, change: str) -> None:
+    uri = listing.save(listing.make(str(data)))
+    (data / "a.jsonl").unlink() if change == "unlink" else (data / "a.jsonl").write_text("other")
+    with pytest.raises(InputError, match=r"a\.jsonl changed since the run was planned; start a new run"):
+        listing.load(uri)
+
+
+def test_a_file_that_came_later_is_not_read(data: Path) -> None:
+    uri = listing.save(listing.make(str(data)))
+    (data / "later.jsonl").write_text("{}")
+    assert len(listing.load(uri)["train"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("notes.txt", "notes.txt: this kind is not read"), ("empty.jsonl", "empty.jsonl: the file is empty")],
+)
+def test_what_cannot_be_data_is_named(data: Path, name: str, message: str) -> None:
+    (data / name).write_text("" if "empty" in name else "x")
+    with pytest.raises(InputError, match=message):
+        listing.make(str(data))
+
+
+def test_nothing_there_says_what_to_give(place: Path) -> None:
+    with pytest.raises(InputError, match="nothing there; give a file, a folder, an s3:// prefix or a Hugging Face"):
+        listing.make(str(place / "none"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "source"),
+    [
+        ("org/name", ("org/name", "main", "")),
+        ("org/name@v1.0", ("org/name", "v1.0", "")),
+        ("org/name@refs%2Fconvert%2Fparquet", ("org/name", "refs/convert/parquet", "")),
+        ("hf://datasets/org/name@abc/data/train", ("org/name", "abc", "data/train")),
+        ("hf://datasets/org/name/file.jsonl", ("org/name", "main", "file.jsonl")),
+        ("data/rows.jsonl/more", None),
+        ("/abs/path", None),
+        ("./org/name", None),
+        ("s3://bucket/prefix", None),
+        ("file", None),
+    ],
+)
+def test_what_is_a_data_set_on_the_hub(uri: str, source: tuple[str, str, str] | None) -> None:
+    assert hub.parse(uri) == source
+
+
+def test_a_folder_here_is_not_sought_on_the_hub(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data.parent)
+    assert hub.parse("data/sub") is None
+
+
+def test_content_from_the_hub_is_checked_by_git_or_lfs(data: Path) -> None:
+    file = data / "a.jsonl"
+    blob = hashlib.sha1(b'blob 14\0{"text": "a"}\n').hexdigest()
+    assert hub._content(file, f"git:{blob}") == blob
+    assert hub._content(file, "sha256:x") == storage.sha256_file(file)
+
+
+@pytest.mark.parametrize("content", ["{no", "[]", '{"train": 5}', '{"train": {"uri": "a"}}', "{}"])
+def test_what_is_no_listing_is_refused(place: Path, content: str) -> None:
+    (place / "listing.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        listing.load(str(place / "listing.json"))
+    assert str(error.value) == f"{place}/listing.json is no listing of data; give the listing_uri that plan_run printed"

@@ -1,0 +1,162 @@
+"""What `qlora compile` writes besides the golden pipeline: manifests, an Argo WorkflowTemplate, components."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qlora_pipelines.pipelines import placement
+from qlora_pipelines.pipelines.cli import step
+from qlora_pipelines.pipelines.docgen.reference import GOLDEN
+from tests.pipelines.registry.registered import qlora, refused
+
+GPU_TASKS = {"train-qlora", "evaluate-model", "evaluate-model-2"}
+
+
+def written(form: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    result = qlora("compile", "--format", form, folder / "out.yaml", *arguments)
+    assert result.exit_code == 0, result.output
+    return list(yaml.safe_load_all((folder / "out.yaml").read_text()))
+
+
+def test_manifests_hold_the_same_pipeline(tmp_path: Path) -> None:
+    pipeline, version = written("kubernetes", tmp_path)
+    golden, platform = yaml.safe_load_all(GOLDEN.read_text())
+    assert pipeline["kind"] == "Pipeline" and version["kind"] == "PipelineVersion"
+    assert version["apiVersion"] == pipeline["apiVersion"] == "pipelines.kubeflow.org/v2beta1"
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "qlora-finetune"
+    assert re.fullmatch(r"[a-z0-9.-]{1,63}", version["metadata"]["name"])
+    assert version["spec"]["pipelineSpec"] == golden and version["spec"]["platformSpec"] == platform
+
+
+@pytest.fixture(scope="module")
+def argo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return written("argo", tmp_path_factory.mktemp("argo"))[0]
+
+
+def templates(argo: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {template["name"]: template for template in argo["spec"]["templates"]}
+
+
+def dag(argo: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {task["name"]: task for task in templates(argo)["pipeline"]["dag"]["tasks"]}
+
+
+def test_argo_has_every_step_and_heras_models_take_it(argo: dict[str, Any]) -> None:
+    from hera.workflows import models
+
+    models.WorkflowTemplate.model_validate(argo)
+    steps = [templates(argo)[name]["container"]["args"][1] for name in dag(argo)]
+    assert len(steps) == 8 and set(steps) == set(placement.STEPS)
+    assert "{{$" not in json.dumps(argo) and "pipelinechannel" not in json.dumps(argo)
+
+
+def test_argo_has_the_same_gate(argo: dict[str, Any]) -> None:
+    tuned, merged = ("{{tasks.evaluate-model%s.outputs.parameters.passed}} == true" % number for number in ("", "-2"))  # noqa: UP031
+    gates = {name: task.get("when") for name, task in dag(argo).items() if task.get("when")}
+    both = f"{tuned} && {merged}"
+    assert gates == {"dequantize-and-merge": tuned, "evaluate-model-2": tuned, "register-model": both}
+    for task in dag(argo).values():
+        assert all(part.endswith(".Succeeded") for part in task.get("depends", "a.Succeeded").split(" && "))
+
+
+def test_argo_references_nothing_that_is_not_there(argo: dict[str, Any]) -> None:
+    parameters = {parameter["name"] for parameter in argo["spec"]["arguments"]["parameters"]}
+    for name, task in dag(argo).items():
+        text, waits = json.dumps(task), set(re.findall(r"([\w-]+)\.Succeeded", task.get("depends", "")))
+        for other, kind, output in re.findall(r"\{\{tasks\.([\w-]+)\.outputs\.(\w+)\.(\w+)\}\}", text):
+            assert other in waits, f"{name} does not wait for {other}"
+            assert output in {each["name"] for each in templates(argo)[other]["outputs"][kind]}
+        template = templates(argo)[name]
+        text += json.dumps(template)
+        assert set(re.findall(r"workflow\.parameters\.(\w+)", text)) <= parameters
+        given = {each["name"] for each in task["arguments"]["parameters"]}
+        assert given == {each["name"] for each in template["inputs"]["parameters"]}
+        assert set(re.findall(r"inputs\.parameters\.(\w+)", text)) == given
+        command = step.make(template["container"]["args"][1])
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        assert {argument.partition("=")[0] for argument in template["container"]["args"][2:]} <= flags
+
+
+def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) -> None:
+    assert argo["spec"]["securityContext"] == {
+        "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True, "fsGroup": 1000,
+    }  # fmt: skip
+    for name, template in templates(argo).items():
+        if name == "pipeline":
+            continue
+        needs = placement.STEPS[template["container"]["args"][1]]
+        sources = [entry["valueFrom"] for entry in template["container"]["env"] if "valueFrom" in entry]
+        secrets = [source["secretKeyRef"] for source in sources if "secretKeyRef" in source]
+        assert all(secret["optional"] for secret in secrets)
+        assert {secret["name"] for secret in secrets} == set(needs.secrets)
+        configured = [source["configMapKeyRef"]["key"] for source in sources if "configMapKeyRef" in source]
+        assert set(configured) == set(needs.config_keys)
+        assert template["activeDeadlineSeconds"] == needs.hours * 3600
+        assert ("retryStrategy" in template) == bool(needs.retries)
+        if name in GPU_TASKS:
+            patch = template["podSpecPatch"]
+            assert template["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+            values = {"node_selector": '{"a": "b"}', "tolerations": "[]", "accelerator": "nvidia.com/gpu"}
+            values |= {"gpu_count": "4", "cpu": "8", "memory": "64Gi"}
+            for parameter, value in values.items():
+                patch = patch.replace(f"{{{{workflow.parameters.{parameter}}}}}", value)
+            resources = json.loads(patch)["containers"][0]["resources"]
+            count = "4" if name == "train-qlora" else "1"
+            assert resources["limits"] == {"nvidia.com/gpu": count, "memory": "64Gi"}
+            assert json.loads(patch)["nodeSelector"] == {"a": "b"}
+        else:
+            assert template["container"]["resources"]["limits"] == {"memory": needs.memory}
+
+
+def test_argo_reserves_disk_and_keeps_bases(tmp_path: Path) -> None:
+    found = templates(written("argo", tmp_path, "--disk", "200Gi", "--cache-pvc", "bases")[0])
+    assert found["plan-run"]["container"]["resources"]["requests"]["ephemeral-storage"] == "200Gi"
+    assert '"ephemeral-storage": "200Gi"' in found["train-qlora"]["podSpecPatch"]
+    assert {"name": "bases", "mountPath": "/var/cache/qlora"} in found["train-qlora"]["container"]["volumeMounts"]
+    assert "volumes" not in found["plan-run"]
+
+
+def test_what_argo_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("qlora_pipelines.pipelines.compiler.argo", raising=False)
+    monkeypatch.delitem(sys.modules, "qlora_pipelines.pipelines.compiler.argo", raising=False)
+    monkeypatch.setitem(sys.modules, "hera.workflows", None)
+    assert "pip install 'qlora-pipelines[argo]'" in refused("compile", "--format", "argo", tmp_path / "out.yaml")
+    assert not (tmp_path / "out.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--disk", "200GiB"), "disk: Kubernetes writes this 200Gi"),
+        (("--cache-pvc", "My_Claim"), "cache_pvc: "),
+    ],
+)
+def test_a_wrong_choice_is_one_line(option: tuple[str, str], message: str, tmp_path: Path) -> None:
+    assert message in refused("compile", tmp_path / "out.yaml", *option)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert "give another place, or make room and rights there" in refused(
+        "compile", tmp_path / "file" / "pipeline.yaml"
+    )
+
+
+def test_a_component_works_in_a_pipeline_of_somebody_elses(tmp_path: Path, tiny_model: Path, place: Path) -> None:
+    from kfp import components, dsl, local
+
+    assert qlora("compile", "--components", tmp_path / "c").exit_code == 0
+    assert {path.parent.name for path in tmp_path.glob("c/*/component.yaml")} == set(placement.STEPS)
+    stage = components.load_component_from_file(str(tmp_path / "c" / "stage_base_model" / "component.yaml"))
+
+    @dsl.pipeline
+    def theirs(model: str) -> str:
+        return stage(base_model=model).outputs["base_uri"]
+
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
+    assert theirs(model=str(tiny_model)).output == str(tiny_model)

@@ -1,0 +1,59 @@
+import json
+import re
+from pathlib import Path
+
+from qlora_pipelines.pipelines.demo import make_tickets
+from qlora_pipelines.pipelines.demo.make_tickets import ACTIONS, COMPANIES, COMPONENTS, HERE, SEVERITIES
+
+Ticket = tuple[str, dict[str, object]]
+
+
+def load(name: str) -> list[Ticket]:
+    rows = [json.loads(line)["messages"] for line in (HERE / f"tickets_{name}.jsonl").read_text().splitlines()]
+    return [(messages[1]["content"], json.loads(messages[2]["content"])) for messages in rows]
+
+
+def masked_words(text: str) -> list[str]:
+    text = re.sub(r"#?\d[\d:]*", "NUMBER", text)
+    names = [*COMPANIES, *(part for parts in COMPONENTS.values() for part in parts)]
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(rf"\b{re.escape(name)}\b", "NAME", text)
+    return re.findall(r"\w+", text.lower())
+
+
+def grams(tickets: list[Ticket]) -> set[tuple[str, ...]]:
+    found = set()
+    for text, _ in tickets:
+        words = masked_words(text)
+        found |= {tuple(words[start : start + 8]) for start in range(len(words) - 7)}
+    return found
+
+
+def test_the_generator_makes_the_files(tmp_path: Path, monkeypatch: object) -> None:
+    before = {name: (HERE / f"tickets_{name}.jsonl").read_text() for name in ("train", "heldout")}
+    original, make_tickets.HERE = make_tickets.HERE, tmp_path
+    try:
+        make_tickets.main()
+    finally:
+        make_tickets.HERE = original
+    for name, text in before.items():
+        assert (tmp_path / f"tickets_{name}.jsonl").read_text() == text
+
+
+def test_no_eight_words_in_a_row_of_a_heldout_ticket_occur_in_training() -> None:
+    train, heldout = grams(load("train")), grams(load("heldout"))
+    assert len(heldout) > 500
+    assert not train & heldout
+
+
+def test_tickets_are_varied_and_every_answer_can_be_read_from_its_ticket() -> None:
+    for name, number in (("train", make_tickets.TRAIN_TICKETS), ("heldout", make_tickets.HELDOUT_TICKETS)):
+        tickets = load(name)
+        assert len({text for text, _ in tickets}) == number
+        for text, record in tickets:
+            assert str(record["affected_users"]) in text and str(record["company"]) in text
+            assert any(part in text for part in COMPONENTS[str(record["component"])])
+            assert any(fault in text for fault in SEVERITIES[str(record["severity"])])
+            assert any(action in text for action in ACTIONS[str(record["action"])])
+        for field, values in (("component", COMPONENTS), ("severity", SEVERITIES), ("action", ACTIONS)):
+            assert {record[field] for _, record in tickets} == set(values)

@@ -1,0 +1,119 @@
+"""Credentials from the environment and files; never in what is printed (`qlora` checks that each time)."""
+
+import datetime
+import ipaddress
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from qlora_pipelines.pipelines.kfp_api import auth, client
+from tests.pipelines.kfp_api.api_server import serve
+from tests.pipelines.kfp_api.commands import refused, submit
+from tests.pipelines.kfp_api.state import Fault, Kfp
+
+
+def test_a_token(kfp: Kfp, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kfp.token = "a-secret-token"
+    assert "does not know this login (401): set QLORA_KFP_TOKEN" in refused("submit", "--config", run_yaml)
+    assert kfp.count("healthz") == 2  # a login that never worked is not tried for long
+    monkeypatch.setenv("QLORA_KFP_TOKEN", "a-secret-token")
+    assert submit(run_yaml)["exit_code"] == 0
+
+
+def test_a_session_cookie(kfp: Kfp, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kfp.cookie = "authservice_session=a-secret-cookie"
+    assert "leads to a login page (302)" in refused("submit", "--config", run_yaml)
+    monkeypatch.setenv("QLORA_KFP_COOKIE", "authservice_session=a-secret-cookie")
+    assert submit(run_yaml)["exit_code"] == 0
+
+
+def test_a_login_page_that_answers_200(kfp: Kfp, run_yaml: Path) -> None:
+    kfp.faults = [Fault("healthz", 200, page="<html>Log in</html>")]
+    assert "answers with a page (text/html)" in refused("submit", "--config", run_yaml)
+
+
+def test_what_may_not_be_done(kfp: Kfp, run_yaml: Path) -> None:
+    kfp.faults = [Fault("POST .*/runs$", 403, message="User is not authorized")]
+    assert "this login may not do that" in refused("submit", "--config", run_yaml, "--namespace", "team")
+
+
+def test_several_users_need_a_namespace(
+    kfp: Kfp, run_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kfp.multi_user = True
+    assert refused("submit", "--config", run_yaml).endswith("serves several users: give --namespace")
+    (tmp_path / "namespace").write_text("team\n")
+    monkeypatch.setattr(auth, "NAMESPACE_PATH", str(tmp_path / "namespace"))
+    assert submit(run_yaml)["exit_code"] == 0
+    assert next(iter(kfp.pipelines.values())).namespace == "team"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("", "no server is named: give --endpoint"), ("ftp://host", "is no address"),
+        ("https://me:a-secret-token@host", "the endpoint holds a password"), ("https://", "is no address"),
+    ],
+)  # fmt: skip
+def test_an_endpoint_that_is_none(run_yaml: Path, endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+    assert message in refused("submit", "--config", run_yaml, "--endpoint", endpoint)
+
+
+def test_files_that_are_not_there(kfp: Kfp, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "CA certificate none.pem: no such file" in refused("submit", "--config", run_yaml, "--ca-cert", "none.pem")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", "/none/token")
+    assert "KF_PIPELINES_SA_TOKEN_PATH names /none/token: No such file" in refused("submit", "--config", run_yaml)
+    monkeypatch.setenv("QLORA_KFP_TOKEN", "a-secret-token\nand more")
+    assert "holds characters that no token" in refused("submit", "--config", run_yaml)
+
+
+def test_nothing_listens(run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.Server.__init__, "__defaults__", ("", "", "", 0.05))
+    message = refused("submit", "--config", run_yaml, "--endpoint", "http://127.0.0.1:9")
+    assert message.startswith("http://127.0.0.1:9 does not answer: ") and "0x" not in message
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+    """The file of an authority that nobody knows, and a server's side of TLS with its certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority of our own")])
+    today = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(today - datetime.timedelta(days=1))
+        .not_valid_after(today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (tmp_path / "ca.pem").write_bytes(certificate.public_bytes(pem))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
+    return tmp_path / "ca.pem", context
+
+
+def test_an_authority_of_ones_own(
+    run_yaml: Path, authority: tuple[Path, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, context = authority
+    with serve(Kfp(), context) as kfp:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.url)
+        message = refused("submit", "--config", run_yaml)
+        assert "no secure connection: " in message and message.endswith("with --ca-cert")
+        assert "CERTIFICATE_VERIFY_FAILED" in message and not kfp.requests
+        assert submit(run_yaml, "--ca-cert", str(path))["exit_code"] == 0
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        assert submit(run_yaml)["exit_code"] == 0
