@@ -5,10 +5,12 @@ BIN := .venv/bin
 .PHONY: help install demo test test-integration test-containers test-kill check golden bench bench-quality chart images component clean
 .DEFAULT_GOAL := help
 
-help: ## list these targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+##@ Start here
 
-install: .venv/installed ## set up .venv with everything pinned; all other targets do it themselves
+help: ## list these targets
+	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed ## set up .venv with pinned versions; the other targets do this themselves
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name it: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -21,27 +23,17 @@ install: .venv/installed ## set up .venv with everything pinned; all other targe
 
 MODEL := runs/models/SmolLM2-135M-Instruct
 
-demo: install ## fine-tune a real small model on support tickets, end to end, on this machine
+demo: install ## fine-tune a real small model on this machine, end to end
 	@$(BIN)/python -m qlora_pipelines.pipelines.demo.fetch_model $(MODEL)
 	@$(BIN)/qlora run --config pipelines/demo/demo.yaml
 
-# A worker a core, of one thread each: the models are tiny, and threads that wait for one another cost more than they bring.
-test: install ## all quick tests: every task on a tiny model, the contracts, the whole pipeline
+# One worker per core with one thread each: the models are tiny, and threads that wait for one another cost time.
+test: install ## the quick tests: every step on a tiny model, and the whole pipeline
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-test-integration: install ## against real servers: S3 (Ceph's gateway, AWS_ENDPOINT_URL_S3 or moto), MLflow with logins
-	@$(BIN)/pytest tests/integration -s
+##@ Tests
 
-test-containers: install ## build the images and run the whole pipeline in them, against a real S3 and MLflow
-	@$(BIN)/pytest tests/containers -s
-
-images: install ## build the images cpu and cuda (docker buildx, else podman; the second has 6 GB)
-	@images/build.sh
-
-test-kill: install ## kill -9 training at 24 random moments, on disk and on S3: the adapter must be bit for bit that of an undisturbed run
-	@$(BIN)/pytest tests/kill -s
-
-check: install ## the house rules: lint, types, imports, generated files, file length
+check: install ## lint, types, imports between packages, generated files, file length
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -50,24 +42,40 @@ check: install ## the house rules: lint, types, imports, generated files, file l
 	@$(BIN)/hadolint images/Dockerfile
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {print $$2 ": " $$1 " lines, 300 are allowed"; bad = 1} END {exit bad}'
 
-bench: install ## measure speed and memory against peers; writes dist/bench.json (22 minutes)
+test-integration: install ## against a real S3 and an MLflow server with logins
+	@$(BIN)/pytest tests/integration -s
+
+test-containers: install ## build the images and run the whole pipeline in them
+	@$(BIN)/pytest tests/containers -s
+
+test-kill: install ## kill -9 training at 24 random moments: the adapter must not change by a bit
+	@$(BIN)/pytest tests/kill -s
+
+##@ Measure
+
+bench: install ## speed and memory against peers; writes dist/bench.json (20 minutes)
 	@$(BIN)/python -m tests.benchmarks
 
-bench-quality: install ## the loss after equal supervised tokens against TRL, three seeds; writes dist/bench-quality.json (20 minutes)
+bench-quality: install ## the loss after equal tokens against TRL, three seeds (20 minutes)
 	@$(BIN)/python -m qlora_pipelines.pipelines.demo.fetch_model $(MODEL)
 	@$(BIN)/python -m tests.benchmarks.quality_vs_trl
 
-golden: install ## write the compiled pipeline and the generated docs anew
-	@$(BIN)/python -m qlora_pipelines.pipelines.docgen.reference
+##@ Build
 
-chart: install ## lint, test and package the Helm chart; writes dist/qlora-pipelines-VERSION.tgz
+images: install ## build the images cpu and cuda with docker buildx or podman
+	@images/build.sh
+
+chart: install ## lint, test and package the Helm chart
 	@$(BIN)/python -c 'import helm_python' 2>/dev/null || { echo "error: Helm's library has no wheel for this platform; there are helm lint and helm package" >&2; exit 1; }
 	@$(BIN)/pytest tests/charts
 	@mkdir -p dist
 	@$(BIN)/python -c 'import helm_python; print(helm_python.package("charts/qlora-pipelines", destination="dist"))'
 
+golden: install ## write the compiled pipeline and the generated docs again
+	@$(BIN)/python -m qlora_pipelines.pipelines.docgen.reference
+
 component: install ## start a new step: make component NAME=verb_noun
 	@$(BIN)/python -m qlora_pipelines.pipelines.scaffold "$(NAME)"
 
-clean: ## remove what the build made; runs/ stays
+clean: ## remove what was built; runs/ stays
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

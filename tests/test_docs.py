@@ -19,9 +19,8 @@ from qlora_pipelines.pipelines.cli.main import main
 from tests.conftest import conversation, write_jsonl
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("c*/**/README.md")]
-)
+TOP = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "DECISIONS.md")
+PAGES = sorted([*(ROOT / name for name in TOP), *(ROOT / "docs").glob("*.md"), *ROOT.glob("c*/**/README.md")])
 CONFIGS = ROOT / "tests" / "components" / "plan_run" / "configs"
 EXAMPLE = ROOT / "pipelines" / "examples" / "llama-2-7b-chat-guanaco.yaml"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -69,6 +68,22 @@ def test_files_and_targets_that_the_docs_name_exist() -> None:
         for name in re.findall(r"`((?:tests|pipelines|components|images|charts|docs)/[\w./-]+)`", text):
             assert (ROOT / name).exists(), f"{page}: {name}"
         assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets, page
+
+
+def test_the_folders_that_the_readme_lists_are_those_there_are() -> None:
+    [tree] = [block for block in blocks(ROOT / "README.md") if block.startswith("pipelines/")]
+    parents = {0: ROOT}
+    for line in tree.splitlines():
+        names = re.match(r"\s*((?:[\w.-]+(?:\.\w+|/run|/) )*[\w.-]+(?:/run|\.\w+|/))(?=  |$)", line)
+        indent = len(line) - len(line.lstrip())
+        if names is None or indent > 4:
+            continue  # a line that goes on
+        for name in names[1].split():
+            assert (parents[indent] / name).exists(), name
+        parents[indent + 2] = parents[indent] / names[1].split()[-1]
+    for folder in ("pipelines", "components/core"):
+        packages = {path.parent.name for path in (ROOT / folder).glob("*/*.py")}
+        assert all(re.search(rf"^ +.*\b{name}/", tree, re.M) for name in packages), packages
 
 
 def test_the_pages_work_as_they_stand(tmp_path: Path, tiny_model: Path) -> None:

@@ -40,7 +40,7 @@ def read(causal: Any, decoder: Any, encoded: Sequence[chat_template.Encoded], de
     """Runs what all conversations begin with through the layers of a model.
 
     Args:
-        causal: the model; its attention is `core/attention.py`'s.
+        causal: the model; its attention is `core/models/packed_attention.py`'s.
         decoder: its layers.
         encoded: the conversations.
         device: where the inputs go.

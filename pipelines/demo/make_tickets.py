@@ -5,7 +5,7 @@
 Every ticket is put together from a sentence about the problem, one about who is affected and one that asks
 for something. Training and held-out tickets draw their sentences from separate lists, so that the held-out
 score measures reading, not remembering: with names and numbers masked, no eight words in a row of a held-out
-ticket occur in training (`tests/pipelines/test_demo_data.py`).
+ticket occur in training (`tests/pipelines/demo/test_make_tickets.py`).
 """
 
 import json

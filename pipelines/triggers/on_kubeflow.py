@@ -2,7 +2,7 @@
 
 The API has no lock and no unique names. So a run is created, the list is read again, and of those with the same key the
 earliest goes on; each trigger ends its own run only. One that comes too late to be seen by the other is stopped in
-plan_run, by its claim (`components/core/claims.py`), and by the same order: the two do not disagree and end both.
+plan_run, by its claim (`components/core/store/claims.py`), and by the same order: the two do not disagree and end both.
 """
 
 import dataclasses
