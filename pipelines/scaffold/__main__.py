@@ -10,6 +10,8 @@ FILES = {
     "task.py.txt": "components/{name}/task.py",
     "test_task.py.txt": "tests/components/{name}/test_task.py",
 }
+IMPORTS = re.compile(r"(?:^ *from qlora_pipelines\S* import .*\n)+", re.MULTILINE)
+"""A block of imports, whose order depends on the step's name."""
 
 
 def make(name: str, root: Path) -> list[Path]:
@@ -29,7 +31,8 @@ def make(name: str, root: Path) -> list[Path]:
     made = [root / target.format(name=name) for target in FILES.values()]
     for template, path in zip(FILES, made, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text((TEMPLATES / template).read_text().replace("NAME", name))
+        text = (TEMPLATES / template).read_text().replace("NAME", name)
+        path.write_text(IMPORTS.sub(lambda block: "".join(sorted(block[0].splitlines(keepends=True))), text))
     for folder in ("components", "tests/components"):
         (root / folder / name / "__init__.py").touch()
     _list_package(root / "pyproject.toml", f"qlora_pipelines.components.{name}")

@@ -14,7 +14,7 @@ from qlora_pipelines.pipelines.compiler import compiled
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
 from tests.charts.rendering import EXAMPLES, merged, of_kind, pods, render, values
 
-PROGRAMS = {"qlora": main.main, "mlflow": mlflow.cli.cli}
+PROGRAMS = {"qlora": main, "mlflow": mlflow.cli.cli}
 
 
 def parse(program: click.Command, words: list[str]) -> None:
@@ -44,7 +44,7 @@ def test_every_program_takes_its_arguments(given: dict[str, Any]) -> None:
 
 def test_an_unknown_option_would_be_noticed() -> None:
     with pytest.raises(click.NoSuchOption):
-        parse(main.main, ["gc", "--weeks", "1"])
+        parse(main, ["gc", "--weeks", "1"])
 
 
 def test_trigger_reads_the_config_it_is_given(tmp_path: Path) -> None:

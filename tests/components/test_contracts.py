@@ -49,7 +49,9 @@ def test_component_imports_nothing_heavy(step: str) -> None:
     imported = set()
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
-            imported |= {node.module} if node.module != "components" else {alias.name for alias in node.names}
+            imported |= (
+                {node.module} if node.module != "qlora_pipelines.components" else {alias.name for alias in node.names}
+            )
         elif isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
     assert imported <= {"kfp", "images"} | STANDARD
