@@ -95,10 +95,8 @@ def _check_size(uri: str, wanted: int, size: int) -> None:
 def _from_hub(name: str, revision: str) -> Weights:
     import huggingface_hub
 
-    try:
+    with hub.errors(f"base model {name}", revision):
         found = huggingface_hub.HfApi().get_safetensors_metadata(name, revision=revision)
-    except Exception as error:  # the hub's client raises many unrelated kinds
-        raise InputError(f"base model {name}: {hub.why(error, revision)}") from None
     sizes = {file.path: file.size for file in base_model.hub_files(name, revision)[1]}
     shapes: Shapes = {}
     for file, header in found.files_metadata.items():

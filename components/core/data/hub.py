@@ -1,20 +1,22 @@
-"""Data sets on the Hugging Face hub: `org/name`, `org/name@revision`, or `hf://datasets/org/name@revision/path`.
+"""The Hugging Face hub: its files with their checksums, and its refusals in one line.
 
-A revision is resolved to its commit, so that the address cannot come to mean other data.
+Data sets are `org/name`, `org/name@revision`, or `hf://datasets/org/name@revision/path`. A revision is resolved to its
+commit, so that the address cannot come to mean other data.
 """
 
-import hashlib
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.errors import InputError, first_line
 from qlora_pipelines.components.core.store.storage import Entry, sha256_file
 
 PREFIX = "hf://datasets/"
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
-"""Files beside the data that `datasets` writes of it."""
+"""Files that `datasets` writes next to the data."""
 _ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.%-]+))?(/(?P<path>.+))?")
 
 
@@ -24,6 +26,57 @@ class Source(NamedTuple):
     name: str
     revision: str
     path: str
+
+
+@contextlib.contextmanager
+def errors(what: str, revision: str, otherwise: str = "") -> Iterator[None]:
+    """Turns what the hub's client raises, which is of many unrelated kinds, into one line.
+
+    Args:
+        what: what was asked for, such as `data org/name`.
+        revision: the revision that was asked for.
+        otherwise: what else a name that the hub does not know could have meant.
+
+    Raises:
+        InputError: says what to do where that is known.
+    """
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    try:
+        yield
+    except GatedRepoError:
+        why = "it is gated: ask for access on its page on the hub, and set HF_TOKEN to a token of that account"
+        raise InputError(f"{what}: {why}") from None
+    except RevisionNotFoundError:
+        why = f"the hub has no revision {revision} of it; give a branch, a tag or a commit"
+        raise InputError(f"{what}: {why}") from None
+    except Exception as error:
+        raise InputError(f"{what}: {otherwise}the Hugging Face hub says: {first_line(error)}") from None
+
+
+def files(info: Any) -> list[Entry]:
+    """The files of a repository, told apart by `sha256:` (LFS) or by git's blob id, `git:`.
+
+    Args:
+        info: what `HfApi.model_info` or `dataset_info` gives with `files_metadata=True`.
+    """
+    return [
+        Entry(file.rfilename, file.size or 0, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
+        for file in info.siblings or []
+    ]
+
+
+def checksum(path: Path, like: str) -> str:
+    """The checksum of a local file, of the same kind as `like`: `sha256:...`, or `git:...`, git's blob id.
+
+    `HfApi.verify_repo_checksums` would list the repository again; a run compares with the listing that it was planned
+    with.
+    """
+    from huggingface_hub.utils.sha import git_hash
+
+    if like.startswith("sha256:"):
+        return f"sha256:{sha256_file(path)}"
+    return f"git:{git_hash(path.read_bytes())}"  # the hub keeps only files of a few MB outside LFS
 
 
 def parse(uri: str) -> Source | None:
@@ -36,7 +89,7 @@ def parse(uri: str) -> Source | None:
 
 
 def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]]:
-    """The address at its commit, and the data files there, told apart by sha256 (LFS) or by git's blob id.
+    """The address at its commit, and the data files there.
 
     Of a whole data set with files of several splits, those whose path says `train` are taken.
 
@@ -45,20 +98,17 @@ def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]
     """
     import huggingface_hub
 
-    try:
+    with errors(f"data {source.name}", source.revision, "no file or folder of that name here, and "):
         info = huggingface_hub.HfApi().dataset_info(
             source.name, revision=source.revision, files_metadata=True, timeout=20
         )
-    except Exception as error:  # the hub's client raises many unrelated kinds
-        but = "no file or folder of that name here, and "
-        raise InputError(f"data {source.name}: {why(error, source.revision, but)}") from None
     below = source.path.rstrip("/")
     entries = [
-        Entry(file.rfilename, file.size or 0, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
-        for file in info.siblings or []
-        if file.rfilename.endswith(suffixes)
-        and not file.rfilename.endswith(DESCRIPTIONS)
-        and (not below or f"{file.rfilename}/".startswith(f"{below}/"))
+        entry
+        for entry in files(info)
+        if entry.path.endswith(suffixes)
+        and not entry.path.endswith(DESCRIPTIONS)
+        and (not below or f"{entry.path}/".startswith(f"{below}/"))
     ]
     train = [entry for entry in entries if re.search(r"(^|[/_.-])train([/_.-]|$)", entry.path)]
     path = f"/{below}" if below else ""
@@ -73,17 +123,12 @@ def fetch(uri: str, path: str, etag: str, folder: Path) -> Path:
     """
     import huggingface_hub
 
-    source = parse(uri)
-    assert source is not None
-    try:
+    name, revision, _ = _at_commit(uri)
+    with errors(f"data {uri}", revision):
         found = Path(
-            huggingface_hub.hf_hub_download(
-                source.name, path, repo_type="dataset", revision=source.revision, local_dir=folder
-            )
+            huggingface_hub.hf_hub_download(name, path, repo_type="dataset", revision=revision, local_dir=folder)
         )
-    except Exception as error:  # as above
-        raise InputError(f"data {uri}: {why(error, source.revision)}") from None
-    if f"{etag.partition(':')[0]}:{_content(found, etag)}" != etag:
+    if checksum(found, etag) != etag:
         raise InputError(f"data {uri}: {path} is not the file that was listed; start a new run")
     return found
 
@@ -95,42 +140,17 @@ def read(uri: str, path: str, offset: int, size: int) -> bytes:
         InputError: the hub does not give them.
     """
     import huggingface_hub
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
+    name, revision, _ = _at_commit(uri)
+    with errors(f"data {uri}", revision):
+        # The endpoint is given, or the library would keep the one it was imported with.
+        system = huggingface_hub.HfFileSystem(endpoint=huggingface_hub.constants.ENDPOINT)
+        file = f"datasets/{name}@{revision}/{path}"
+        return bytes(system.cat_file(file, start=offset, end=offset + size)) if size else b""
+
+
+def _at_commit(uri: str) -> Source:
     source = parse(uri)
-    assert source is not None
-    if not size:
-        return b""
-    url = huggingface_hub.hf_hub_url(source.name, path, repo_type="dataset", revision=source.revision)
-    wanted = {"Range": f"bytes={offset}-{offset + size - 1}"}
-    try:
-        answer = get_session().get(url, headers=build_hf_headers() | wanted, follow_redirects=True, timeout=20)
-        hf_raise_for_status(answer)
-    except Exception as error:  # as above
-        raise InputError(f"data {uri}: {why(error, source.revision)}") from None
-    data = bytes(answer.content)
-    return data if answer.status_code == 206 else data[offset : offset + size]
-
-
-def _content(path: Path, etag: str) -> str:
-    if etag.startswith("sha256:"):
-        return sha256_file(path)
-    data = path.read_bytes()  # only small files are not in LFS
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def why(error: Exception, revision: str, but: str = "") -> str:
-    """What the hub's client says when it refuses, in words a person can act on: it raises many unrelated kinds.
-
-    Args:
-        error: what it raised.
-        revision: that was asked for.
-        but: what else a name that the hub does not know could have meant.
-    """
-    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        return "it is gated: ask for access on its page on the hub, and set HF_TOKEN to a token of that account"
-    if isinstance(error, RevisionNotFoundError):
-        return f"the hub has no revision {revision} of it; give a branch, a tag or a commit"
-    return f"{but}the Hugging Face hub says: {first_line(error)}"
+    if source is None:
+        raise InputError(f"data {uri}: this is no data set on the hub")
+    return source

@@ -1,14 +1,12 @@
 """The base model by name: a local folder, an `s3://` prefix, or a Hugging Face id."""
 
 import contextlib
-import dataclasses
 import os
 import re
 import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.errors import InputError
@@ -20,15 +18,6 @@ SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 CACHE_VARIABLE = "QLORA_BASE_CACHE"
 """Names a folder that outlives a pod and keeps bases, such as a mounted volume."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-
-
-@dataclasses.dataclass(frozen=True)
-class HubFile:
-    """One file of a hub repository: bytes, and its sha256 (`sha256:`, LFS) or git's blob id (`git:`)."""
-
-    path: str
-    size: int
-    digest: str
 
 
 def is_on_hub(base_model: str) -> bool:
@@ -128,7 +117,7 @@ def place_in_store(base_model: str, revision: str) -> str:
     return storage.join(storage.root(), "bases", base_model.replace("/", "--"), revision)
 
 
-def hub_files(base_model: str, revision: str) -> tuple[str, list[HubFile]]:
+def hub_files(base_model: str, revision: str) -> tuple[str, list[storage.Entry]]:
     """The commit that a revision means now, and the files of it that a model consists of.
 
     Raises:
@@ -136,21 +125,13 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[HubFile]]:
     """
     import huggingface_hub
 
-    try:
+    with hub.errors(f"base model {base_model}", revision, "no folder of that name here, and "):
         info = huggingface_hub.HfApi().model_info(
             base_model, revision=revision or None, files_metadata=True, timeout=10
         )
-    except Exception as error:  # the hub's client raises many unrelated kinds
-        raise InputError(
-            f"base model {base_model}: {hub.why(error, revision, 'no folder of that name here, and ')}"
-        ) from None
-    siblings: list[Any] = info.siblings or []
-    _check_names(base_model, [file.rfilename for file in siblings])
-    return str(info.sha), [
-        HubFile(file.rfilename, file.size or 0, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
-        for file in siblings
-        if "/" not in file.rfilename and _is_wanted(file.rfilename)
-    ]
+    files = hub.files(info)
+    _check_names(base_model, [file.path for file in files])
+    return str(info.sha), [file for file in files if "/" not in file.path and _is_wanted(file.path)]
 
 
 def _is_wanted(name: str) -> bool:
@@ -166,12 +147,10 @@ def small_files(base_model: str, revision: str, folder: Path) -> Path:
     if is_on_hub(base_model):
         import huggingface_hub
 
-        try:
+        with hub.errors(f"base model {base_model}", revision):
             huggingface_hub.snapshot_download(
                 base_model, revision=revision, allow_patterns=SMALL_FILES, local_dir=folder
             )
-        except Exception as error:  # as above
-            raise InputError(f"base model {base_model}: {hub.why(error, revision)}") from None
         return folder
     for entry in storage.listing(base_model) if storage.is_s3(base_model) else []:
         if any(Path(entry.path).match(pattern) for pattern in SMALL_FILES) and "/" not in entry.path:

@@ -82,7 +82,7 @@ def test_an_attempt_that_failed_is_taken_up_file_by_file(hub: Hub, monkeypatch: 
     monkeypatch.setattr(copying, "TRIES", 1)
     monkeypatch.setattr(copying, "PARALLEL", 1)
     hub.refused.add(second)
-    with pytest.raises(InputError, match=f"{second} could not be copied: .*; run again, what has come is kept"):
+    with pytest.raises(InputError, match=f"{second} could not be copied: .*; run again, finished files are kept"):
         stage()
     folder = Path(base_model.storage.root()) / "bases" / "org--model" / COMMIT / "files"
     assert not (folder / attempts.MANIFEST).exists() and not (folder / second).exists()

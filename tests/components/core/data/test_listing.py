@@ -96,8 +96,8 @@ def test_a_folder_here_is_not_sought_on_the_hub(data: Path, monkeypatch: pytest.
 def test_content_from_the_hub_is_checked_by_git_or_lfs(data: Path) -> None:
     file = data / "a.jsonl"
     blob = hashlib.sha1(b'blob 14\0{"text": "a"}\n').hexdigest()
-    assert hub._content(file, f"git:{blob}") == blob
-    assert hub._content(file, "sha256:x") == storage.sha256_file(file)
+    assert hub.checksum(file, f"git:{blob}") == f"git:{blob}"
+    assert hub.checksum(file, "sha256:x") == f"sha256:{storage.sha256_file(file)}"
 
 
 @pytest.mark.parametrize("content", ["{no", "[]", '{"train": 5}', '{"train": {"uri": "a"}}', "{}"])
