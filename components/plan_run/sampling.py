@@ -169,17 +169,7 @@ def _encoded(
     for number, row in rows:
         try:
             found = formats.conversation(formats.renamed(row, prepare.columns), form)
-            item = (
-                chat_template.encode(
-                    tokenizer,
-                    found.messages,
-                    config.max_length,
-                    tools=found.tools,
-                    last_only=prepare.supervise == "last",
-                )
-                if found.messages
-                else chat_template.encode_text(tokenizer, found.text, config.max_length)
-            )
+            item = formats.encode(tokenizer, found, config.max_length, prepare.supervise == "last")
             if not item.supervised:
                 raise ValueError(f"nothing of an answer within {config.max_length} tokens")
             encoded.append(item)

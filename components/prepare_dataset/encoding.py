@@ -1,8 +1,8 @@
 """From conversations to token ids and supervised spans, many at a time.
 
-`core/chat` is the definition: it renders a conversation up to each answer and tokenises with offsets. Here the same
-comes out of one rendering and fastokens, wherever that can be seen to be the same; every other row goes through
-`core/chat` itself. `Encoder.check` compares the two on a sample of the data.
+`core/data/chat_template` is the definition: it renders a conversation up to each answer and tokenises with offsets.
+Here the same result comes from one rendering and from fastokens, wherever it can be seen to be the same. Every other
+row goes through `chat_template` itself. `Encoder.check` compares the two on a sample of the data.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.data import chat_template, formats
 from qlora_pipelines.components.core.data.formats import Conversation
 from qlora_pipelines.components.core.errors import InputError
 
@@ -76,7 +76,7 @@ class Encoder:
         return self._fast is not None
 
     def check(self, conversations: Sequence[Conversation]) -> int:
-        """How many of these do not come out as `core/chat` has them; where any does not, fastokens is put away."""
+        """How many of these differ from what `chat_template` gives; if any does, fastokens is no longer used."""
         if not self.fast:
             return 0
         different = 0
@@ -87,7 +87,7 @@ class Encoder:
         return different
 
     def encode_checked(self, conversations: Sequence[Conversation]) -> tuple[list[Row | str], bool]:
-        """As `encode`, the first row compared with `core/chat`; where it differs, all come from there: then True."""
+        """As `encode`; if `chat_template` encodes the first row otherwise, all rows come from there: then True."""
         rows = self.encode(conversations)
         if not rows or not self.fast or _equal(rows[0], self._by_definition(conversations[0])):
             return rows, False
@@ -215,23 +215,18 @@ class Encoder:
 
 
 def by_definition(tokenizer: Any, conversation: Conversation, max_length: int, last_only: bool) -> Row:
-    """Encodes one conversation through `core/chat`; plain text is supervised whole, and ends with the end of text.
+    """Encodes one conversation through `core/data`; plain text is supervised whole, and ends with the end of text.
 
     Raises:
         InputError: the chat template cannot be used on it.
     """
-    if conversation.messages:
-        encoded = chat_template.encode(
-            tokenizer, conversation.messages, 2**31 - 1, tools=conversation.tools, last_only=last_only
-        )
-        ids = encoded.input_ids
-        marks = np.array([False, *(label != chat_template.IGNORED for label in encoded.labels), False])
-        edges = np.flatnonzero(marks[1:] != marks[:-1]).tolist()
-        spans = list(zip(edges[::2], edges[1::2], strict=True))
-    else:
-        ids = chat_template.encode_text(tokenizer, conversation.text, 2**31 - 1).input_ids
-        spans = [(0, len(ids))]
+    encoded = formats.encode(tokenizer, conversation, 2**31 - 1, last_only)
+    ids = encoded.input_ids
+    # A run of supervised tokens starts and ends where the mark changes.
+    marks = np.array([False, *(label != chat_template.IGNORED for label in encoded.labels), False])
+    edges = np.flatnonzero(marks[1:] != marks[:-1]).tolist()
     length = min(len(ids), max_length)
+    spans = zip(edges[::2], edges[1::2], strict=True)
     kept = [(start, min(end, length)) for start, end in spans if start < length]
     return Row(np.array(ids[:length], np.int32), kept, len(ids))
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.data.chat_template import Message, Tools
 
 Row = dict[str, Any]
@@ -87,6 +88,25 @@ def conversation(row: Row, form: str) -> Conversation:
     messages = _FORMS[form](row)
     _check_order(messages)
     return Conversation(messages, _tools(row.get("tools")), "", group, part)
+
+
+def encode(tokenizer: Any, conversation: Conversation, max_length: int, last_only: bool) -> chat_template.Encoded:
+    """Token ids and labels of what a row holds: of its messages, or of its plain text.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+        conversation: what the row holds.
+        max_length: tokens; what is longer is cut at the end.
+        last_only: whether only the last answer is supervised.
+
+    Raises:
+        InputError: the chat template cannot be used on it.
+    """
+    if not conversation.messages:
+        return chat_template.encode_text(tokenizer, conversation.text, max_length)
+    return chat_template.encode(
+        tokenizer, conversation.messages, max_length, tools=conversation.tools, last_only=last_only
+    )
 
 
 def _label(row: Row, column: str) -> str:

@@ -8,9 +8,10 @@ from qlora_pipelines.components.core.data import chat_template
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: each item goes into the fullest row that still has room for it.
+    """Best-fit decreasing: each item, the longest first, goes into the fullest row that still has room for it.
 
-    At most 11/9 of the fewest rows possible, and one (Johnson 1974). Nothing is cut.
+    This takes at most 11/9 of the fewest rows possible, plus four (Johnson et al. 1974, SIAM J. Comput. 3, "Worst-case
+    performance bounds for simple one-dimensional packing algorithms"). Nothing is cut.
 
     Args:
         lengths: tokens of each item.
@@ -20,7 +21,9 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         The rows as lists of indices into `lengths`; the same lengths give the same rows.
     """
     rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # (room left, row), sorted
+    # (room left, row), sorted by room: the first row with enough room is the fullest one, and bisection finds it. So n
+    # items take O(n log n) comparisons, where a search through all open rows would take O(n^2).
+    open_rows: list[tuple[int, int]] = []
     for index in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
         fits = bisect.bisect_left(open_rows, (lengths[index], -1))
         if fits < len(open_rows):
@@ -37,8 +40,9 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def rows(encoded: Sequence[chat_template.Encoded], capacity: int) -> list[dict[str, list[int]]]:
     """Conversations packed into rows: their `input_ids` and `labels` end to end, and their `lengths`.
 
-    The first label of each conversation is ignored: nothing predicts it. So the labels that count are exactly the
-    supervised tokens, which is what the trainer divides the loss by.
+    The first label of each conversation is ignored. Label t is predicted from position t - 1, so the first token has
+    nothing to predict it; in a packed row, the last token of the conversation before it would. What remains are exactly
+    the supervised tokens, by whose number the trainer divides the loss.
     """
     lengths = [len(item.input_ids) for item in encoded]
     return [joined([encoded[index] for index in row]) for row in pack(lengths, capacity)]
@@ -55,6 +59,9 @@ def joined(items: Sequence[chat_template.Encoded]) -> dict[str, list[int]]:
 
 def collate(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
     """One long row out of a batch of packed rows, with the borders of its conversations.
+
+    Positions start again at 0 in each conversation, as if it were alone: rotary embeddings depend on differences of
+    positions, learned ones on the positions themselves.
 
     Returns:
         `input_ids`, `labels` and `position_ids` of shape (1, tokens); `cu_seq_lens_q`, shape (conversations + 1,):
