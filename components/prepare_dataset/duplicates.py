@@ -1,7 +1,8 @@
-"""Exact and near duplicates among any number of rows, in bounded memory: what grows with the rows lies in files.
+"""Exact and near duplicates among any number of rows, in bounded memory: what grows with the rows is kept in files.
 
 Rows whose signatures agree in a whole band are candidates (locality-sensitive hashing; Leskovec, Rajaraman, Ullman,
-Mining of Massive Datasets, section 3.4), and are joined where the signatures agree in a share of at least `threshold`.
+Mining of Massive Datasets, section 3.4). Candidates are joined if at least a share `threshold` of their signatures'
+places are equal: that share estimates the Jaccard similarity of the rows' shingles (section 3.3).
 """
 
 import contextlib
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from qlora_pipelines.components.prepare_dataset.minhash import PERMUTATIONS, mixed
 
 RECALL = 0.99
-"""The share of pairs at the threshold itself that banding must find; above it, more are found."""
+"""The share of pairs exactly at the threshold that banding must find; of more similar pairs, more are found."""
 PARTITION = 4_000_000
 """Rows whose band keys are sorted at a time."""
 LEADERS = 64
-"""Rows of one band bucket that the others of it are compared with; see `_join_near`."""
+"""Rows of one bucket of a band that the other rows in it are compared with; see `_join_near`."""
 _BLOCK = 1 << 18
 _PART = 1 << 16
 
@@ -39,7 +40,12 @@ class Verdicts(NamedTuple):
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many rows of the signature find pairs at the threshold: the fewest, longest that do."""
+    """How many bands of how many rows of the signature find pairs at the threshold: the fewest, longest that do.
+
+    Two rows of similarity s agree in one place of the signature with probability s, in a whole band of r places with
+    s^r, and in at least one of b bands with 1 - (1 - s^r)^b. Longer bands give fewer candidates to compare, so the
+    longest that still find a share `RECALL` of the pairs at the threshold are taken.
+    """
     for length in range(PERMUTATIONS, 0, -1):
         number = PERMUTATIONS // length
         if 1 - (1 - threshold**length) ** number >= RECALL:
@@ -81,6 +87,8 @@ class Index:
             self._file["signatures"].write(signatures.tobytes())
         for band in range(self._number):
             part = signatures[:, band * self._length : (band + 1) * self._length].astype(np.uint64)
+            # One 64-bit key per band: a sum of mixed places with odd random factors, so that order counts. Keys of
+            # unequal bands collide with a probability near 2^-64, and then only cost a comparison.
             self._file[f"band{band}"].write(mixed((mixed(part + np.uint64(1)) * self._factors).sum(axis=1)).tobytes())
 
     def close(self) -> None:
@@ -113,8 +121,9 @@ class Index:
         for start in range(1, len(bucket), _PART):
             rows = np.concatenate([bucket[:1], bucket[start : start + _PART]])
             signatures = self._entries("signatures", rows, 4 * PERMUTATIONS).view(np.uint32)
-            # Each leader takes those like it; who is like none goes on. In a bucket of rows that are all unlike,
-            # leaders would be as many as rows: they end, and pairs that are alike are found in other bands.
+            # Each leader takes the rows like it, and the rest goes on. In a bucket of rows that are all unlike, there
+            # would be as many leaders as rows, and quadratic work: so their number is bounded, and pairs that are alike
+            # are found in other bands.
             for _ in range(LEADERS):
                 if len(rows) < 2:
                     break

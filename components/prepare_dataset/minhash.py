@@ -100,7 +100,12 @@ def mixed(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def signatures(texts: list[bytes]) -> NDArray[np.uint32]:
-    """MinHash signatures of shape (texts, PERMUTATIONS): the share of equal places estimates Jaccard similarity."""
+    """MinHash signatures of shape (texts, PERMUTATIONS).
+
+    Under a random permutation, two sets have the same smallest element with probability |A and B| / |A or B|, their
+    Jaccard similarity (Broder 1997). So the share of equal places estimates it, with a standard error of sqrt(s (1 - s)
+    / PERMUTATIONS): 0.038 at s = 0.75.
+    """
     import rensa
 
     if not texts:
