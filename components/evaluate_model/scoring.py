@@ -66,11 +66,11 @@ def _packed(causal: Any, batch_tokens: int) -> Iterator[int]:
 
     Where an architecture's layers would mix conversations, each goes alone, through the model's own attention.
     """
-    if packed_attention.supports(causal):
-        with packed_attention.packed(causal):
-            yield batch_tokens
-    else:
+    if packed_attention.unsupported(causal):
         yield 0
+    else:
+        with packed_attention.enabled(causal):
+            yield batch_tokens
 
 
 def _row(

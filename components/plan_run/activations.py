@@ -102,8 +102,8 @@ def _attend(
     """Training's own attention on a GPU, over two conversations: tensors without data cannot say how long they are."""
     half = query.shape[2] // 2
     lengths = [half, query.shape[2] - half]
-    return packed_attention.within(
-        query, key, value, lengths, scaling, dropout, sliding_window, always_flash=True
+    return packed_attention.block_diagonal_attention(
+        query, key, value, lengths, scaling, dropout, sliding_window, for_gpu=True
     ), None
 
 

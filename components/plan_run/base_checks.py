@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.run import RunConfig
-from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading, packed_attention
 
 
@@ -25,11 +24,8 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
         yield "fatal", f"{name}: its weights are quantised already; give the 16-bit model"
     if _sees_what_follows(model.config):
         yield "fatal", f"{name}: {model.config.model_type} is an encoder, which sees what follows; give a decoder"
-    if config.for_step("train_qlora").packing:
-        try:
-            packed_attention.check(model)
-        except InputError as error:
-            yield "fatal", f"{name}: {error}"
+    if config.for_step("train_qlora").packing and (why := packed_attention.unsupported(model)):
+        yield "fatal", f"{name}: {why}"
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_length
     if config.max_length > positions:
         learned = _has_learned_positions(model, positions)

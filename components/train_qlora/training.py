@@ -78,7 +78,7 @@ def _train(job: Job) -> Trained:
     model = loading.load_quantized(base, Quantization.of(config), to_cut=config.fsdp)
     digests = quantization.digests(model)
     if config.packing:
-        packed_attention.use(model, config.attention)
+        packed_attention.enable(model, config.attention)
     steps = _steps(config, len(rows))
     run = MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0)
     trainer = _trainer(config, model, tokenizer, rows, steps, job.scratch)

@@ -64,7 +64,7 @@ def our_trainer(rows: int = ROWS, **options: Any) -> Any:
     config = TrainConfig(**{"max_steps": STEPS, "batch_tokens": 1024} | options)
     set_seed(config.seed)
     model = loading.load_quantized(MODEL)
-    packed_attention.use(model)
+    packed_attention.enable(model)
     scratch = tempfile.mkdtemp()
     packed = packing.rows(rows_of.encoded(0, rows, MAX_LENGTH), config.batch_tokens)
     steps = config.max_steps or len(packed)

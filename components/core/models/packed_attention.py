@@ -1,7 +1,11 @@
 """Attention over packed rows: each conversation attends to itself alone, at the cost of its own length squared.
 
-One mask over a whole row would cost the row's length squared. So each conversation is a call of its own, which
-PyTorch answers with a flash kernel on CPU and GPU alike; on a CPU, short ones go to `short_attention`.
+Causal attention is softmax(Q K' / sqrt(d)) V over the tokens so far (Vaswani et al. 2017, section 3.2.1). In a row of
+conversations with n_1, n_2, ... tokens, the mask is block-diagonal as well (Krell et al. 2021, "Efficient sequence
+packing without cross-contamination"). A masked score adds exp(-inf) = 0 to the softmax's sum, so the rows of a block
+are the attention over its conversation alone: one call per conversation gives the same as one call with the mask. The
+calls compute n_1^2 + n_2^2 + ... scores, the mask (n_1 + n_2 + ...)^2. They also need no mask, so PyTorch answers them
+with a flash kernel on CPU and GPU alike; on a CPU, short ones go to `cpu_attention`.
 """
 
 import contextlib
@@ -14,7 +18,7 @@ from qlora_pipelines.components.core.errors import InputError
 NAME = "packed_conversations"
 
 
-def attend(
+def attention_forward(
     module: Any,
     query: Any,
     key: Any,
@@ -32,30 +36,30 @@ def attend(
     Args:
         module: the attention layer, named where it is refused.
         query: shape (1, heads, tokens, head size).
-        key: shape (1, key heads, tokens of a start that all share + tokens, head size); `value` likewise.
+        key: shape (1, key heads, tokens of a prefix that all share + tokens, head size); `value` likewise.
         value: see `key`.
-        attention_mask: None, this kind of attention has no mask; a layer that makes its own is refused.
-        scaling: factor on the scores.
+        attention_mask: None, as this kind of attention has no mask; a layer that makes its own is refused.
+        scaling: factor on the scores; None: 1 / sqrt(head size).
         dropout: of the attention weights.
         cu_seq_lens_q: cumulative lengths of the conversations, shape (conversations + 1,).
-        sliding_window: how many tokens back a layer sees, where the model limits that.
+        sliding_window: how many tokens a token sees, itself included, where the model limits that.
         s_aux: None; a layer that has attention sinks is refused.
 
     Returns:
         Shape (1, tokens, heads, head size), and None for the weights.
 
     Raises:
-        InputError: the layer wants what is not done here.
+        InputError: the layer has a mask or sinks.
     """
     if attention_mask is not None or s_aux is not None:
         raise InputError(
             f"{type(module).__name__} has a mask or sinks of its own, and cannot take packed conversations"
         )
     lengths = cu_seq_lens_q.diff().tolist()
-    return within(query, key, value, lengths, scaling, dropout, sliding_window), None
+    return block_diagonal_attention(query, key, value, lengths, scaling, dropout, sliding_window), None
 
 
-def within(
+def block_diagonal_attention(
     query: Any,
     key: Any,
     value: Any,
@@ -63,28 +67,30 @@ def within(
     scaling: float | None,
     dropout: float,
     sliding_window: int | None,
-    always_flash: bool = False,
+    for_gpu: bool = False,
 ) -> Any:
-    """See `attend`; `lengths` are the conversations' own.
+    """See `attention_forward`; `lengths` are those of the conversations.
 
-    plan_run calls this: its tensors hold no data that says lengths, and lie on a CPU where a GPU is meant, whence
-    `always_flash`.
+    plan_run calls this to count a GPU's memory on a CPU, with tensors that hold no data and so cannot say lengths;
+    `for_gpu` leaves out the kernel for CPUs.
     """
     import torch
 
     from qlora_pipelines.components.core.models import cpu_attention
 
-    repeat = query.shape[1] // key.shape[1]
-    before = key.shape[2] - query.shape[2]
+    # Grouped queries: head h reads key head h // group, so each key head is repeated `group` times in a row
+    # (Ainslie et al. 2023, section 2.2).
+    group = query.shape[1] // key.shape[1]
+    shared = key.shape[2] - query.shape[2]
 
-    def one(query: Any, key: Any, value: Any) -> Any:
-        if not always_flash and cpu_attention.takes(query, key, dropout, sliding_window):
+    def attend(query: Any, key: Any, value: Any) -> Any:
+        if not for_gpu and cpu_attention.supports(query, key, dropout, sliding_window):
             return cpu_attention.attend(query, key, value, scaling)
         mask = _mask(query, key, sliding_window)
         return torch.nn.functional.scaled_dot_product_attention(
             query,
-            key.repeat_interleave(repeat, dim=1),
-            value.repeat_interleave(repeat, dim=1),
+            key.repeat_interleave(group, dim=1),
+            value.repeat_interleave(group, dim=1),
             attn_mask=mask,
             dropout_p=dropout,
             is_causal=mask is None,
@@ -92,27 +98,49 @@ def within(
         )
 
     def split(tensor: Any) -> Iterable[Any]:
-        start, *own = tensor.split([before, *lengths], 2)
-        return (torch.cat([start, part], 2) for part in own) if before else own
+        prefix, *own = tensor.split([shared, *lengths], 2)
+        return (torch.cat([prefix, part], 2) for part in own) if shared else own
 
-    parts = [one(*part) for part in zip(query.split(lengths, 2), split(key), split(value), strict=True)]
+    parts = [attend(*part) for part in zip(query.split(lengths, 2), split(key), split(value), strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _mask(query: Any, key: Any, sliding_window: int | None) -> Any:
-    """What a token may see, where that is not simply itself and all before it: None."""
+    """Where a token may look, shape (tokens, keys); None: at itself and all before it.
+
+    Queries are the last of the keys' positions, and see `sliding_window` positions that end with their own (Jiang et
+    al. 2023, "Mistral 7B", section 2). A window as long as the keys hides nothing. With a prefix, PyTorch's `is_causal`
+    would be wrong: it takes the first query to be at the first key.
+    """
     import torch
 
     tokens, keys = query.shape[2], key.shape[2]
-    reach = keys if sliding_window is None else sliding_window
-    if keys == tokens and keys <= reach:
+    window = keys if sliding_window is None else sliding_window
+    if tokens == keys <= window:
         return None
     position = torch.arange(keys, device=query.device)
-    back = position[keys - tokens :, None] - position[None, :]
-    return (back >= 0) & (back < reach)
+    distance = position[keys - tokens :, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
 
 
-def use(model: Any, kernel: str = "sdpa") -> None:
+def unsupported(model: Any) -> str:
+    """Why a model's layers would mix packed conversations, in one line; empty: they do not."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention", "sliding_attention"}:
+        why = f"its layers are {', '.join(sorted(kinds))}"
+    elif getattr(config, "attn_logit_softcapping", None):
+        why = "it caps its attention's scores"
+    elif not model._can_set_attn_implementation():  # transformers' own: it would keep its attention, and only warn
+        why = "its attention cannot be exchanged"
+    elif any(hasattr(module, "sinks") for module in model.modules()):
+        why = "its attention has sinks"
+    else:
+        return ""
+    return f"{model.config.model_type} cannot be trained on packed conversations: {why}; set train_qlora.packing false"
+
+
+def enable(model: Any, kernel: str = "sdpa") -> None:
     """Makes a model attend within the conversations of packed rows.
 
     Args:
@@ -124,60 +152,26 @@ def use(model: Any, kernel: str = "sdpa") -> None:
     """
     from transformers import AttentionInterface
 
-    check(model)
+    if why := unsupported(model):
+        raise InputError(why)
     if kernel == "flash_attention_2":
         if importlib.util.find_spec("flash_attn") is None:
             raise InputError("attention flash_attention_2: the package flash-attn is not installed; take sdpa")
         model.set_attn_implementation(kernel)
         return
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, attention_forward)
     model.set_attn_implementation(NAME)
 
 
-def check(model: Any) -> None:
-    """Refuses a model whose layers would mix packed conversations.
-
-    Raises:
-        InputError: says which layers.
-    """
-    if why := _mixes(model):
-        raise InputError(
-            f"{model.config.model_type} cannot be trained on packed conversations: {why}; set train_qlora.packing false"
-        )
-
-
-def supports(model: Any) -> bool:
-    """Whether all layers of a model keep packed conversations apart."""
-    return not _mixes(model)
-
-
-def _mixes(model: Any) -> str:
-    """What keeps a model from taking packed conversations, or ''."""
-    config = model.config.get_text_config()
-    if _kinds(config) - {"full_attention", "sliding_attention"}:
-        return f"its layers are {', '.join(sorted(_kinds(config)))}"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "it caps its attention's scores"
-    if not model._can_set_attn_implementation():  # transformers' own: it would keep its attention, and only warn
-        return "its attention cannot be exchanged"
-    if any(hasattr(module, "sinks") for module in model.modules()):
-        return "its attention has sinks"
-    return ""
-
-
-def _kinds(config: Any) -> set[str]:
-    return set(getattr(config, "layer_types", None) or ["full_attention"])
-
-
 @contextlib.contextmanager
-def packed(model: Any) -> Iterator[None]:
-    """Makes a model attend within the conversations of packed rows for a while.
+def enabled(model: Any) -> Iterator[None]:
+    """`enable` for a while.
 
     Raises:
-        InputError: as `use`.
+        InputError: as `enable`.
     """
     before = model.config._attn_implementation
-    use(model)
+    enable(model)
     try:
         yield
     finally:

@@ -114,7 +114,7 @@ def test_a_start_is_not_used_where_positions_depend_on_the_length_of_what_is_rea
 
     for rope, expected in ((None, len(START)), (DYNAMIC, 0)):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny(rope_parameters=rope))).eval()
-        with packed_attention.packed(model), torch.no_grad():
+        with packed_attention.enabled(model), torch.no_grad():
             assert prefix_cache.read(model, model.get_decoder(), ALIKE, "cpu")[0] == expected
 
 

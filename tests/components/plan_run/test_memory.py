@@ -48,7 +48,7 @@ def trained(folder: Path, train: TrainConfig) -> Any:
         r=train.lora_r, lora_dropout=train.lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     base = loading.load_quantized(folder)
-    packed_attention.use(base)
+    packed_attention.enable(base)
     model = get_peft_model(base, adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:

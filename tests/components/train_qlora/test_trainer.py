@@ -26,13 +26,13 @@ def plain_gradients(folder: Path, dtype: str, own_attention: bool = False) -> tu
     Args:
         folder: the model's.
         dtype: of its weights.
-        own_attention: with the kernels of `core/packed_attention.py` in place of transformers' choice.
+        own_attention: with the kernels of `core/models/packed_attention.py` in place of transformers' choice.
     """
     import torch
 
     net: Any = model(folder).to(getattr(torch, dtype))
     if own_attention:
-        packed_attention.use(net)
+        packed_attention.enable(net)
     total = 0
     for conversation in CONVERSATIONS:
         inputs = packing.collate(packing.rows([conversation], 64))
@@ -54,7 +54,7 @@ def our_gradients(folder: Path, dtype: str) -> tuple[float, dict[str, Any]]:
     from qlora_pipelines.components.train_qlora.trainer import PackedTrainer
 
     net: Any = model(folder).to(getattr(torch, dtype))
-    packed_attention.use(net)
+    packed_attention.enable(net)
     trainer = PackedTrainer.__new__(PackedTrainer)
     trainer.args = dataclasses.make_dataclass("Args", ["average_tokens_across_devices"])(False)
     loss = trainer.compute_loss(
@@ -85,7 +85,7 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float, longest: int, own_attention: bool
 ) -> None:
     """Packing and the head change nothing."""
-    monkeypatch.setattr(cpu_attention, "LONGEST", longest)
+    monkeypatch.setattr(cpu_attention, "MAX_TOKENS", longest)
     loss, expected = plain_gradients(tiny_model, dtype, own_attention)
     found, gradients = our_gradients(tiny_model, dtype)
     assert found == pytest.approx(loss, rel=tolerance)

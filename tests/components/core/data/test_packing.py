@@ -59,7 +59,7 @@ def test_packed_logits_are_those_of_each_conversation_alone(tiny_model: Path, wi
     with torch.no_grad():
         order = packing.pack([len(item.input_ids) for item in CONVERSATIONS], 64)[0]
         alone = torch.cat([plain_logits(net, CONVERSATIONS[index]) for index in order])
-        packed_attention.use(net)
+        packed_attention.enable(net)
         inputs = packing.collate(packing.rows(CONVERSATIONS, 64))
         labels = inputs.pop("labels")
         packed = net(**inputs, use_cache=False).logits[0]
@@ -78,20 +78,20 @@ def test_an_architecture_that_would_mix_conversations_is_refused(tiny_model: Pat
     net = loading.load_16bit(tiny_model)
     net.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(InputError, match="llama cannot be trained on packed conversations"):
-        packed_attention.use(net)
+        packed_attention.enable(net)
 
 
 def test_an_architecture_that_caps_its_scores_is_refused_for_that(tiny_model: Path) -> None:
     net = loading.load_16bit(tiny_model)
     net.config.attn_logit_softcapping = 50.0
     with pytest.raises(InputError, match="it caps its attention's scores"):
-        packed_attention.use(net)
+        packed_attention.enable(net)
 
 
 def test_the_own_attention_comes_back_after_packing(tiny_model: Path) -> None:
     net = loading.load_16bit(tiny_model)
     before = net.config._attn_implementation
-    with pytest.raises(ZeroDivisionError), packed_attention.packed(net):
+    with pytest.raises(ZeroDivisionError), packed_attention.enabled(net):
         assert net.config._attn_implementation == packed_attention.NAME
         1 / 0  # noqa: B018
     assert net.config._attn_implementation == before
@@ -108,7 +108,7 @@ def test_what_cannot_keep_conversations_apart_is_refused() -> None:
     }
     for why, config in configs.items():
         with pytest.raises(InputError, match=why):
-            packed_attention.check(AutoModelForCausalLM.from_config(config))
+            packed_attention.enable(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_layer_with_a_mask_of_its_own_is_refused() -> None:
@@ -118,4 +118,4 @@ def test_a_layer_with_a_mask_of_its_own_is_refused() -> None:
     borders = torch.tensor([0, 2])
     for own in ({"attention_mask": torch.ones(2, 2)}, {"attention_mask": None, "s_aux": torch.zeros(1)}):
         with pytest.raises(InputError, match="Linear has a mask or sinks of its own"):
-            packed_attention.attend(torch.nn.Linear(1, 1), query, query, query, cu_seq_lens_q=borders, **own)
+            packed_attention.attention_forward(torch.nn.Linear(1, 1), query, query, query, cu_seq_lens_q=borders, **own)

@@ -28,11 +28,11 @@ def plain(query: Any, key: Any, value: Any) -> Any:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_short_and_long_conversations_follow_the_formula(dtype: torch.dtype, tolerance: float, autocast: bool) -> None:
     """One token, a few, the longest that is short, and one more; values and gradients."""
-    lengths = [1, 40, cpu_attention.LONGEST, cpu_attention.LONGEST + 1]
+    lengths = [1, 40, cpu_attention.MAX_TOKENS, cpu_attention.MAX_TOKENS + 1]
     tensors = row(sum(lengths), dtype)
     # A float32 row under autocast is no case of training's: flash would compute it in 16 bit.
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
-        found = packed_attention.within(*tensors, lengths, None, 0.0, None)
+        found = packed_attention.block_diagonal_attention(*tensors, lengths, None, 0.0, None)
     wanted = torch.cat([plain(*part) for part in zip(*(x.split(lengths, 2) for x in tensors), strict=True)], 2)
     wanted = wanted.transpose(1, 2)
     gradient = torch.randn(found.shape)
@@ -71,5 +71,5 @@ def test_scores_stay_in_float32_under_autocast() -> None:
     [(8, 0.0, None, True), (8, 0.0, 8, True), (9, 0.0, 8, False), (8, 0.1, None, False), (257, 0.0, None, False)],
 )
 def test_what_goes_the_short_way(tokens: int, dropout: float, window: int | None, taken: bool) -> None:
-    assert cpu_attention.takes(*[torch.empty(1, 1, tokens, 4)] * 2, dropout, window) is taken
-    assert not cpu_attention.takes(*[torch.empty(1, 1, tokens, 4, device="meta")] * 2, dropout, window)
+    assert cpu_attention.supports(*[torch.empty(1, 1, tokens, 4)] * 2, dropout, window) is taken
+    assert not cpu_attention.supports(*[torch.empty(1, 1, tokens, 4, device="meta")] * 2, dropout, window)
