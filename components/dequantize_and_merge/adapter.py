@@ -10,6 +10,7 @@ from typing import Any
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import safetensors_files
 from qlora_pipelines.components.core.models.safetensors_files import Stored
+from qlora_pipelines.components.core.store import streams
 from qlora_pipelines.components.dequantize_and_merge.parameter_names import Names
 from qlora_pipelines.components.dequantize_and_merge.updates import (
     BiasOfLowRank,
@@ -95,7 +96,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Stored]], dict[str,
         raise InputError(f"adapter {folder}: no {WEIGHTS} there")
     modules: dict[str, dict[str, Stored]] = {}
     replacements = {}
-    for key, tensor in safetensors_files.read_header(str(path), path.stat().st_size).items():
+    for key, tensor in safetensors_files.read_header(streams.Reader(str(path), path.stat().st_size)).items():
         _check_numbers(folder, key, tensor)
         name = key.removeprefix(PREFIX)
         if name == key:

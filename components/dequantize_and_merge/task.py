@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, safetensors_files
+from qlora_pipelines.components.core.models import base_model, base_weights, safetensors_files
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, storage, streamed_attempts
@@ -62,7 +62,7 @@ def run(
         raise InputError(f"the adapter was trained on revision {revision} of its base, not on {base_revision}")
     digests = _digests(trained.info, merge_base)
     with tempfile.TemporaryDirectory() as scratch:
-        base = safetensors_files.read_base(base_uri)
+        base = base_weights.read(base_uri)
         folder = base_model.small_files(base_uri, base_revision, Path(scratch))
         base_config = _base_config(folder)
         known = parameter_names.understand(folder, base)

@@ -1,25 +1,11 @@
-"""What a base's safetensors files hold, from their headers: a few kilobytes of each file, wherever it lies.
+"""What a base's files hold, compared with what its config.json describes; only their headers are read."""
 
-A file is 8 bytes that give the header's length, the header (JSON: name, dtype, shape and place of each tensor), and the
-tensors' bytes end to end (https://huggingface.co/docs/safetensors, "Format").
-"""
-
-import concurrent.futures
 import dataclasses
-import json
 from typing import Any
 
-from qlora_pipelines.components.core.data import hub
-from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.models import base_weights
 
 Shapes = dict[str, tuple[int, ...]]
-INDEX = "model.safetensors.index.json"
-LONGEST_HEADER = 100_000_000
-"""Bytes; the library refuses more."""
-_FIRST_READ = 1 << 16
-_PARALLEL = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,66 +31,11 @@ def read(name: str, revision: str) -> Weights:
     Raises:
         InputError: a file is torn, is no safetensors, or is missing.
     """
-    if base_model.is_on_hub(name):
-        return _from_hub(name, revision)
-    sizes = storage.sizes(name)
-    files = _files(name, sizes)
-    with concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool:
-        headers = list(pool.map(lambda file: _header(storage.join(name, file), sizes[file]), files))
-    shapes = {tensor: shape for header in headers for tensor, shape in header.items()}
-    return Weights(shapes, tuple(sizes[file] for file in files))
-
-
-def _files(name: str, sizes: dict[str, int]) -> list[str]:
-    """The files that the index names, or all where there is none."""
-    if INDEX not in sizes:
-        return sorted(file for file in sizes if file.endswith(".safetensors") and "/" not in file)
-    try:
-        named = sorted(set(json.loads(storage.read_bytes(storage.join(name, INDEX)))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"base model {name}: {INDEX} cannot be read; fetch it again") from None
-    for file in named:
-        if file not in sizes:
-            raise InputError(f"base model {name}: {file} is missing, which {INDEX} names; fetch it again")
-    return named
-
-
-def _header(uri: str, size: int) -> Shapes:
-    start = storage.read_bytes(uri, min(_FIRST_READ, size)) if size else b""
-    length = int.from_bytes(start[:8], "little")
-    if size < 8 or length > min(size - 8, LONGEST_HEADER):
-        raise InputError(f"base model: {uri} is torn: its header is longer than the file; fetch it again")
-    if len(start) < 8 + length:
-        start = storage.read_bytes(uri, 8 + length)
-    try:
-        header: dict[str, Any] = json.loads(start[8 : 8 + length])
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise InputError(f"base model: {uri} is no safetensors file: its header cannot be read") from None
-    _check_size(uri, 8 + length + end, size)
-    return shapes
-
-
-def _check_size(uri: str, wanted: int, size: int) -> None:
-    if wanted != size:
-        raise InputError(f"base model: {uri} is torn: it has {size} bytes, its header says {wanted}; fetch it again")
-
-
-def _from_hub(name: str, revision: str) -> Weights:
-    import huggingface_hub
-
-    with hub.errors(f"base model {name}", revision):
-        found = huggingface_hub.HfApi().get_safetensors_metadata(name, revision=revision)
-    sizes = {file.path: file.size for file in base_model.hub_files(name, revision)[1]}
-    shapes: Shapes = {}
-    for file, header in found.files_metadata.items():
-        end = max((tensor.data_offsets[1] for tensor in header.tensors.values()), default=0)
-        if end + 8 > sizes.get(file, 0):  # how long the header is, the client does not say
-            _check_size(f"{name}/{file}", end + 8, sizes.get(file, 0))
-        shapes |= {tensor: tuple(info.shape) for tensor, info in header.tensors.items()}
-    return Weights(shapes, tuple(sizes[file] for file in found.files_metadata))
+    tensors = base_weights.read(name, revision)
+    files = dict.fromkeys(tensor.file for tensor in tensors.values())
+    for file in files:
+        file.close()
+    return Weights({name: tensor.shape for name, tensor in tensors.items()}, tuple(file.size for file in files))
 
 
 def compare(shapes: Shapes, model: Any) -> tuple[str, str]:

@@ -68,7 +68,7 @@ def test_a_torn_base_on_s3(config: dict[str, Any], own_store: str, tiny_model: P
     whole = (tiny_model / "model.safetensors").read_bytes()
     storage.write_bytes(f"{own_store}/base/model.safetensors", whole[:-8])
     assert refused(config, tmp_path) == (
-        f"base model: {own_store}/base/model.safetensors is torn: it has {len(whole) - 8} bytes, its header says"
+        f"{own_store}/base/model.safetensors is torn: it has {len(whole) - 8} bytes, its header says"
         f" {len(whole)}; fetch it again"
     )
 

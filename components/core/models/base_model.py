@@ -39,7 +39,7 @@ def resolve(base_model: str, revision: str) -> str:
         raise InputError(
             f"base model {base_model}: no such folder; give a folder with a model, an s3:// prefix or a Hugging Face id"
         )
-    _check_names(base_model, [entry.path for entry in entries])
+    check_names(base_model, [entry.path for entry in entries])
     found = "sha256-" + keys.digest([[entry.path, entry.size, entry.etag] for entry in entries])
     if revision not in ("", found):
         raise InputError(
@@ -100,7 +100,12 @@ def _remove_torn(keep: Path) -> None:
                 part.unlink()
 
 
-def _check_names(base_model: str, names: Iterable[str]) -> None:
+def check_names(base_model: str, names: Iterable[str]) -> None:
+    """Checks that the names in a folder are those of a model: a config and safetensors, no pickle in their place.
+
+    Raises:
+        InputError: says what is missing.
+    """
     here = [name for name in names if "/" not in name]
     if "config.json" not in here:
         raise InputError(f"base model {base_model}: no config.json there")
@@ -130,7 +135,7 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[storage.Entry]]
             base_model, revision=revision or None, files_metadata=True, timeout=10
         )
     files = hub.files(info)
-    _check_names(base_model, [file.path for file in files])
+    check_names(base_model, [file.path for file in files])
     return str(info.sha), [file for file in files if "/" not in file.path and _is_wanted(file.path)]
 
 

@@ -14,18 +14,6 @@ from qlora_pipelines.components.core.models.quantization import Quantization
 COMPUTE_DTYPE = "bfloat16"
 
 
-def check_folder(folder: Path) -> None:
-    """Checks that a folder holds a model: a config and safetensors, no pickle in their place.
-
-    Raises:
-        InputError: says what is missing.
-    """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"base model {folder}: no config.json there; give a folder with a model or a Hugging Face id")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"base model {folder}: no *.safetensors there; other formats can run code and are refused")
-
-
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model, checked to be one that chats.
 

@@ -1,37 +1,51 @@
-"""Safetensors files read and written by their format: a header that says where each tensor lies, then the tensors.
+"""Safetensors files read and written by their format (https://github.com/huggingface/safetensors#format).
 
-The format: https://github.com/huggingface/safetensors#format
+A file is 8 bytes that give the header's length, the header (JSON: dtype, shape and place of each tensor by name), and
+the tensors' bytes end to end.
 """
 
 import dataclasses
 import json
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models.base_model import PICKLES
-from qlora_pipelines.components.core.store import storage, streams
 
 ITEM_BYTES = {
-    **dict.fromkeys(["BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"], 1),
+    **dict.fromkeys(["BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"], 1),
     **dict.fromkeys(["U16", "I16", "F16", "BF16"], 2),
     **dict.fromkeys(["U32", "I32", "F32"], 4),
-    **dict.fromkeys(["U64", "I64", "F64"], 8),
+    **dict.fromkeys(["U64", "I64", "F64", "C64"], 8),
 }
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Torch's names of the dtypes that a merge can compute with."""
 LARGEST_HEADER = 100_000_000
-"""Bytes, as safetensors itself has it."""
+"""Bytes; the safetensors library refuses more."""
+FIRST_READ = 1 << 16
+"""Bytes, of which most headers need less: they then take one request on S3 or the hub."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
+class File(Protocol):
+    """A file that can be read from any place in it, such as `streams.Reader`; several threads may read at once."""
+
+    uri: str
+    size: int
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """The `size` bytes from `offset` on."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """One tensor in a file: where its bytes lie."""
+    """One tensor in a file: where its bytes are."""
 
-    file: streams.Reader
+    file: File
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -44,7 +58,7 @@ class Stored:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of all that lies under one index of the first dimension."""
+        """Bytes under one index of the first dimension."""
         return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
 
     @property
@@ -69,69 +83,38 @@ def as_tensor(data: bytearray, dtype: str) -> Any:
     return torch.frombuffer(data, dtype=getattr(torch, FLOATS[dtype])) if data else torch.empty(0)
 
 
-def read_header(uri: str, size: int) -> dict[str, Stored]:
-    """The tensors of one safetensors file, by name, in the order of their bytes.
+def read_header(file: File) -> dict[str, Stored]:
+    """The tensors of one safetensors file by name, in the order of their bytes.
 
     Raises:
         InputError: it is no safetensors file, or not all of one.
     """
-    file = streams.Reader(uri, size)
-    length = int.from_bytes(file.read(0, 8), "little") if size >= 8 else LARGEST_HEADER + 1
-    if length > LARGEST_HEADER:
-        raise InputError(f"{uri} is no safetensors file; other formats can run code and are refused")
-    if 8 + length > size:
-        raise InputError(f"{uri} is torn: it ends inside its header; copy it again")
+    data = file.read(0, min(FIRST_READ, file.size))
+    length = int.from_bytes(data[:8], "little")
+    if 0 < file.size < 8 or length > LARGEST_HEADER:
+        raise InputError(f"{file.uri} is no safetensors file; other formats can run code and are refused")
+    start = 8 + length
+    if start > file.size:
+        raise InputError(f"{file.uri} is torn: its header is longer than the file; fetch it again")
+    if start > len(data):
+        data += file.read(len(data), start - len(data))
+    found: dict[str, Stored] = {}
+    end = 0
     try:
-        header = json.loads(file.read(8, length))
+        header = json.loads(data[8:start])
         header.pop("__metadata__", None)
-        found = [
-            Stored(file, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        ]
-        end, whole = 8 + length, True
-        for tensor in found:  # each begins where the one before ends, and is as long as its shape
-            whole = whole and tensor.offset == end
-            end += tensor.rows * tensor.row_bytes
-            whole = whole and header[tensor.name]["data_offsets"][1] == end - 8 - length
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{uri} is no safetensors file: its header cannot be read ({error})") from None
-    if not whole:
-        raise InputError(f"{uri} is damaged: its header contradicts itself; copy it again")
-    if end != size:
-        raise InputError(f"{uri} is torn: {end:,} bytes are promised by its header, {size:,} are there; copy it again")
-    return {tensor.name: tensor for tensor in found}
-
-
-def read_base(base_uri: str) -> dict[str, Stored]:
-    """All tensors of a model's folder, in the order of its files.
-
-    Raises:
-        InputError: weights are missing, torn, or not safetensors.
-    """
-    sizes = storage.sizes(base_uri)
-    if INDEX in sizes:
-        try:
-            weight_map = json.loads(storage.read_bytes(storage.join(base_uri, INDEX)))["weight_map"]
-            names = list(dict.fromkeys(weight_map.values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"base model {base_uri}: {INDEX} cannot be read; copy the model again") from None
-    elif SINGLE in sizes:
-        weight_map, names = {}, [SINGLE]
-    else:
-        pickles = [name for name in sizes if name.endswith(PICKLES)]
-        instead = f", only {pickles[0]}" if pickles else ""
-        raise InputError(
-            f"base model {base_uri}: no {SINGLE} there{instead}; other formats can run code and are refused"
-        )
-    tensors: dict[str, Stored] = {}
-    for name in names:
-        if name not in sizes:
-            raise InputError(f"base model {base_uri}: {name} is missing, and {INDEX} names it; copy the model again")
-        tensors |= read_header(storage.join(base_uri, name), sizes[name])
-    for name in weight_map:
-        if name not in tensors:
-            raise InputError(f"base model {base_uri}: {name} is in {INDEX}, but not in {weight_map[name]}")
-    return tensors
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in ITEM_BYTES:
+                raise InputError(f"{file.uri}: {name} is of dtype {entry['dtype']}, which is not known here")
+            found[name] = tensor = Stored(file, name, entry["dtype"], tuple(entry["shape"]), start + end)
+            begin, end = end, end + tensor.rows * tensor.row_bytes
+            if entry["data_offsets"] != [begin, end]:  # the format has no gaps and no overlaps
+                raise InputError(f"{file.uri} is damaged: its header contradicts itself; fetch it again")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise InputError(f"{file.uri} is no safetensors file: its header cannot be read") from None
+    if start + end != file.size:
+        raise InputError(f"{file.uri} is torn: it has {file.size} bytes, its header says {start + end}; fetch it again")
+    return found
 
 
 def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:

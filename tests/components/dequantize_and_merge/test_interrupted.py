@@ -15,7 +15,7 @@ from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, 
 
 CHILD = """
 import os, resource, signal, sys
-from qlora_pipelines.components.core import streams
+from qlora_pipelines.components.core.store import streams
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.runtime import step
 from qlora_pipelines.components.dequantize_and_merge import task

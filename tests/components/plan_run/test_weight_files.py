@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models.safetensors_files import INDEX
 from qlora_pipelines.components.plan_run import access, architecture, weight_files
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 
@@ -66,7 +67,7 @@ def test_a_torn_file(base: Path, content: object, message: str) -> None:
     (base / ONE).write_bytes(cut)
     with pytest.raises(InputError) as error:
         weight_files.read(str(base), "")
-    assert str(error.value) == f"base model: {base}/{ONE} {message.format(len(cut), len(whole))}"
+    assert str(error.value) == f"{base}/{ONE} {message.format(len(cut), len(whole))}"
 
 
 def changed(base: Path, **tensors: torch.Tensor | None) -> tuple[str, str]:
@@ -115,12 +116,14 @@ def hub(base: Path) -> Iterator[Hub]:
 
 def test_headers_are_read_from_the_hub(hub: Hub, base: Path) -> None:
     assert weight_files.read("org/model", COMMIT) == weight_files.read(str(base), "")
+    assert hub.requests == [("GET", ONE, "bytes=0-65535")] and len(hub.files[ONE]) > 1 << 17
     hub.files[ONE] = hub.files[ONE][:-4096]
-    with pytest.raises(InputError, match=r"base model: org/model/model.safetensors is torn: it has \d+ bytes, its"):
+    with pytest.raises(InputError, match=r"org/model/model.safetensors is torn: it has \d+ bytes, its"):
         weight_files.read("org/model", COMMIT)
 
 
 def test_an_index_that_is_none(base: Path) -> None:
-    (base / weight_files.INDEX).write_text(json.dumps([]))
+    (base / ONE).rename(base / "model-00001-of-00001.safetensors")
+    (base / INDEX).write_text(json.dumps([]))
     with pytest.raises(InputError, match=r"model.safetensors.index.json cannot be read; fetch it again"):
         weight_files.read(str(base), "")
