@@ -13,10 +13,10 @@ from qlora_pipelines.components.core.models.safetensors_files import Stored
 from qlora_pipelines.components.core.store import streams
 from qlora_pipelines.components.dequantize_and_merge.parameter_names import Names
 from qlora_pipelines.components.dequantize_and_merge.updates import (
-    BiasOfLowRank,
-    LowRank,
-    LowRankOfEmbeddings,
-    Tokens,
+    EmbeddingLoraUpdate,
+    LoraBiasUpdate,
+    LoraUpdate,
+    TokenUpdate,
     Update,
 )
 
@@ -64,7 +64,7 @@ def read(folder: Path, names: Names, shapes: dict[str, tuple[int, ...]]) -> Adap
         shapes: the shapes of the base's tensors, by parameter.
 
     Raises:
-        InputError: an option or a key that is not known, a tensor that fits no parameter, values that are no numbers.
+        InputError: an option or a key that is not known, a tensor that fits no parameter, values that are not finite.
     """
     config = _read_config(folder)
     modules, replacements = _read_tensors(folder)
@@ -79,14 +79,39 @@ def read(folder: Path, names: Names, shapes: dict[str, tuple[int, ...]]) -> Adap
             _check_known(folder, key, parameter, names)
             edit = edits.setdefault(parameter, Edit())
             edit.update = update
-            _check_shape(folder, key, update, edit.replacement.shape if edit.replacement else shapes[parameter])
+            shape = edit.replacement.shape if edit.replacement else shapes[parameter]
+            if not update.fits(shape):
+                raise InputError(
+                    f"adapter {folder}: {key} does not fit the base's tensor of shape {list(shape)}:"
+                    " was it trained on another base?"
+                )
     if not edits:
-        raise InputError(f"adapter {folder}: it holds no tensor")
+        raise InputError(f"adapter {folder}: it has no tensors")
     tying = bool(config.get("ensure_weight_tying"))
     ends = [edits[name].update for name in (names.head, names.embeddings) if name in edits]
-    if tying and any(isinstance(update, LowRank | LowRankOfEmbeddings) for update in ends):
+    if tying and any(isinstance(update, LoraUpdate | EmbeddingLoraUpdate) for update in ends):
         raise InputError(f"adapter {folder}: ensure_weight_tying with LoRA on the embeddings cannot be merged")
     return Adapter(edits, tying)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"adapter {folder}: {CONFIG} cannot be read: {error}") from None
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"adapter {folder}: peft_type {config.get('peft_type')} cannot be merged, only LORA")
+    for option, value in config.items():
+        if option not in UNDERSTOOD and value not in (None, {}, [], False, DEFAULTS.get(option)):
+            raise InputError(
+                f"adapter {folder}: {option} = {json.dumps(value)[:80]} is not known here, so it cannot be merged"
+            )
+    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
+        raise InputError(
+            f"adapter {folder}: init_lora_weights = {config['init_lora_weights']} changed the base when training began;"
+            " convert it to an ordinary LoRA adapter first (peft: path_initial_model_for_weight_conversion)"
+        )
+    return config
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Stored]], dict[str, Stored]]:
@@ -97,7 +122,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Stored]], dict[str,
     modules: dict[str, dict[str, Stored]] = {}
     replacements = {}
     for key, tensor in safetensors_files.read_header(streams.Reader(str(path), path.stat().st_size)).items():
-        _check_numbers(folder, key, tensor)
+        _check_finite(folder, key, tensor)
         name = key.removeprefix(PREFIX)
         if name == key:
             raise InputError(f"adapter {folder}: {key} does not begin with {PREFIX}, as keys of peft's adapters do")
@@ -109,38 +134,15 @@ def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Stored]], dict[str,
     return modules, replacements
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"adapter {folder}: {CONFIG} cannot be read: {error}") from None
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"adapter {folder}: peft_type {config.get('peft_type')} cannot be merged, only LORA")
-    for option, value in config.items():
-        if option in UNDERSTOOD or value in (None, {}, [], False) or value == DEFAULTS.get(option):
-            continue
-        raise InputError(
-            f"adapter {folder}: {option} = {json.dumps(value)[:80]} is not known here, so it cannot be merged"
-        )
-    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
-        raise InputError(
-            f"adapter {folder}: init_lora_weights = {config['init_lora_weights']} changed the base when training began;"
-            " convert it to an ordinary LoRA adapter first (peft: path_initial_model_for_weight_conversion)"
-        )
-    return config
-
-
-def _check_numbers(folder: Path, key: str, tensor: Stored) -> None:
+def _check_finite(folder: Path, key: str, tensor: Stored) -> None:
     if not tensor.is_float:
         raise InputError(f"adapter {folder}: {key} is {tensor.dtype}, no floating-point tensor, so it cannot be merged")
-    step = max(1, (8 << 20) // max(1, tensor.row_bytes))
-    for first in range(0, tensor.rows, step):
-        if not tensor.tensor(first, min(first + step, tensor.rows)).isfinite().all():
-            raise InputError(f"adapter {folder}: {key} holds values that are no numbers; train it again")
+    if not all(tensor.tensor(*rows).isfinite().all() for rows in tensor.row_ranges(8 << 20)):
+        raise InputError(f"adapter {folder}: {key} has values that are not finite; train it again")
 
 
 def _check_known(folder: Path, key: str, parameter: str, names: Names) -> None:
-    """Checks that a parameter is there, and lies in the checkpoint as a tensor of its own."""
+    """Checks that a parameter exists, and is a tensor of its own in the checkpoint."""
     if parameter in names.tensors or (parameter == names.head and parameter in names.tied):
         return
     made_of = names.converted.get(parameter, [])
@@ -150,31 +152,34 @@ def _check_known(folder: Path, key: str, parameter: str, names: Names) -> None:
 
 def _updates(folder: Path, config: dict[str, Any], module: str, parts: dict[str, Stored]) -> dict[str, Update]:
     """The updates of one module, by what follows its name in the parameter's."""
-    found, first = set(parts), next(iter(parts.values()))
+    found = set(parts)
     if found == {"token_adapter.trainable_tokens_delta"}:
-        return {"weight": Tokens(first, _tokens(config, module))}
-    if "lora_embedding_A" in found:
-        wanted = {"lora_embedding_A", "lora_embedding_B"}
-    else:
-        wanted = {"lora_A.weight", "lora_B.weight"}
-        wanted |= {"lora_magnitude_vector"} if config.get("use_dora") else set()
-        wanted |= {"lora_B.bias"} if config.get("lora_bias") else set()
+        (values,) = parts.values()
+        return {"weight": TokenUpdate(values, _tokens(config, module))}
+    on_embeddings = "lora_embedding_A" in found
+    a, b = ("lora_embedding_A", "lora_embedding_B") if on_embeddings else ("lora_A.weight", "lora_B.weight")
+    optional = {"lora_magnitude_vector": "use_dora", "lora_B.bias": "lora_bias"}
+    wanted = {a, b, *(part for part, option in optional.items() if config.get(option) and not on_embeddings)}
     if found != wanted:
         odd = ", ".join(sorted(found ^ wanted))
         raise InputError(f"adapter {folder}: {module} lacks or has too much of {odd}, so it cannot be merged")
-    if "lora_embedding_A" in found:
-        a, b = parts["lora_embedding_A"], parts["lora_embedding_B"]
-        return {"weight": LowRankOfEmbeddings(a, b, _scaling(folder, config, module, a))}
-    a, b = parts["lora_A.weight"], parts["lora_B.weight"]
-    scaling = _scaling(folder, config, module, a)
-    updates: dict[str, Update] = {"weight": LowRank(a, b, scaling, parts.get("lora_magnitude_vector"))}
+    scaling = _scaling(folder, config, module, parts[a])
+    if on_embeddings:
+        return {"weight": EmbeddingLoraUpdate(parts[a], parts[b], scaling)}
+    updates: dict[str, Update] = {"weight": LoraUpdate(parts[a], parts[b], scaling, parts.get("lora_magnitude_vector"))}
     if "lora_B.bias" in parts:
-        updates["bias"] = BiasOfLowRank(parts["lora_B.bias"], scaling)
+        updates["bias"] = LoraBiasUpdate(parts["lora_B.bias"], scaling)
     return updates
 
 
 def _scaling(folder: Path, config: dict[str, Any], module: str, a: Stored) -> float:
-    """Scale of the product: alpha / rank, or with rsLoRA alpha / sqrt(rank) (Kalajdzievski 2023, section 3)."""
+    """The factor s on B A: alpha / rank (Hu et al. 2021, "LoRA", section 4.1), with rsLoRA alpha / sqrt(rank).
+
+    B begins as 0, and its gradient is s g (A x)', where g is the gradient of the layer's output. So after a step the
+    adapter adds a multiple of s^2 g (A x)'(A z) for an input z. The dot product has `rank` terms: with alpha / rank the
+    sum shrinks as 1 / rank, with alpha / sqrt(rank) it does not depend on the rank (Kalajdzievski 2023, "A Rank
+    Stabilization Scaling Factor for Fine-Tuning with LoRA", section 3).
+    """
     rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
     alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     if len(a.shape) != 2 or a.shape[0] != rank:
@@ -195,22 +200,3 @@ def _tokens(config: dict[str, Any], module: str) -> tuple[int, ...]:
     if isinstance(indices, dict):
         indices = next((found for name, found in indices.items() if f".{module}".endswith(f".{name}")), [])
     return tuple(indices)
-
-
-def _check_shape(folder: Path, key: str, update: Update, shape: tuple[int, ...]) -> None:
-    match update:
-        case LowRank(a, b, _, magnitude):
-            fits = (b.shape[0], a.shape[1]) == shape and b.shape[1] == a.shape[0] and len(b.shape) == 2
-            fits = fits and (magnitude is None or magnitude.shape == shape[:1])
-        case LowRankOfEmbeddings(a, b, _):
-            fits = (a.shape[1], b.shape[0]) == shape and b.shape[1] == a.shape[0] and len(b.shape) == 2
-        case Tokens(values, indices):
-            fits = values.shape == (len(indices), *shape[1:]) and all(0 <= token < shape[0] for token in indices)
-        case BiasOfLowRank(by, _):
-            fits = by.shape == shape
-        case _:
-            fits = False
-    if not fits:
-        raise InputError(
-            f"adapter {folder}: {key} does not fit the base's tensor of shape {list(shape)}: trained on another base?"
-        )

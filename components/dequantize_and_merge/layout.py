@@ -9,14 +9,14 @@ from qlora_pipelines.components.core.models.safetensors_files import FLOATS, ITE
 from qlora_pipelines.components.dequantize_and_merge.adapter import Adapter, Edit
 from qlora_pipelines.components.dequantize_and_merge.parameter_names import Names
 from qlora_pipelines.components.dequantize_and_merge.requantization import BLOCK
-from qlora_pipelines.components.dequantize_and_merge.updates import Tokens, Update
+from qlora_pipelines.components.dequantize_and_merge.updates import TokenUpdate, Update
 
 READ = 1 << 20
 """Bytes read at a time, or one row where that is more."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
+class OutputTensor:
     """One tensor of the merged model."""
 
     name: str
@@ -33,16 +33,19 @@ class Output:
         """Bytes."""
         return math.prod(self.source.shape) * ITEM_BYTES[self.dtype]
 
-    def blocks(self) -> list[tuple[int, int]]:
+    @property
+    def is_copy(self) -> bool:
+        """Whether its bytes are those of its source."""
+        return self.update is None and not self.digest and self.dtype == self.source.dtype
+
+    def row_ranges(self) -> list[tuple[int, int]]:
         """First and last row (not included) of each piece to read."""
         if self.transposed:
             return [(0, self.source.rows)]
-        step = max(1, READ // max(1, self.source.row_bytes))
-        if self.digest:
-            # Both ends of a piece lie between two blocks of the 4-bit code.
-            aligned = BLOCK // math.gcd(BLOCK, self.source.shape[1])
-            step = max(1, step // aligned) * aligned
-        return [(first, min(first + step, self.source.rows)) for first in range(0, self.source.rows, step)]
+        # 4-bit code has a scale per 64 values, counted through the rows, so a piece must be a multiple of 64 values.
+        # n rows of a width are one if and only if n is a multiple of 64 / gcd(64, width).
+        multiple = BLOCK // math.gcd(BLOCK, self.source.shape[1]) if self.digest else 1
+        return self.source.row_ranges(READ, multiple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +53,11 @@ class Shard:
     """One file of the merged model."""
 
     name: str
-    outputs: list[Output]
+    tensors: list[OutputTensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MergedLayout:
     """The merged model: its files, whether head and embeddings are one tensor, and the rows of its embeddings."""
 
     shards: list[Shard]
@@ -64,11 +67,13 @@ class Plan:
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return sum(output.size for shard in self.shards for output in shard.outputs)
+        return sum(tensor.size for shard in self.shards for tensor in shard.tensors)
 
 
-def make(base: dict[str, Stored], names: Names, adapter: Adapter, digests: dict[str, str], shard_bytes: int) -> Plan:
-    """Plans a merge.
+def make(
+    base: dict[str, Stored], names: Names, adapter: Adapter, digests: dict[str, str], shard_bytes: int
+) -> MergedLayout:
+    """Lays out a merged model.
 
     Args:
         base: the base's tensors.
@@ -80,34 +85,34 @@ def make(base: dict[str, Stored], names: Names, adapter: Adapter, digests: dict[
     Raises:
         InputError: the adapter does not fit the base.
     """
-    edits = dict(adapter.edits)
-    source = names.tied.get(names.head, "")
-    tied = bool(source) and _settle_ties(names, source, edits, base, adapter.ties_embeddings)
-    parameters = {tensor: parameter for parameter, tensor in names.tensors.items()}
     for parameter in digests:
         if parameter not in names.tensors:
             raise InputError(f"training quantised {parameter}, and the base has no tensor for it: another base?")
-    outputs = []
+    edits = dict(adapter.edits)
+    embeddings = names.tied.get(names.head, "")
+    tied = bool(embeddings) and _stays_tied(names, embeddings, edits, base, adapter.ties_embeddings)
+    parameters = {tensor: parameter for parameter, tensor in names.tensors.items()}
+    tensors = {}
     for name, stored in base.items():
         parameter = parameters.get(name, "")
         if tied and parameter == names.head:
             continue  # the same as the embeddings
         edit = edits.get(parameter, Edit())
-        outputs.append(_output(name, parameter, stored, edit, digests.get(parameter, ""), names))
-    if source and not tied and names.head not in names.tensors:
-        stored = base[names.tensors[source]]
-        outputs.append(_output(names.head_tensor, names.head, stored, edits.get(names.head, Edit()), "", names))
-    by_name = {output.name: output for output in outputs}
-    vocabulary = by_name[names.tensors[names.embeddings]].source.shape[0]
-    if not tied and by_name[names.head_tensor].source.shape[0] != vocabulary:
+        tensors[name] = _output(name, parameter, stored, edit, digests.get(parameter, ""), names)
+    if embeddings and not tied and names.head not in names.tensors:
+        # A head that was tied in the base, and no longer is, becomes a tensor of its own.
+        name, stored = names.head_tensor, base[names.tensors[embeddings]]
+        tensors[name] = _output(name, names.head, stored, edits.get(names.head, Edit()), "", names)
+    vocabulary = tensors[names.tensors[names.embeddings]].source.shape[0]
+    if not tied and tensors[names.head_tensor].source.shape[0] != vocabulary:
         raise InputError(
             "the adapter resizes only one of embeddings and head, and they are not tied: save both with it"
         )
-    return Plan(_shards(outputs, shard_bytes), tied, vocabulary)
+    return MergedLayout(_shards(list(tensors.values()), shard_bytes), tied, vocabulary)
 
 
-def _output(name: str, parameter: str, stored: Stored, edit: Edit, digest: str, names: Names) -> Output:
-    """One tensor; what transformers makes nothing of goes over as it is."""
+def _output(name: str, parameter: str, stored: Stored, edit: Edit, digest: str, names: Names) -> OutputTensor:
+    """One tensor; what transformers makes nothing of is copied as it is."""
     source = edit.replacement or stored
     ends = {names.head_tensor, names.tensors.get(names.embeddings)}
     first = 1 if name in ends else 0  # embeddings and head may have grown
@@ -119,74 +124,85 @@ def _output(name: str, parameter: str, stored: Stored, edit: Edit, digest: str, 
         )
     known = bool(parameter) or any(name in made_of for made_of in names.converted.values())
     if not known or not stored.is_float:
-        return Output(name, source.dtype, source)
+        return OutputTensor(name, source.dtype, source)
     dtype = "F32" if name in names.full_precision and stored.dtype == "F32" else "BF16"
     digest = "" if edit.replacement else digest
     transposed = bool(edit.update or digest) and parameter in names.transposed
-    return Output(name, dtype, source, edit.update, transposed, digest)
+    return OutputTensor(name, dtype, source, edit.update, transposed, digest)
 
 
-def _settle_ties(names: Names, source: str, edits: dict[str, Edit], base: dict[str, Stored], keep: bool) -> bool:
-    """Whether head and embeddings are still one tensor after the merge; if so, its edit is put under `source`."""
-    if source not in names.tensors:  # the checkpoint names the shared tensor after the head
-        raise InputError(f"the base ties {names.head} to {source}, and has no tensor for that: copy the base again")
-    if names.head in names.tensors and not _same(base[names.tensors[names.head]], base[names.tensors[source]]):
+def _stays_tied(names: Names, embeddings: str, edits: dict[str, Edit], base: dict[str, Stored], keep: bool) -> bool:
+    """Whether head and embeddings are still one tensor after the merge; if so, its edit is put under `embeddings`.
+
+    In training, peft gives each of them what it was asked for: LoRA on one of two tied weights changes that one alone,
+    so the two part. They stay one where nothing changes either, where both are replaced by the same values, or where
+    one replacement is meant for both.
+
+    Args:
+        names: the base's parameters.
+        embeddings: the parameter that the head is tied to.
+        edits: by parameter; changed.
+        base: the base's tensors.
+        keep: whether the adapter was trained with `ensure_weight_tying`.
+    """
+    if embeddings not in names.tensors:  # the checkpoint names the shared tensor after the head
+        raise InputError(f"the base ties {names.head} to {embeddings}, and has no tensor for that: copy the base again")
+    stored = base[names.tensors[embeddings]]
+    if names.head in names.tensors and not _same(base[names.tensors[names.head]], stored):
         return False  # as transformers does: both are there and differ, so the config is wrong
-    head, embeddings = edits.get(names.head), edits.get(source)
-    if head is None and (embeddings is None or (isinstance(embeddings.update, Tokens) and not embeddings.replacement)):
+    of_head, of_embeddings = edits.get(names.head), edits.get(embeddings)
+    if of_head is None and (
+        of_embeddings is None or (isinstance(of_embeddings.update, TokenUpdate) and not of_embeddings.replacement)
+    ):
         return True  # peft lets the head share trained tokens
-    given = [edit for edit in (head, embeddings) if edit is not None]
-    replaced = [edit.replacement for edit in given if edit.replacement and not edit.update]
-    if len(replaced) < len(given):
+    given = [edit for edit in (of_head, of_embeddings) if edit is not None]
+    replacements = [edit.replacement for edit in given if edit.replacement and not edit.update]
+    if len(replacements) < len(given):
         return False
-    resized = replaced[0].shape != base[names.tensors[source]].shape
-    one = len(replaced) == 1 and (keep or resized)
-    if one or (len(replaced) == 2 and _same(*replaced)):
+    # A grown vocabulary is saved once for both.
+    if _same(*replacements) if len(replacements) == 2 else keep or replacements[0].shape != stored.shape:
         edits.pop(names.head, None)
-        edits[source] = Edit(replaced[0])
+        edits[embeddings] = Edit(replacements[0])
         return True
     return False
 
 
 def _same(one: Stored, other: Stored) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    step = max(1, READ // max(1, one.row_bytes))
-    return all(
-        one.read(first, min(first + step, one.rows)) == other.read(first, min(first + step, one.rows))
-        for first in range(0, one.rows, step)
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
+        one.read(*rows) == other.read(*rows) for rows in one.row_ranges(READ)
     )
 
 
-def _shards(outputs: list[Output], shard_bytes: int) -> list[Shard]:
+def _shards(tensors: list[OutputTensor], shard_bytes: int) -> list[Shard]:
     """Files filled in the order of the tensors, named as `from_pretrained` looks for them."""
-    groups: list[list[Output]] = [[]]
+    groups: list[list[OutputTensor]] = [[]]
     room = shard_bytes
-    for output in outputs:
-        if groups[-1] and output.size > room:
+    for tensor in tensors:
+        if groups[-1] and tensor.size > room:
             groups.append([])
             room = shard_bytes
-        groups[-1].append(output)
-        room -= output.size
+        groups[-1].append(tensor)
+        room -= tensor.size
     many = len(groups)
     return [
         Shard(
             SINGLE if many == 1 else f"model-{number:05d}-of-{many:05d}.safetensors",
-            # Wide items first: so each begins at a multiple of its own size.
-            sorted(group, key=lambda output: -ITEM_BYTES[output.dtype]),
+            # The first tensor begins at a multiple of 8 bytes. With wide items first, each begins at a multiple of the
+            # size of its own items, so that readers can map the file into memory and use it in place.
+            sorted(group, key=lambda tensor: -ITEM_BYTES[tensor.dtype]),
         )
         for number, group in enumerate(groups, 1)
     ]
 
 
-def merged_config(config: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def merged_config(config: dict[str, Any], layout: MergedLayout) -> dict[str, Any]:
     """The merged model's config.json: the base's, with dtype, ties and vocabulary as they are now."""
     made = {key: value for key, value in config.items() if key not in ("torch_dtype", "quantization_config")}
     made["dtype"] = FLOATS["BF16"]
     text = made.get("text_config")
     for part in (made, text) if isinstance(text, dict) else (made,):
         if "vocab_size" in part:
-            part["vocab_size"] = plan.vocabulary
-        if not plan.tied and (part is made or "tie_word_embeddings" in part):
+            part["vocab_size"] = layout.vocabulary
+        if not layout.tied and (part is made or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
     return made

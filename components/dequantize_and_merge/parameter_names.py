@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models.safetensors_files import Stored
 from qlora_pipelines.components.core.runtime import load_libraries
 
 
@@ -32,13 +33,17 @@ class Names:
     """The parameter of the output embeddings."""
     embeddings: str
     """The parameter of the input embeddings."""
-    parameters: frozenset[str]
-    """All of them."""
     head_tensor: str
     """What a checkpoint calls the head."""
 
+    def shapes(self, base: dict[str, Stored]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters that are tensors of the base, linear layers' as (out, in)."""
+        shapes = {parameter: base[tensor].shape for parameter, tensor in self.tensors.items()}
+        shapes |= {parameter: shapes[parameter][::-1] for parameter in self.transposed if parameter in shapes}
+        return shapes | {target: shapes[source] for target, source in self.tied.items() if source in shapes}
 
-def understand(folder: Path, tensors: Iterable[str]) -> Names:
+
+def read(folder: Path, tensors: Iterable[str]) -> Names:
     """Names of a model's parameters, from its config alone.
 
     Args:
@@ -49,18 +54,11 @@ def understand(folder: Path, tensors: Iterable[str]) -> Names:
         InputError: transformers does not know this architecture.
     """
     load_libraries("transformers.modeling_layers", "transformers.conversion_mapping")
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     from transformers.pytorch_utils import Conv1D
 
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
+    model = loading.empty_model(folder)
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -79,22 +77,18 @@ def understand(folder: Path, tensors: Iterable[str]) -> Names:
             converted.setdefault(name, []).append(tensor)
         if strict and re.search(rf"(^|\.)({strict})(\.|$)", name):
             full_precision.add(tensor)
-    head = _name_of(model, model.get_output_embeddings())
+    module_names = {module: name for name, module in model.named_modules()}
+    head = f"{module_names[model.get_output_embeddings()]}.weight"
     return Names(
         tensors=plain,
         converted=converted,
         tied=dict(model.all_tied_weights_keys),
-        transposed=frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)),
+        transposed=frozenset(f"{name}.weight" for module, name in module_names.items() if isinstance(module, Conv1D)),
         full_precision=frozenset(full_precision),
         head=head,
-        embeddings=_name_of(model, model.get_input_embeddings()),
-        parameters=frozenset(state),
+        embeddings=f"{module_names[model.get_input_embeddings()]}.weight",
         head_tensor=plain.get(head) or _saved_name(model, head),
     )
-
-
-def _name_of(model: Any, module: Any) -> str:
-    return next((f"{name}.weight" for name, found in model.named_modules() if found is module), "")
 
 
 def _saved_name(model: Any, parameter: str) -> str:

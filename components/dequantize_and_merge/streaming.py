@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, TransientError
@@ -14,18 +14,19 @@ from qlora_pipelines.components.core.models.safetensors_files import FLOATS
 from qlora_pipelines.components.core.runtime import Progress
 from qlora_pipelines.components.core.store import streams
 from qlora_pipelines.components.core.store.streamed_attempts import StreamedAttempt
-from qlora_pipelines.components.dequantize_and_merge.layout import Output, Plan, Shard
+from qlora_pipelines.components.dequantize_and_merge.layout import MergedLayout, OutputTensor
 from qlora_pipelines.components.dequantize_and_merge.requantization import QuantizedWeight
 
-Block = tuple[Output, int, int]
-Blocks = Iterator[tuple[Block, bytearray]]
+Rows = tuple[OutputTensor, int, int]
+Pieces = Iterator[tuple[Rows, Any]]
+"""Bytes of a tensor that is copied, else values in the dtype of the file, as (out, in)."""
 
 
-def write(plan: Plan, quantization: Quantization, attempt: StreamedAttempt, folder: str, note: str) -> None:
+def write(layout: MergedLayout, quantization: Quantization, attempt: StreamedAttempt, folder: str, note: str) -> None:
     """Writes the merged model's weights, and their index where there are several files.
 
     Args:
-        plan: what to write.
+        layout: what to write.
         quantization: how training held the base.
         attempt: where to write.
         folder: the path in the attempt.
@@ -34,26 +35,28 @@ def write(plan: Plan, quantization: Quantization, attempt: StreamedAttempt, fold
     Raises:
         InputError: the base cannot be read, is not what training had, or the files cannot be written.
     """
-    blocks = [
-        (output, first, last) for shard in plan.shards for output in shard.outputs for first, last in output.blocks()
-    ]
-    progress = Progress("merging, tensors", sum(len(shard.outputs) for shard in plan.shards))
+    tensors = [tensor for shard in layout.shards for tensor in shard.tensors]
+    rows = [(tensor, first, last) for tensor in tensors for first, last in tensor.row_ranges()]
+    progress = Progress("merging, tensors", len(tensors))
     done = itertools.count(1)
-    with _one_thread_an_operation(), contextlib.closing(streams.ahead(_read, blocks)) as pieces:
-        for shard in plan.shards:
+    with _one_thread_per_operation(), contextlib.closing(streams.ahead(_read, rows)) as pieces:
+        for shard in layout.shards:
+            header = safetensors_files.write_header((t.name, t.dtype, t.source.shape) for t in shard.tensors)
             with attempt.open(f"{folder}/{shard.name}") as writer:
-                writer.write(_header(shard))
-                for output in shard.outputs:
-                    own = itertools.islice(pieces, len(output.blocks()))
-                    for data in _merged(output, own, quantization, note):
+                writer.write(header)
+                for tensor in shard.tensors:
+                    own = itertools.islice(pieces, len(tensor.row_ranges()))
+                    for data in _merged(tensor, own, quantization, note):
                         writer.write(data)
                     progress.at(next(done))
-    if len(plan.shards) > 1:
-        attempt.write(f"{folder}/{safetensors_files.INDEX}", json.dumps(_index(plan), indent=2).encode())
+    if len(layout.shards) > 1:
+        weight_map = {tensor.name: shard.name for shard in layout.shards for tensor in shard.tensors}
+        index = {"metadata": {"total_size": layout.size}, "weight_map": dict(sorted(weight_map.items()))}
+        attempt.write(f"{folder}/{safetensors_files.INDEX}", json.dumps(index, indent=2).encode())
 
 
 @contextlib.contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
+def _one_thread_per_operation() -> Iterator[None]:
     """Several pieces in work at a time, one thread each: threads that share an operation wait for the slowest."""
     import torch
 
@@ -65,49 +68,42 @@ def _one_thread_an_operation() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _read(block: Block) -> bytearray:
-    output, first, last = block
-    return output.source.read(first, last)
+def _read(rows: Rows) -> Any:
+    tensor, first, last = rows
+    if tensor.is_copy:
+        return tensor.source.read(first, last)
+    values = tensor.source.tensor(first, last)
+    return values.T if tensor.transposed else values
 
 
-def _header(shard: Shard) -> bytes:
-    return safetensors_files.write_header((output.name, output.dtype, output.source.shape) for output in shard.outputs)
-
-
-def _index(plan: Plan) -> dict[str, Any]:
-    weight_map = {output.name: shard.name for shard in plan.shards for output in shard.outputs}
-    return {"metadata": {"total_size": plan.size}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def _merged(output: Output, pieces: Blocks, quantization: Quantization, note: str) -> Iterator[Any]:
+def _merged(tensor: OutputTensor, pieces: Pieces, quantization: Quantization, note: str) -> Iterator[Any]:
     """The bytes of one tensor of the merged model."""
-    if output.update is None and not output.digest and output.dtype == output.source.dtype:
+    if tensor.is_copy:
         for _, data in pieces:
             yield data
         return
-    apply = output.update.load() if output.update else None
-    items, load = _in_4bit(output, pieces, quantization, note) if output.digest else (pieces, _as_stored)
+    import torch
 
-    def merge(item: Any) -> Any:
-        first, values = load(item)
-        found = apply(values, first) if apply else values
-        return _bytes(found.T if output.transposed else found, output.dtype)
+    apply = tensor.update.load() if tensor.update else None
+    weight = _quantized(tensor, pieces, quantization, note) if tensor.digest else None
+    if weight:  # the base's values have all been read
+        ranges = [(0, weight.shape[0])] if tensor.transposed else tensor.row_ranges()
+        pieces = (((tensor, first, last), None) for first, last in ranges)
 
-    for _, data in streams.ahead(merge, items, os.cpu_count() or 1):
+    def merge(piece: tuple[Rows, Any]) -> Any:
+        (_, first, last), values = piece
+        found = weight.rows(first, last) if weight else values
+        found = apply(found, first) if apply else found
+        found = found.T if tensor.transposed else found
+        # The merge's only rounding, to the dtype of the file.
+        return found.to(getattr(torch, FLOATS[tensor.dtype])).contiguous().view(-1).view(torch.uint8).numpy()
+
+    for _, data in streams.ahead(merge, pieces, os.cpu_count() or 1):
         yield data
 
 
-def _as_stored(piece: tuple[Block, bytearray]) -> tuple[int, Any]:
-    """A piece's first row, and its values in the dtype of the file; a transposed tensor as (out, in)."""
-    (output, first, last), data = piece
-    values = safetensors_files.as_tensor(data, output.source.dtype).view(last - first, *output.source.shape[1:])
-    return first, values.T if output.transposed else values
-
-
-def _in_4bit(
-    output: Output, pieces: Blocks, quantization: Quantization, note: str
-) -> tuple[list[tuple[int, int]], Callable[[tuple[int, int]], tuple[int, Any]]]:
-    """The pieces of a weight as training computed with them: first and last rows, and what gives the values between.
+def _quantized(tensor: OutputTensor, pieces: Pieces, quantization: Quantization, note: str) -> QuantizedWeight:
+    """A weight as training held it.
 
     Raises:
         InputError: training held another weight.
@@ -115,30 +111,21 @@ def _in_4bit(
     import torch
 
     loaded_in = getattr(torch, quantization.compute_dtype)
-    values = (_as_stored(piece)[1].to(loaded_in).flatten() for piece in pieces)
-    shape = output.source.shape[::-1] if output.transposed else output.source.shape
-    weight = QuantizedWeight(values, shape, quantization)
-    if not weight.settle(output.digest):
-        raise InputError(f"{output.name} of the base, brought to 4 bit, is not what training had: {note}")
-    blocks = [(0, shape[0])] if output.transposed else output.blocks()
-    return blocks, lambda block: (block[0], weight.rows(*block))
+    shape = tensor.source.shape[::-1] if tensor.transposed else tensor.source.shape
+    weight = QuantizedWeight((values.to(loaded_in).flatten() for _, values in pieces), shape, quantization)
+    if not weight.match_digest(tensor.digest):
+        raise InputError(f"{tensor.name} of the base, brought to 4 bit, is not what training had: {note}")
+    return weight
 
 
-def _bytes(values: Any, dtype: str) -> Any:
-    """A tensor's bytes in the dtype of its file: the merge's only rounding."""
-    import torch
-
-    return values.to(getattr(torch, FLOATS[dtype])).contiguous().view(-1).view(torch.uint8).numpy()
-
-
-def check_room(plan: Plan, uri: str) -> None:
+def check_room(layout: MergedLayout, uri: str) -> None:
     """Checks that a local disk has room for the merged model.
 
     Raises:
         TransientError: it has not.
     """
     free = streams.free_bytes(uri)
-    if free is not None and free < plan.size:
+    if free is not None and free < layout.size:
         raise TransientError(
-            f"{uri}: the merged model needs {plan.size / 1e9:,.2f} GB, and the disk has {free / 1e9:,.2f} GB left"
+            f"{uri}: the merged model needs {layout.size / 1e9:,.2f} GB, and the disk has {free / 1e9:,.2f} GB left"
         )

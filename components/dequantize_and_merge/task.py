@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, base_weights, safetensors_files
+from qlora_pipelines.components.core.models import base_model, base_weights, loading
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, storage, streamed_attempts
@@ -16,13 +16,13 @@ from qlora_pipelines.components.dequantize_and_merge import layout, parameter_na
 
 Config = MergeConfig
 MODEL = "model"
-"""The model lies in this folder below `merged_uri`, so that MLflow's files fit beside it."""
+"""The model is in this folder below `merged_uri`, so that MLflow's files fit beside it."""
 GENERATION = "generation_config.json"
-NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", safetensors_files.INDEX, attempts.MANIFEST}
+NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", attempts.MANIFEST}
 
 
 class Result(NamedTuple):
-    """Where the merged model's folder lies."""
+    """Where the merged model's folder is."""
 
     merged_uri: str
 
@@ -64,29 +64,27 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         base = base_weights.read(base_uri)
         folder = base_model.small_files(base_uri, base_revision, Path(scratch))
-        base_config = _base_config(folder)
-        known = parameter_names.understand(folder, base)
-        shapes = {parameter: base[tensor].shape for parameter, tensor in known.tensors.items()}
-        shapes |= {parameter: shapes[parameter][::-1] for parameter in known.transposed if parameter in shapes}
+        base_config = loading.read_config(folder)
+        if base_config.get("quantization_config"):
+            raise InputError(f"base model {folder}: its weights are quantised already; give the 16-bit model")
+        names = parameter_names.read(folder, base)
+        shapes = names.shapes(base)
         _check_widths(trained.info, digests, shapes)
-        shapes |= {target: shapes[source] for target, source in known.tied.items() if source in shapes}
-        planned = layout.make(
-            base, known, adapters.read(Path(adapter), known, shapes), digests, int(config.max_shard_gb * 1e9)
-        )
-        streaming.check_room(planned, key_uri)
-        log(f"merging into the {merge_base} base: {planned.size / 1e9:,.2f} GB in {len(planned.shards)} files")
+        edits = adapters.read(Path(adapter), names, shapes)
+        merged = layout.make(base, names, edits, digests, int(config.max_shard_gb * 1e9))
+        streaming.check_room(merged, key_uri)
+        log(f"merging into the {merge_base} base: {merged.size / 1e9:,.2f} GB in {len(merged.shards)} files")
         with streamed_attempts.attempt(key_uri) as attempt:
-            streaming.write(planned, Quantization(**trained.info["quantization"]), attempt, MODEL, _note(trained.info))
-            attempt.write(
-                f"{MODEL}/config.json", json.dumps(layout.merged_config(base_config, planned), indent=2).encode()
-            )
-            attempt.write(f"{MODEL}/{GENERATION}", json.dumps(_generation_config(folder), indent=2).encode())
+            streaming.write(merged, Quantization(**trained.info["quantization"]), attempt, MODEL, _note(trained.info))
+            configs = {"config.json": layout.merged_config(base_config, merged), GENERATION: _generation_config(folder)}
+            for name, content in configs.items():
+                attempt.write(f"{MODEL}/{name}", json.dumps(content, indent=2).encode())
             for file in _tokenizer_files(folder, Path(adapter)):
                 attempt.write(f"{MODEL}/{file.name}", file.read_bytes())
             finished = attempt.commit(
                 {"merge_key": merge_key, "training_key": trained.info["training_key"], "merge_base": merge_base}
             )
-    log(f"merged model lies at {finished.uri}")
+    log(f"merged model: {finished.uri}")
     return Result(finished.uri)
 
 
@@ -124,21 +122,6 @@ def _note(info: dict[str, Any]) -> str:
     return "another base"
 
 
-def _base_config(folder: Path) -> dict[str, Any]:
-    """The base's config.json.
-
-    Raises:
-        InputError: there is none, or its weights are quantised already.
-    """
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"base model {folder}: config.json cannot be read: {error}") from None
-    if config.get("quantization_config"):
-        raise InputError(f"base model {folder}: its weights are quantised already; give the 16-bit model")
-    return config
-
-
 def _generation_config(base: Path) -> dict[str, Any]:
     """The base's; answers are not sampled where it leaves that open, for transformers' pipeline would sample them."""
     path = base / GENERATION
@@ -149,5 +132,4 @@ def _generation_config(base: Path) -> dict[str, Any]:
 def _tokenizer_files(base: Path, adapter: Path) -> list[Path]:
     """The tokenizer that training used: the adapter's, or else the base's."""
     tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    found = {path for pattern in base_model.SMALL_FILES for path in tokenizer.glob(pattern)}
-    return [path for path in sorted(found) if path.is_file() and path.name not in NOT_TOKENIZER]
+    return [path for path in base_model.tokenizer_files(tokenizer) if path.name not in NOT_TOKENIZER]

@@ -1,7 +1,12 @@
-"""What an adapter does to one tensor: arithmetic in float32 on its rows, rounded once by who asked.
+"""What an adapter does to one tensor: arithmetic in float32 on its rows.
 
 Each update is `apply(rows, first)`: the tensor's rows from `first` on, in any float dtype, to the same rows in float32.
-The formulas are those of peft's `merge`, which the tests compare with bit by bit.
+The caller rounds them once, to the dtype of the file. Formulas and order of operations are those of peft's `merge`,
+which the tests compare with bit by bit.
+
+In the formulas W is a weight of shape (out, in), used as y = W x; A has shape (rank, in), B (out, rank), and s is the
+scaling of the adapter. As W x + s B (A x) = (W + s B A) x for every x, the merged weight computes what base and adapter
+do together, at no cost (Hu et al. 2021, "LoRA", section 4.1).
 """
 
 import dataclasses
@@ -16,15 +21,25 @@ Apply = Callable[[Any, int], Any]
 class Update(Protocol):
     """Something an adapter does to a tensor."""
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it is for a tensor of this shape."""
+
     def load(self) -> Apply:
         """Reads what it needs; the result is dropped with the tensor."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LowRank:
-    """LoRA: W + scaling * B A (Hu et al. 2021, section 4.1).
+def _product_shape(b: Stored, a: Stored) -> tuple[int, ...] | None:
+    """The shape of B A; None where the two cannot be multiplied."""
+    matrices = len(a.shape) == len(b.shape) == 2
+    return (b.shape[0], a.shape[1]) if matrices and b.shape[1] == a.shape[0] else None
 
-    With a magnitude, DoRA: each row of that brought to its length (Liu et al. 2024, equation 5).
+
+@dataclasses.dataclass(frozen=True)
+class LoraUpdate:
+    """LoRA: W + s B A. With a magnitude m, DoRA: m (W + s B A) / ||W + s B A|| (Liu et al. 2024, "DoRA", equation 5).
+
+    peft takes the norm of each row of W, all weights of one output, so m has shape (out,), and a part of the rows can
+    be updated without the others.
     """
 
     a: Stored
@@ -32,8 +47,13 @@ class LowRank:
     scaling: float
     magnitude: Stored | None = None
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Update`."""
+        fits_magnitude = self.magnitude is None or self.magnitude.shape == shape[:1]
+        return _product_shape(self.b, self.a) == shape and fits_magnitude
+
     def load(self) -> Apply:
-        """A has shape (rank, in), B (out, rank), the magnitude (out,)."""
+        """See `Update`."""
         import torch
 
         a, b = self.a.tensor().float(), self.b.tensor().float()
@@ -50,15 +70,23 @@ class LowRank:
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRankOfEmbeddings:
-    """LoRA on embeddings, whose rows are tokens: W + scaling * (B A) transposed."""
+class EmbeddingLoraUpdate:
+    """LoRA on embeddings: W + s (B A)'.
+
+    W has shape (tokens, width), and a token's embedding is W' x with x one-hot. So LoRA is on W': A has shape
+    (rank, tokens), B (width, rank).
+    """
 
     a: Stored
     b: Stored
     scaling: float
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Update`."""
+        return _product_shape(self.b, self.a) == shape[::-1]
+
     def load(self) -> Apply:
-        """A has shape (rank, tokens), B (width, rank)."""
+        """See `Update`."""
         a, b = self.a.tensor().float(), self.b.tensor().float()
 
         def apply(rows: Any, first: int) -> Any:
@@ -68,27 +96,36 @@ class LowRankOfEmbeddings:
 
 
 @dataclasses.dataclass(frozen=True)
-class BiasOfLowRank:
-    """The bias that B may have (`lora_bias`): bias + scaling * B's."""
+class LoraBiasUpdate:
+    """The bias that B may have (`lora_bias`), as W x + s (B (A x) + b): the layer's bias + s b, of shape (out,)."""
 
-    by: Stored
+    bias: Stored
     scaling: float
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Update`."""
+        return self.bias.shape == shape
+
     def load(self) -> Apply:
-        """B's bias has shape (out,)."""
-        by = self.by.tensor().float() * self.scaling
-        return lambda rows, first: by[first : first + len(rows)] + rows
+        """See `Update`."""
+        scaled = self.bias.tensor().float() * self.scaling
+        return lambda rows, first: scaled[first : first + len(rows)] + rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Trained rows of the embeddings in place of the base's (`trainable_token_indices`)."""
+class TokenUpdate:
+    """Trained rows in place of the embeddings' (`trainable_token_indices`); the values have shape (indices, width)."""
 
     values: Stored
     indices: tuple[int, ...]
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Update`."""
+        known = all(0 <= token < shape[0] for token in self.indices)
+        return known and self.values.shape == (len(self.indices), *shape[1:])
+
     def load(self) -> Apply:
-        """The values have shape (indices, width)."""
+        """See `Update`."""
         values = self.values.tensor().float()
 
         def apply(rows: Any, first: int) -> Any:

@@ -19,7 +19,7 @@ from qlora_pipelines.components.core.registry import champion, mlflow_client
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
 from qlora_pipelines.components.core.store import attempts, keys, storage, streams
-from qlora_pipelines.components.plan_run import architecture, base_checks, disk, fit, probing, sampling, weight_files
+from qlora_pipelines.components.plan_run import base_checks, disk, fit, probing, sampling, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _base(found: Access, config: RunConfig, folder: Path) -> None:
         with found.about("tokenizer"):
             loading.load_tokenizer(files)
             found.note("ok", "tokenizer", "can be read and has a chat template")
-        described = architecture.skeleton(files)
+        described = loading.empty_model(files)
         for level, text in base_checks.check(files, described, config):
             found.note(level, "base model", text)
         with found.about("weights"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
-from qlora_pipelines.components.core.models import packed_attention
+from qlora_pipelines.components.core.models import loading, packed_attention
 from qlora_pipelines.components.plan_run import architecture
 
 FEW, MORE = 4, 8
@@ -42,7 +42,7 @@ def trace(folder: Path, train: TrainConfig, tokens: int) -> Activations:
     Raises:
         InputError: transformers does not know the architecture.
     """
-    total = len(_layers(architecture.skeleton(folder)))
+    total = len(_layers(loading.empty_model(folder)))
     if total <= MORE:
         return _run(folder, train, tokens, total)
     few, more = (_run(folder, train, tokens, depth) for depth in (FEW, MORE))
@@ -67,7 +67,7 @@ def _run(folder: Path, train: TrainConfig, tokens: int, depth: int) -> Activatio
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AttentionInterface
 
-    model = architecture.skeleton(folder, train.compute_dtype)
+    model = loading.empty_model(folder, train.compute_dtype)
     del _layers(model)[depth:]
     AttentionInterface.register(_ATTENTION, _attend)
     model.set_attn_implementation(_ATTENTION)

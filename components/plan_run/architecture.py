@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
-from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import lora
+from qlora_pipelines.components.core.models import loading, lora
 from qlora_pipelines.components.core.models.quantization import Quantization
 
 _EXPERTS = re.compile(r"\.experts\.")
@@ -88,7 +87,7 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
     Raises:
         InputError: transformers does not know the architecture, or a target matches no layer.
     """
-    model = skeleton(folder, train.compute_dtype)
+    model = loading.empty_model(folder, train.compute_dtype)
     quantization = Quantization.of(train)
     quantised = _quantised(model, quantization)
     weights = tuple(
@@ -110,23 +109,6 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
         share_of_experts=chosen / experts if experts and chosen else 1.0,
         optimiser_bits=8 if train.optimizer == "paged_adamw_8bit" else 32,
     )
-
-
-def skeleton(folder: Path, dtype: str = "bfloat16") -> Any:
-    """The base on the meta device, in the dtypes that training loads it in.
-
-    Raises:
-        InputError: there is no config.json, or transformers does not know the architecture.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"base model {folder}: {str(error).splitlines()[0]}") from None
 
 
 def _quantised(model: Any, quantization: Quantization) -> set[str]:
@@ -152,7 +134,7 @@ def linear_layers(model: Any) -> list[tuple[str, Any]]:
 
 
 def with_adapter(model: Any, train: TrainConfig) -> Any:
-    """Puts the run's adapter on a skeleton, in place, as peft does it; in float32, as train_qlora trains it.
+    """Puts the run's adapter on an empty model, in place, as peft does it; in float32, as train_qlora trains it.
 
     Raises:
         InputError: a target matches no layer.

@@ -16,7 +16,7 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
         model: the base without data.
         config: the whole run.
     """
-    described = loading.describe(files)
+    described = loading.read_config(files)
     name = f"base model {config.base_model}"
     if described.get("auto_map"):
         yield "warning", f"{name}: it brings code of its own (auto_map); that is not run"

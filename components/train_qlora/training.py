@@ -75,7 +75,7 @@ def _train(job: Job) -> Trained:
     rows = packing.rows(encoded, config.batch_tokens if config.packing else 1)
     set_seed(config.seed)
     _log(f"loading {base.name} in {config.quant_type.upper()}")
-    model = loading.load_quantized(base, Quantization.of(config), to_cut=config.fsdp)
+    model = loading.load_quantized(base, Quantization.of(config), for_sharding=config.fsdp)
     digests = quantization.digests(model)
     if config.packing:
         packed_attention.enable(model, config.attention)

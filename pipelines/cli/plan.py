@@ -12,10 +12,9 @@ from typing import Any
 import click
 
 from qlora_pipelines.components.core.config.run import RunConfig
-from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.plan_run import (
     access,
-    architecture,
     base_checks,
     compare,
     fit,
@@ -51,7 +50,7 @@ def estimate(
         found = access.check(config, Path(folder)) if reach else access.Access()
         if not reach:
             files = base_model.small_files(config.base_model, config.base_revision, Path(folder))
-            for level, what in base_checks.check(files, architecture.skeleton(files), config):
+            for level, what in base_checks.check(files, loading.empty_model(files), config):
                 found.note(level, "base model", what)
             found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
         work = time_and_cost.of_run(config, found.samples)

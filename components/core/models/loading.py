@@ -50,28 +50,27 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()).hexdigest()
 
 
-def load_quantized(folder: Path, quantization: Quantization | None = None, to_cut: bool = False) -> Any:
+def load_quantized(folder: Path, quantization: Quantization | None = None, for_sharding: bool = False) -> Any:
     """The base with its linear layers in 4 bit, the rest in 16 bit, on the GPU where there is one.
 
     Args:
         folder: the model's.
         quantization: how; None is NF4 with double quantisation and bfloat16 compute, as in the QLoRA paper (Dettmers et
             al. 2023, section 3).
-        to_cut: whether it will be cut over several GPUs, none of which may have room for it: it stays on the host, and
-            the 4-bit weights are kept in the dtype of all others, as FSDP wants it.
+        for_sharding: whether it will be sharded over several GPUs, none of which may have room for it: it stays on the
+            host, and the 4-bit weights are kept in the dtype of all others, as FSDP wants it.
     """
     import bitsandbytes as bnb
 
     quantization = quantization or Quantization()
     dtype = quantization.compute_dtype
-    if to_cut:
-        options = {"quantization_config": quantization.as_transformers(dtype), "device_map": {"": "cpu"}}
-    else:
-        options = {"quantization_config": quantization.as_transformers()}
-    with quantised_on(device()) if to_cut else contextlib.nullcontext():
-        model = load_16bit(folder, dtype, **options)
-    if to_cut:
+    if for_sharding:
+        with _quantized_on(device()):
+            config = quantization.as_transformers(storage=dtype)
+            model = load_16bit(folder, dtype, quantization_config=config, device_map={"": "cpu"})
         model.__dict__.pop("hf_device_map", None)  # accelerate would take it for where the model stays
+    else:
+        model = load_16bit(folder, dtype, quantization_config=quantization.as_transformers())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward without gradients,
@@ -81,20 +80,20 @@ def load_quantized(folder: Path, quantization: Quantization | None = None, to_cu
 
 
 @contextlib.contextmanager
-def quantised_on(device: str) -> Iterator[None]:
+def _quantized_on(device: str) -> Iterator[None]:
     """Has a model that is loaded onto the host quantised on a GPU, tensor by tensor: a CPU takes an hour for 70 B."""
     from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 
     convert = Bnb4bitQuantize.convert
 
-    def there_and_back(self: Any, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        there = {
+    def convert_on_device(self: Any, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        moved = {
             name: [value.to(device) for value in values] if isinstance(values, list) else values.to(device)
             for name, values in input_dict.items()
         }
-        return {name: value.to("cpu") for name, value in convert(self, there, *args, **kwargs).items()}
+        return {name: value.to("cpu") for name, value in convert(self, moved, *args, **kwargs).items()}
 
-    Bnb4bitQuantize.convert = there_and_back
+    Bnb4bitQuantize.convert = convert_on_device
     try:
         yield
     finally:
@@ -112,29 +111,31 @@ def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
     )
 
 
-def check_targets(target_modules: str, layers: list[str]) -> list[str] | str:
-    """LoRA targets as peft takes them, each checked to match a layer.
-
-    Args:
-        target_modules: `all-linear`, or names separated by commas.
-        layers: full names of the model's linear layers.
+def empty_model(folder: Path, dtype: str = COMPUTE_DTYPE) -> Any:
+    """A model from its config.json alone: on the meta device, without weights, in the dtypes it is loaded in.
 
     Raises:
-        InputError: a name that matches no layer, with the names there are.
+        InputError: there is no config.json, or transformers does not know the architecture.
     """
-    if target_modules == "all-linear":
-        return target_modules
-    names = [name.strip() for name in target_modules.split(",") if name.strip()]
-    for name in names:
-        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
-            known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
-            raise InputError(f"target_modules: {name} matches no linear layer; this model has {', '.join(known)}")
-    if not names:
-        raise InputError("target_modules names no layer; give names separated by commas, or all-linear")
-    return names
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"base model {folder}: {first_line(error)}") from None
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """The model's config.json as a dict."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"base model {folder}: config.json cannot be read: {error}") from None
     return config

@@ -6,6 +6,7 @@ same way, and the merge checks that it starts from the same bytes.
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from typing import Any, Self
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
@@ -13,7 +14,11 @@ from qlora_pipelines.components.core.config.steps import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """Kind of 4-bit code, double quantisation of its scales, and the dtype of the products."""
+    """Kind of 4-bit code, double quantisation of its scales, and the dtype of the products.
+
+    The defaults are those of Dettmers et al. 2023, "QLoRA", section 3: NormalFloat codes, scales quantised once more,
+    and products in bfloat16.
+    """
 
     quant_type: str = "nf4"
     double_quant: bool = True
@@ -43,7 +48,7 @@ class Quantization:
 
 
 def digests(model: Any) -> dict[str, str]:
-    """sha256 of every quantised weight of a model, by the name of its parameter in the model without an adapter."""
+    """The digest of every quantised weight of a model, by the name of its parameter in the model without an adapter."""
     import bitsandbytes as bnb
 
     return {
@@ -56,19 +61,46 @@ def digests(model: Any) -> dict[str, str]:
 def digest(packed: Any, state: Any) -> str:
     """sha256 of one weight as bitsandbytes holds it, in hexadecimal.
 
-    Double quantisation subtracts the mean of all scales, and a mean depends on the order of summation, which may differ
-    between a CPU and a GPU: so equal options alone do not mean equal weights.
+    It covers all that dequantisation reads, except the tables of codes, which are bitsandbytes' own. Double
+    quantisation subtracts the mean of all scales, which depends on the order of summation, and that may differ between
+    a CPU and a GPU: so equal options alone do not mean equal weights.
 
     Args:
-        packed: the codes, two a byte, in whatever dtype they are kept.
-        state: bitsandbytes' QuantState beside them.
+        packed: the codes, two per byte, in whatever dtype they are kept.
+        state: bitsandbytes' QuantState for them.
     """
+    scales = [state.absmax, state.offset, state.state2.absmax] if state.nested else [state.absmax]
+    return digest_of(hash_codes(state.quant_type, tuple(state.shape), state.blocksize, packed), scales)
+
+
+def hash_codes(quant_type: str, shape: tuple[int, ...], block_size: int, packed: Any) -> Any:
+    """The first part of a digest, to be gone on with by `digest_of`: the codes, and what they mean.
+
+    Args:
+        quant_type: `nf4` or `fp4`.
+        shape: (out, in) of the weight.
+        block_size: values that share a scale.
+        packed: as for `digest`.
+    """
+    found = hashlib.sha256(f"{quant_type} {shape} {block_size}".encode())
+    found.update(_bytes(packed))
+    return found
+
+
+def digest_of(codes: Any, scales: Iterable[Any]) -> str:
+    """The digest of a weight.
+
+    Args:
+        codes: from `hash_codes`; it stays as it is.
+        scales: one float32 per block; with double quantisation their 8-bit codes, their mean, and the scales of these.
+    """
+    found = codes.copy()
+    for tensor in scales:
+        found.update(_bytes(tensor))
+    return str(found.hexdigest())
+
+
+def _bytes(tensor: Any) -> Any:
     import torch
 
-    found = hashlib.sha256(f"{state.quant_type} {tuple(state.shape)} {state.blocksize}".encode())
-    tensors = [packed, state.absmax]
-    if state.nested:
-        tensors += [state.offset, state.state2.absmax]
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -66,21 +66,28 @@ class Stored:
         """Whether a merge can compute with it."""
         return self.dtype in FLOATS
 
+    def row_ranges(self, size: int, multiple: int = 1) -> list[tuple[int, int]]:
+        """First and last row (not included) of pieces to read, each of at least one row.
+
+        Args:
+            size: bytes of a piece.
+            multiple: rows of a piece are a multiple of this, except in the last.
+        """
+        step = max(1, size // max(1, self.row_bytes) // multiple) * multiple
+        return [(first, min(first + step, self.rows)) for first in range(0, self.rows, step)]
+
     def read(self, first: int, last: int) -> bytearray:
         """The bytes of rows `first` to `last`, not included."""
         return self.file.read(self.offset + first * self.row_bytes, (last - first) * self.row_bytes)
 
     def tensor(self, first: int = 0, last: int = -1) -> Any:
-        """Rows `first` to `last` (not included; -1: to the end) as a tensor in the dtype of the file."""
+        """Rows `first` to `last` (not included; -1: to the end) as a tensor in the dtype of the file, one of FLOATS."""
+        import torch
+
         last = self.rows if last < 0 else last
-        return as_tensor(self.read(first, last), self.dtype).view(last - first, *self.shape[1:])
-
-
-def as_tensor(data: bytearray, dtype: str) -> Any:
-    """A flat tensor over bytes, of one of FLOATS."""
-    import torch
-
-    return torch.frombuffer(data, dtype=getattr(torch, FLOATS[dtype])) if data else torch.empty(0)
+        data = self.read(first, last)
+        values = torch.frombuffer(data, dtype=getattr(torch, FLOATS[self.dtype])) if data else torch.empty(0)
+        return values.view(last - first, *self.shape[1:])
 
 
 def read_header(file: File) -> dict[str, Stored]:

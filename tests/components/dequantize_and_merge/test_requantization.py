@@ -34,7 +34,7 @@ def assert_same(weight: Any, kind: Quantization) -> None:
     expected, codes, seen = bitsandbytes(weight, kind)
     ours = QuantizedWeight([weight.flatten()], tuple(weight.shape), kind)
     assert torch.equal(ours.packed, codes)
-    assert ours.settle(expected)
+    assert ours.match_digest(expected)
     assert torch.equal(ours.rows(0, len(weight)).to(weight.dtype), seen)
 
 
@@ -86,7 +86,7 @@ def test_pieces_and_rows_are_those_of_the_whole() -> None:
     weight, kind = (0.02 * torch.randn(256, 96)).bfloat16(), Quantization()
     expected, _, seen = bitsandbytes(weight, kind)
     ours = QuantizedWeight(weight.flatten().split(64 * 96), (256, 96), kind)
-    assert ours.settle(expected)
+    assert ours.match_digest(expected)
     rows = [ours.rows(first, first + 32) for first in range(0, 256, 32)]  # two rows are three blocks
     assert torch.equal(torch.cat(rows), seen)
 
@@ -106,7 +106,7 @@ def test_a_mean_that_was_summed_in_another_order_is_found(steps: int) -> None:
     codes, state2 = bnb.quantize_blockwise(state.absmax - offset, blocksize=256)
     state.absmax, state.offset, state.state2, state.nested = codes, offset, state2, True
     ours = QuantizedWeight([weight.flatten()], (128, 256), Quantization())
-    assert ours.settle(digest(packed, state))
+    assert ours.match_digest(digest(packed, state))
     assert torch.equal(ours.rows(0, 128), bnb.dequantize_4bit(packed, state))
 
 
@@ -117,5 +117,5 @@ def test_another_weight_is_not_taken_for_the_recorded_one() -> None:
     weight = (0.02 * torch.randn(64, 64)).bfloat16()
     recorded, _, _ = bitsandbytes(weight, Quantization())
     weight[7, 7] += 0.01
-    assert not QuantizedWeight([weight.flatten()], (64, 64), Quantization()).settle(recorded)
-    assert not QuantizedWeight([weight.flatten()], (64, 64), Quantization(double_quant=False)).settle(recorded)
+    assert not QuantizedWeight([weight.flatten()], (64, 64), Quantization()).match_digest(recorded)
+    assert not QuantizedWeight([weight.flatten()], (64, 64), Quantization(double_quant=False)).match_digest(recorded)

@@ -195,7 +195,7 @@ def test_an_adapter_with_nan_is_refused(
     weights = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
     next(iter(weights.values())).fill_(math.nan)
     safetensors.torch.save_file(weights, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="holds values that are no numbers"):
+    with pytest.raises(InputError, match="has values that are not finite"):
         task.run(
             MergeConfig(),
             base_uri=str(tiny_model),

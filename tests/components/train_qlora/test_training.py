@@ -67,7 +67,7 @@ def test_the_manifest_holds_a_digest_of_each_quantised_weight(
 
 
 def test_a_module_to_save_that_is_none_is_named(tiny_run: TinyRun, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^modules_to_save: embeddings is no module of this model; it has "):
+    with pytest.raises(InputError, match=r"^modules_to_save: embeddings matches no module; this model has "):
         trained(tiny_run, tiny_model, tmp_path, modules_to_save="embeddings")
 
 
