@@ -80,7 +80,7 @@ def run(
             with tempfile.TemporaryDirectory() as name, attempts.attempt(key_uri) as attempt:
                 folder = Path(name)
                 base = base_model.fetch(base_uri, folder / "base")
-                base_model.check_names(str(base), (path.name for path in base.iterdir()))
+                base_model.check_names(str(base), (path.name for path in base.glob("*")))
                 job = training.Job(
                     config=config,
                     train_set=train_set,
