@@ -1,7 +1,9 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,29 @@ from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.store import attempts, streams
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.conftest import TinyRun
+
+
+@pytest.fixture
+def merge(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> Callable[..., str]:
+    """Merges the tiny run's adapter under a key; whatever else differs is given by name."""
+
+    def run(key: str, config: MergeConfig | None = None, **given: Any) -> str:
+        given = {"base_uri": tiny_model, "base_revision": tiny_run.plan.base_revision, "adapter": adapter} | given
+        given = {name: str(value) for name, value in given.items()}
+        return task.run(config or MergeConfig(), merge_key=key, **given).merged_uri
+
+    return run
+
+
+def changed_copy(folder: Path, name: str, copy: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a folder with other tensors in one file."""
+    import safetensors.torch
+
+    shutil.copytree(folder, copy)
+    tensors = safetensors.torch.load_file(copy / name)
+    change(tensors)
+    safetensors.torch.save_file(tensors, copy / name, metadata={"format": "pt"})
+    return copy
 
 
 def test_the_result_is_an_ordinary_model(merged_uri: str) -> None:
@@ -66,91 +91,57 @@ def test_every_layer_that_training_quantised_is_dequantised_once(
     assert {f"{name}.weight" for name in names} == set(attempts.read(str(adapter)).info["quantised"])
 
 
-def test_a_finished_merge_is_returned_at_once(tiny_run: TinyRun, merged_uri: str, adapter: Path) -> None:
-    again = task.run(
-        MergeConfig(), base_uri="/no/base", base_revision="", adapter=str(adapter), merge_key=tiny_run.plan.merge_key
-    )
-    assert again.merged_uri == merged_uri
+def test_a_finished_merge_is_returned_at_once(merge: Callable[..., str], tiny_run: TinyRun, merged_uri: str) -> None:
+    assert merge(tiny_run.plan.merge_key, base_uri="/no/base", base_revision="") == merged_uri
 
 
-def test_shards_are_as_large_as_asked(tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path) -> None:
-    result = task.run(
-        MergeConfig(max_shard_gb=0.0001),
-        base_uri=str(tiny_model),
-        base_revision=tiny_run.plan.base_revision,
-        adapter=str(adapter),
-        merge_key="shards",
-    )
-    shards = list((Path(result.merged_uri) / "model").glob("model-*.safetensors"))
-    assert len(shards) > 1
-    assert loading.load_16bit(Path(result.merged_uri) / "model").num_parameters() > 0
+def test_shards_are_as_large_as_asked(merge: Callable[..., str]) -> None:
+    folder = Path(merge("shards", MergeConfig(max_shard_gb=0.0001))) / "model"
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert loading.load_16bit(folder).num_parameters() > 0
 
 
-def test_an_adapter_of_another_base_is_refused(adapter: Path, tiny_model: Path, store: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(merge: Callable[..., str], store: Path) -> None:
     with pytest.raises(InputError, match=r"trained on revision \S+ of its base, not on other"):
-        task.run(
-            MergeConfig(), base_uri=str(tiny_model), base_revision="other", adapter=str(adapter), merge_key="other-base"
-        )
+        merge("other-base", base_revision="other")
     assert attempts.find(str(store / "store" / "merged" / "other-base")) is None
 
 
 def test_the_base_is_that_which_evaluation_recommends(
-    tiny_run: TinyRun, merged_uri: str, adapter: Path, tiny_model: Path
+    merge: Callable[..., str], tiny_run: TinyRun, merged_uri: str
 ) -> None:
     """Under one key, a model merged into the other base is not taken for the one that is wanted."""
 
-    def merge(recommended: str, merge_base: str = "auto") -> str:
-        return task.run(
-            MergeConfig.parse({"merge_base": merge_base}),
-            base_uri=str(tiny_model),
-            base_revision=tiny_run.plan.base_revision,
-            adapter=str(adapter),
-            merge_key=tiny_run.plan.merge_key,
-            recommended_base=recommended,
-        ).merged_uri
+    def recommended(base: str, merge_base: str = "auto") -> str:
+        return merge(tiny_run.plan.merge_key, MergeConfig.parse({"merge_base": merge_base}), recommended_base=base)
 
-    assert merge("") == merge("dequantized") == merge("original", "dequantized") == merged_uri
-    original = merge("original")
-    assert original != merged_uri and original == merge("original") == merge("", "original")
+    assert recommended("") == recommended("dequantized") == recommended("original", "dequantized") == merged_uri
+    original = recommended("original")
+    assert original != merged_uri and original == recommended("original") == recommended("", "original")
     assert attempts.read(merged_uri).info["merge_base"] == "dequantized"
     assert attempts.read(original).info["merge_base"] == "original"
     with pytest.raises(InputError, match="recommended_base is 'best'; it must be dequantized, original or empty"):
-        merge("best")
+        recommended("best")
 
 
 def test_a_weight_that_is_not_what_training_had_is_named(
-    tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path, tmp_path: Path
+    merge: Callable[..., str], tiny_model: Path, store: Path, tmp_path: Path
 ) -> None:
-    import safetensors.torch
+    def change(weights: dict[str, Any]) -> None:
+        weights["model.layers.1.mlp.up_proj.weight"][3, 3] += 0.5
 
-    base = tmp_path / "base"
-    shutil.copytree(tiny_model, base)
-    weights = safetensors.torch.load_file(base / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 3] += 0.5
-    safetensors.torch.save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    base = changed_copy(tiny_model, "model.safetensors", tmp_path / "base", change)
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight of the base, brought to 4 bit, is not what"):
-        task.run(
-            MergeConfig(),
-            base_uri=str(base),
-            base_revision=tiny_run.plan.base_revision,
-            adapter=str(adapter),
-            merge_key="altered",
-        )
+        merge("altered", base_uri=base)
     assert not list((store / "store" / "merged" / "altered").iterdir())
 
 
 def test_a_model_that_fits_no_disk_is_refused_before_anything_is_written(
-    tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+    merge: Callable[..., str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "free_bytes", lambda uri: 1000)
     with pytest.raises(InputError, match=r"the merged model needs 0\.00 GB, and the disk has 0\.00 GB left"):
-        task.run(
-            MergeConfig(),
-            base_uri=str(tiny_model),
-            base_revision=tiny_run.plan.base_revision,
-            adapter=str(adapter),
-            merge_key="no-room",
-        )
+        merge("no-room")
     assert not (store / "store" / "merged" / "no-room").exists()
 
 
@@ -163,19 +154,13 @@ def test_a_model_that_fits_no_disk_is_refused_before_anything_is_written(
     ids=str,
 )
 def test_a_manifest_that_does_not_fit_is_refused(
-    info: dict[str, object], message: str, tiny_run: TinyRun, adapter: Path, tiny_model: Path, tmp_path: Path
+    info: dict[str, object], message: str, merge: Callable[..., str], adapter: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(adapter, tmp_path / "adapter")
+    copy = shutil.copytree(adapter, tmp_path / "adapter")
     known = attempts.read(str(adapter)).info | info
-    attempts.finish(str(tmp_path / "adapter"), {key: value for key, value in known.items() if value is not None}, {})
+    attempts.finish(str(copy), {key: value for key, value in known.items() if value is not None}, {})
     with pytest.raises(InputError, match=message):
-        task.run(
-            MergeConfig(),
-            base_uri=str(tiny_model),
-            base_revision=tiny_run.plan.base_revision,
-            adapter=str(tmp_path / "adapter"),
-            merge_key="manifest",
-        )
+        merge("manifest", adapter=copy)
 
 
 def test_rows_that_bitsandbytes_computes_wrongly_on_a_cpu_are_refused() -> None:
@@ -185,22 +170,11 @@ def test_rows_that_bitsandbytes_computes_wrongly_on_a_cpu_are_refused() -> None:
     task._check_widths({"device": "cuda"}, dict.fromkeys(shapes, ""), shapes)
 
 
-def test_an_adapter_with_nan_is_refused(
-    tiny_run: TinyRun, adapter: Path, tiny_model: Path, store: Path, tmp_path: Path
-) -> None:
-    import safetensors.torch
+def test_an_adapter_with_nan_is_refused(merge: Callable[..., str], adapter: Path, store: Path, tmp_path: Path) -> None:
+    def change(weights: dict[str, Any]) -> None:
+        next(iter(weights.values())).fill_(math.nan)
 
-    for file in adapter.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
-    next(iter(weights.values())).fill_(math.nan)
-    safetensors.torch.save_file(weights, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    copy = changed_copy(adapter, "adapter_model.safetensors", tmp_path / "adapter", change)
     with pytest.raises(InputError, match="has values that are not finite"):
-        task.run(
-            MergeConfig(),
-            base_uri=str(tiny_model),
-            base_revision=tiny_run.plan.base_revision,
-            adapter=str(tmp_path),
-            merge_key="nan",
-        )
+        merge("nan", adapter=copy)
     assert attempts.find(str(store / "store" / "merged" / "nan")) is None
