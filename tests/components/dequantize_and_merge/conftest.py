@@ -104,6 +104,12 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 @pytest.fixture
+def base(tmp_path: Path, tiny_model: Path) -> Path:
+    """A base as `save_base` makes it."""
+    return save_base(tmp_path / "base", tiny_model)
+
+
+@pytest.fixture
 def merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Merge:
     """Merges in a store of the test's own; gives the model's folder."""
     monkeypatch.setenv("QLORA_STORE", str(tmp_path / "own_store"))

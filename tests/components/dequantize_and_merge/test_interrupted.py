@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from qlora_pipelines.components.core.store import attempts, streamed_attempts
-from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, save_base, tensors
+from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, tensors
 
 CHILD = """
 import os, resource, signal, sys
-from qlora_pipelines.components.core.store import streams
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.runtime import step
+from qlora_pipelines.components.core.store import streams
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.dequantize_and_merge.conftest import REVISION
 
@@ -35,11 +35,6 @@ with step("dequantize_and_merge"):
     config = MergeConfig(merge_base="original")
     task.run(config, base_uri=base, base_revision=REVISION, adapter=adapter, merge_key="key")
 """
-
-
-@pytest.fixture
-def base(tmp_path: Path, tiny_model: Path) -> Path:
-    return save_base(tmp_path / "base", tiny_model)
 
 
 @pytest.fixture

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
 from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import loading, quantization
+from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
 from tests.components.dequantize_and_merge.conftest import (
     Merge,
@@ -43,7 +46,6 @@ KINDS: dict[str, dict[str, Any]] = {
 def by_peft(base: Path, adapter: Path) -> dict[str, Any]:
     """Peft's merge in float32, rounded once."""
     import torch
-    from peft import PeftModel
 
     merged = PeftModel.from_pretrained(load(base, dtype="float32"), str(adapter)).merge_and_unload()
     return {name: tensor.to(torch.bfloat16) for name, tensor in merged.state_dict().items()}
@@ -112,27 +114,23 @@ def test_tied_weights_that_stay_are_one_tensor(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], **options)
     merged = merge(base, adapter)
     theirs = by_peft(base, adapter)
-    assert theirs["lm_head.weight"].equal(theirs.pop("lm_head.weight"))
+    assert theirs["model.embed_tokens.weight"].equal(theirs.pop("lm_head.weight"))
     assert_equal(tensors(merged), theirs)
     assert config_of(merged)["tie_word_embeddings"] is True
 
 
 @pytest.mark.parametrize("merge_base", ["original", "dequantized"])
-def test_layers_that_lie_transposed_in_the_file_are_merged_too(
-    merge_base: str, tmp_path: Path, tiny_model: Path, merge: Merge
+def test_layers_that_are_transposed_in_the_file_are_merged_too(
+    merge_base: str, base: Path, tmp_path: Path, merge: Merge
 ) -> None:
     """GPT-2's Conv1D: held as (in, out), brought to 4 bit as (out, in)."""
     import bitsandbytes.functional as bnb
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from qlora_pipelines.components.core.models import loading, quantization
-    from qlora_pipelines.components.core.store import attempts
-
-    base = save_base(tmp_path / "base", tiny_model)  # for its tokenizer
     torch.manual_seed(1)
     config = GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4)
-    GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(base)
+    GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(base)  # in place of the Llama, whose tokenizer stays
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["c_attn", "c_proj"])
     seen = load(base, dtype="float32")
     if merge_base == "dequantized":
@@ -143,8 +141,6 @@ def test_layers_that_lie_transposed_in_the_file_are_merged_too(
             weight = quantised.get_parameter(name)
             values = bnb.dequantize_4bit(weight.data, weight.quant_state).T.float()
             seen.get_parameter(name).data = values.contiguous()
-    from peft import PeftModel
-
     theirs = PeftModel.from_pretrained(seen, str(adapter)).merge_and_unload().bfloat16().state_dict()
     theirs.pop("lm_head.weight")
     ours = load(merge(base, adapter, merge_base=merge_base)).state_dict()
@@ -166,13 +162,10 @@ def test_experts_that_transformers_fuses_go_over_under_their_names_in_the_checkp
     assert_equal(load(merged).state_dict(), by_peft(base, adapter))
 
 
-def test_a_tensor_that_transformers_does_not_know_goes_over_as_it_is(
-    tmp_path: Path, tiny_model: Path, merge: Merge
-) -> None:
+def test_a_tensor_that_transformers_does_not_know_goes_over_as_it_is(base: Path, tmp_path: Path, merge: Merge) -> None:
     import torch
     from safetensors.torch import save_file
 
-    base = save_base(tmp_path / "base", tiny_model)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     extra = {"model.mtp.weight": torch.randn(5, 3), "model.steps": torch.arange(4)}
     save_file(tensors(base) | extra, base / "model.safetensors", metadata={"format": "pt"})
@@ -183,7 +176,6 @@ def test_a_tensor_that_transformers_does_not_know_goes_over_as_it_is(
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_a_grown_vocabulary_comes_along(tied: bool, tmp_path: Path, tiny_model: Path, merge: Merge) -> None:
     import torch
-    from peft import PeftModel
 
     base = save_base(tmp_path / "base", tiny_model, tied=tied)
     adapter = save_adapter(
@@ -206,15 +198,12 @@ def test_dora_on_the_quantised_base_uses_the_weights_that_training_saw(
     import torch
     from safetensors.torch import save_file
 
-    from qlora_pipelines.components.core.models.quantization import Quantization, digest
-    from qlora_pipelines.components.core.store import attempts
-
     base = save_base(tmp_path / "base", tiny_model)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules="all-linear", use_dora=True)
     seen, digests = tensors(base), {}
     for name in [name for name in seen if name.endswith("proj.weight")]:
         packed, state = bnb.quantize_4bit(seen[name], quant_type="nf4", compress_statistics=True)
-        seen[name], digests[name] = bnb.dequantize_4bit(packed, state), digest(packed, state)
+        seen[name], digests[name] = bnb.dequantize_4bit(packed, state), quantization.digest(packed, state)
     info = attempts.read(str(adapter)).info | {"quantised": digests, "quantization": vars(Quantization())}
     attempts.finish(str(adapter), info, {})
     save_base(tmp_path / "seen", tiny_model)
@@ -243,9 +232,8 @@ def test_dora_on_the_quantised_base_uses_the_weights_that_training_saw(
     ids=str,
 )
 def test_what_cannot_be_merged_is_refused_by_name(
-    options: dict[str, Any], message: str, tmp_path: Path, tiny_model: Path, merge: Merge
+    options: dict[str, Any], message: str, base: Path, tmp_path: Path, merge: Merge
 ) -> None:
-    base = save_base(tmp_path / "base", tiny_model)
     adapter = save_adapter(base, tmp_path / "adapter", **options)
     with pytest.raises(InputError, match=message):
         merge(base, adapter)

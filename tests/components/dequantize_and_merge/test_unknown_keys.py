@@ -31,11 +31,10 @@ from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, 
     ids=str,
 )
 def test_a_key_that_fits_nothing_is_named(
-    rename: tuple[str, str], message: str, tmp_path: Path, tiny_model: Path, merge: Merge
+    rename: tuple[str, str], message: str, base: Path, tmp_path: Path, merge: Merge
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    base = save_base(tmp_path / "base", tiny_model)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     stored = load_file(adapter / "adapter_model.safetensors")
     save_file({key.replace(*rename): value for key, value in stored.items()}, adapter / "adapter_model.safetensors")
@@ -77,13 +76,12 @@ def test_an_adapter_of_a_wider_base_is_refused(tmp_path: Path, tiny_model: Path,
 
 
 def test_a_weight_that_the_base_holds_in_a_dtype_without_arithmetic_is_refused(
-    tmp_path: Path, tiny_model: Path, merge: Merge
+    base: Path, tmp_path: Path, merge: Merge
 ) -> None:
     """Such as FP8: left as it is, the adapter's change to it would be lost in silence."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    base = save_base(tmp_path / "base", tiny_model)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     weights = load_file(base / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight"
