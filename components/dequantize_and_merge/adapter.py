@@ -1,4 +1,4 @@
-"""An adapter with every key accounted for: what it does to which parameter, or one line that says what is not known."""
+"""Reads an adapter. Every key is accounted for: it changes a parameter, or the adapter is refused in one line."""
 
 import dataclasses
 import json
@@ -22,17 +22,17 @@ from qlora_pipelines.components.dequantize_and_merge.updates import (
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-UNDERSTOOD = {
+KNOWN_OPTIONS = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias",
     "target_modules", "exclude_modules", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "modules_to_save",
     "trainable_token_indices", "ensure_weight_tying", "init_lora_weights", "runtime_config",
 }  # fmt: skip
-"""Options of peft that are followed here or change nothing in a merge; any other must be at its default."""
+"""Options of peft that are honoured here or change nothing in a merge; any other must be at its default."""
 DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
-"""Peft's defaults that are not empty. Kept here, as importing peft for them takes longer than many a merge."""
-PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
-"""Ways to initialise an adapter that leave the base as it is."""
+"""Peft's defaults that are not empty. Importing peft for them would take longer than a small merge."""
+NEUTRAL_INITS = (True, False, "gaussian", "eva", "orthogonal", None)
+"""Values of `init_lora_weights` that leave the base as it is."""
 PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)"
@@ -102,11 +102,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise InputError(f"adapter {folder}: peft_type {config.get('peft_type')} cannot be merged, only LORA")
     for option, value in config.items():
-        if option not in UNDERSTOOD and value not in (None, {}, [], False, DEFAULTS.get(option)):
+        if option not in KNOWN_OPTIONS and value not in (None, {}, [], False, DEFAULTS.get(option)):
             raise InputError(
                 f"adapter {folder}: {option} = {json.dumps(value)[:80]} is not known here, so it cannot be merged"
             )
-    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
+    if config.get("init_lora_weights", True) not in NEUTRAL_INITS:
         raise InputError(
             f"adapter {folder}: init_lora_weights = {config['init_lora_weights']} changed the base when training began;"
             " convert it to an ordinary LoRA adapter first (peft: path_initial_model_for_weight_conversion)"

@@ -27,7 +27,7 @@ def dequantize_and_merge(
         options: Further options, a JSON object.
 
     Returns:
-        merged_uri: Where the merged model lies.
+        merged_uri: Where the merged model is.
     """
     from qlora_pipelines.components.core.runtime import step
     from qlora_pipelines.components.dequantize_and_merge import task

@@ -24,7 +24,7 @@ class OutputTensor:
     source: Stored
     update: Update | None = None
     transposed: bool = False
-    """The file holds it as (in, out); 4-bit code and updates are of (out, in)."""
+    """The file holds it as (in, out); 4-bit code and updates are (out, in)."""
     digest: str = ""
     """What training recorded of the tensor in 4 bit; empty: it was not quantised, or is taken as it is."""
 

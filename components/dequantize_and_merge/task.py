@@ -16,7 +16,7 @@ from qlora_pipelines.components.dequantize_and_merge import layout, parameter_na
 
 Config = MergeConfig
 MODEL = "model"
-"""The model is in this folder below `merged_uri`, so that MLflow's files fit beside it."""
+"""The model is in this folder below `merged_uri`, so that MLflow's files fit next to it."""
 GENERATION = "generation_config.json"
 NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", attempts.MANIFEST}
 
@@ -47,7 +47,7 @@ def run(
         recommended_base: the base that evaluation found better, for `merge_base` auto; empty: dequantized.
 
     Raises:
-        InputError: the adapter was trained on another base, does not fit it, or holds values that are no numbers; the
+        InputError: the adapter was trained on another base, does not fit it, or has values that are not finite; the
             base is not whole; there is no room.
     """
     merge_base = _merge_base(config, recommended_base)
@@ -123,7 +123,7 @@ def _note(info: dict[str, Any]) -> str:
 
 
 def _generation_config(base: Path) -> dict[str, Any]:
-    """The base's; answers are not sampled where it leaves that open, for transformers' pipeline would sample them."""
+    """The base's. Where it leaves sampling open, answers are not sampled; transformers' pipeline would sample them."""
     path = base / GENERATION
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return {"do_sample": False} | found

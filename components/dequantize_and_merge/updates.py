@@ -6,7 +6,7 @@ which the tests compare with bit by bit.
 
 In the formulas W is a weight of shape (out, in), used as y = W x; A has shape (rank, in), B (out, rank), and s is the
 scaling of the adapter. As W x + s B (A x) = (W + s B A) x for every x, the merged weight computes what base and adapter
-do together, at no cost (Hu et al. 2021, "LoRA", section 4.1).
+do together (Hu et al. 2021, "LoRA", section 4.1).
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ def _product_shape(b: Stored, a: Stored) -> tuple[int, ...] | None:
 class LoraUpdate:
     """LoRA: W + s B A. With a magnitude m, DoRA: m (W + s B A) / ||W + s B A|| (Liu et al. 2024, "DoRA", equation 5).
 
-    peft takes the norm of each row of W, all weights of one output, so m has shape (out,), and a part of the rows can
-    be updated without the others.
+    ||.|| is the norm of each row, that is, of all weights of one output, as peft takes it. So m has shape (out,), and
+    rows can be updated without the others.
     """
 
     a: Stored

@@ -29,7 +29,7 @@ def read(name: str, revision: str) -> Weights:
         revision: a commit, where it is on the hub.
 
     Raises:
-        InputError: a file is torn, is no safetensors, or is missing.
+        InputError: a file is torn, missing, or not safetensors.
     """
     tensors = base_weights.read(name, revision)
     files = dict.fromkeys(tensor.file for tensor in tensors.values())

@@ -26,7 +26,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"tokenizer in {folder}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # the library raises kinds of its own on files that are torn
+    except Exception as error:  # the library raises errors of its own for torn files
         raise InputError(f"tokenizer in {folder} cannot be read: {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise InputError(f"tokenizer in {folder} has no chat template: take the model's chat or instruct version")
@@ -45,8 +45,8 @@ def device() -> str:
 def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 of what a tokenizer does: its vocabulary and rules, and its chat template."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
-    for of_the_last_call in ("truncation", "padding"):
-        rules.pop(of_the_last_call, None)
+    for option in ("truncation", "padding"):  # of the last call
+        rules.pop(option, None)
     return hashlib.sha256(json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()).hexdigest()
 
 
@@ -81,7 +81,7 @@ def load_quantized(folder: Path, quantization: Quantization | None = None, for_s
 
 @contextlib.contextmanager
 def _quantized_on(device: str) -> Iterator[None]:
-    """Has a model that is loaded onto the host quantised on a GPU, tensor by tensor: a CPU takes an hour for 70 B."""
+    """Quantises a model that is loaded onto the host on a GPU, tensor by tensor: a CPU takes an hour for 70 B."""
     from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 
     convert = Bnb4bitQuantize.convert

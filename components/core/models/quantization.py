@@ -1,4 +1,4 @@
-"""How the base is held in 4 bit, and the proof that two steps hold the same.
+"""How the base is quantised to 4 bit, and the proof that two steps have the same weights.
 
 Training says in its manifest how the base was quantised and what came out, tensor by tensor; evaluation loads it the
 same way, and the merge checks that it starts from the same bytes.

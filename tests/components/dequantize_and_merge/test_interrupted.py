@@ -59,7 +59,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(
     assert not list((tmp_path / "own_store" / "merged" / "key").iterdir())
 
 
-def test_a_killed_merge_is_done_anew_with_the_same_result(
+def test_a_killed_merge_is_done_again_with_the_same_result(
     base: Path, adapter: Path, tmp_path: Path, merge: Merge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = tmp_path / "own_store" / "merged" / "key"
@@ -76,7 +76,7 @@ def test_a_killed_merge_is_done_anew_with_the_same_result(
     assert tensors(merged).keys() == tensors(undisturbed).keys()
 
 
-def test_what_a_dead_attempt_left_beside_a_finished_one_goes_at_the_next_start(
+def test_what_a_dead_attempt_left_next_to_a_finished_one_goes_at_the_next_start(
     base: Path, adapter: Path, tmp_path: Path, merge: Merge
 ) -> None:
     merged = merge(base, adapter)

@@ -52,7 +52,7 @@ def test_random_weights_of_any_shape(kind: Quantization, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_values_on_and_beside_every_boundary(quant_type: str) -> None:
+def test_values_on_and_next_to_every_boundary(quant_type: str) -> None:
     import torch
     from bitsandbytes.functional import get_4bit_type
 
