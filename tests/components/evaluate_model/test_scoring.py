@@ -9,7 +9,7 @@ from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.data.chat_template import Encoded
 from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import packed_attention
+from qlora_pipelines.components.core.models import loading, packed_attention
 from qlora_pipelines.components.evaluate_model import offloading, prefix_cache, scoring, subjects
 from tests.components.dequantize_and_merge.conftest import save_adapter, save_base
 
@@ -89,7 +89,7 @@ def test_scores_are_those_of_each_conversation_alone(
 
 
 def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any) -> None:
-    model = offloading.load_16bit(tiny_model).eval()
+    model = loading.load_16bit(tiny_model).eval()
     seen, layer = [], []
     model.get_output_embeddings().register_forward_hook(lambda head, given, logits: seen.append(logits.numel()))
     model.get_decoder().layers[0].register_forward_hook(lambda *_: layer.append(1))
@@ -102,7 +102,7 @@ def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any
 
 
 def test_a_common_start_goes_through_the_layers_once(tiny_model: Path) -> None:
-    model = offloading.load_16bit(tiny_model).eval()
+    model = loading.load_16bit(tiny_model).eval()
     seen = []
     model.get_decoder().layers[0].register_forward_hook(lambda layer, given, hidden: seen.append(hidden.shape[1]))
     scoring.score(model, ALIKE, 1024, "cpu", "it")
@@ -126,7 +126,7 @@ def test_a_start_is_not_used_where_the_layers_keep_nothing_of_it() -> None:
 
 
 def test_a_model_that_gives_all_logits_whatever_it_is_asked_for_is_refused(tiny_model: Path, monkeypatch: Any) -> None:
-    model = offloading.load_16bit(tiny_model).eval()
+    model = loading.load_16bit(tiny_model).eval()
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda logits_to_keep, **inputs: forward(**inputs))
     with pytest.raises(InputError, match="LlamaForCausalLM gives logits at other places than it is asked for"):
@@ -144,7 +144,7 @@ def test_a_common_start_ends_before_what_predicts_the_first_answer() -> None:
 def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer, model = offloading.load_tokenizer(tiny_model), offloading.load_16bit(tiny_model).float().eval()
+    tokenizer, model = loading.load_tokenizer(tiny_model), loading.load_16bit(tiny_model).float().eval()
     rows = [encoded(n, n) for n in (9, 30, 31, 55)]
     rows = [Encoded(item.input_ids, [chat_template.IGNORED] * 4 + item.input_ids[4:]) for item in rows]
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512)
@@ -155,7 +155,7 @@ def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
 
 
 def test_a_model_spread_over_memory_and_disk_scores_the_same(tiny_model: Path) -> None:
-    whole = offloading.load_16bit(tiny_model).eval()
+    whole = loading.load_16bit(tiny_model).eval()
     expected = scoring.score(whole, ALIKE, 64, "cpu", "it")
     size = sum(parameter.numel() * 2 for parameter in whole.parameters())
     with offloading.whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
@@ -171,7 +171,7 @@ def test_an_adapter_on_a_base_that_is_spread_scores_the_same(tied: bool, tmp_pat
     base = save_base(tmp_path / "base", tiny_model, tied=tied)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
     assert offloading.can_be_spread(str(adapter))
-    plain = offloading.load_16bit(base).eval()
+    plain = loading.load_16bit(base).eval()
     without = scoring.score(plain, ALIKE, 64, "cpu", "")
     expected = scoring.score(PeftModel.from_pretrained(plain, str(adapter)).eval(), ALIKE, 64, "cpu", "")
     size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
@@ -202,7 +202,7 @@ def test_main_memory_is_the_containers_where_it_has_a_limit(tmp_path: Path, monk
 
 
 def test_a_loss_that_is_no_number_names_the_row(tiny_model: Path) -> None:
-    tokenizer, model = offloading.load_tokenizer(tiny_model), offloading.load_16bit(tiny_model).eval()
+    tokenizer, model = loading.load_tokenizer(tiny_model), loading.load_16bit(tiny_model).eval()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     sample = Sample("abcdef0123456789", [], ROWS[1])
@@ -216,7 +216,7 @@ def test_a_model_that_was_scored_can_still_be_trained(tiny_model: Path) -> None:
 
     def gradients(scored: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = get_peft_model(offloading.load_quantized(tiny_model), LoraConfig(target_modules="all-linear"))
+        model = get_peft_model(loading.load_quantized(tiny_model), LoraConfig(target_modules="all-linear"))
         if scored:
             scoring.score(model.eval(), ROWS, 64, "cpu", "it")
         item = ROWS[1]
