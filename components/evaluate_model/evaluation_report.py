@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
-from qlora_pipelines.components.core.report import Markup, Report, escape
+from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.evaluate_model import gate
 from qlora_pipelines.components.evaluate_model.score_table import Scores, Subject
 
@@ -110,7 +111,7 @@ def _changes(report: Report, reference: Subject, subject: Subject, texts: dict[s
             ]
             facts += [f"slice {after.slice[place]}"] if after.slice[place] else []
             answers = [found.get(row, "not asked") for found in given]
-            lines.append([Markup("<br>".join(map(escape, facts))), *map(_short, texts[row]), *answers])
+            lines.append([Markup("<br>").join(facts), *map(_short, texts[row]), *answers])
         if places:
             report.table(head, lines)
 

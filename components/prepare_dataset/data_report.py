@@ -5,9 +5,10 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from qlora_pipelines.components.core.report import Markup, Report, escape
+from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.prepare_dataset.split import Fate, supervised
 
 SAMPLES = 12
@@ -213,7 +214,7 @@ def _marked(sample: _Sample, tokenizer: Any) -> Markup:
     parts = []
     tokens = zip(sample.ids, sample.marks, strict=True)
     for (marked, is_special), group in itertools.groupby(tokens, key=lambda token: (token[1], token[0] in special)):
-        text = escape(tokenizer.decode([token for token, _ in group]))
-        text = f"<i>{text}</i>" if is_special else text
-        parts.append(f"<mark>{text}</mark>" if marked else text)
-    return Markup("".join(parts))
+        text = tokenizer.decode([token for token, _ in group])
+        text = Markup("<i>{}</i>").format(text) if is_special else text
+        parts.append(Markup("<mark>{}</mark>").format(text) if marked else text)
+    return Markup("").join(parts)

@@ -1,7 +1,10 @@
+import html
 from html.parser import HTMLParser
 from pathlib import Path
 
-from qlora_pipelines.components.core.report import BARS, Markup, Report
+from markupsafe import Markup
+
+from qlora_pipelines.components.core.report import BARS, Report
 
 
 class Tags(HTMLParser):
@@ -46,6 +49,31 @@ def test_a_page_is_whole_escaped_and_needs_nothing_from_outside(tmp_path: Path) 
     assert tags.open == [] and tags.outside == [] and "url(" not in text and "@import" not in text
     assert "Title &lt;x&gt;" in text and "a&lt;b" in text and "<b>b</b>" in text and "&lt;pre&gt;" in text
     assert "prefers-color-scheme:dark" in text and "width=device-width" in text
+
+
+def test_no_text_breaks_out_of_its_place(tmp_path: Path) -> None:
+    """The same page has the same tags, whatever the texts are."""
+
+    def tags(text: str) -> list[str]:
+        report = Report(text, text)
+        report.figures([(text, text)])
+        report.verdict(False, text)
+        report.section(text, text)
+        report.table([text, text], [(text, 1)])
+        report.block(text)
+        report.curve([(0, 1.0), (5, 2.0)], text, text)
+        report.histogram([0, 3], text, text)
+        report.write(tmp_path / "page.html")
+        found: list[str] = []
+        parser = Tags()
+        parser.handle_starttag = lambda tag, attrs: found.append(f"{tag} {[name for name, _ in attrs]}")
+        parser.handle_endtag = lambda tag: found.append(f"/{tag}")
+        parser.feed((tmp_path / "page.html").read_text())
+        return found
+
+    hostile = "{{ 7 * 7 }}</title></pre></td></text></svg>\" onload='x'><script>alert(1)</script><!--"
+    assert tags("text" * 20) == tags(hostile)
+    assert html.unescape((tmp_path / "page.html").read_text()).count(hostile) == 22, "every text is there as it was"
 
 
 def test_columns_of_numbers_are_flush_right_with_their_heading(tmp_path: Path) -> None:

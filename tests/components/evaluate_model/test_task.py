@@ -1,10 +1,10 @@
 import dataclasses
-import html
 import json
 import random
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.core.data import chat_template, tokenized
@@ -51,9 +51,9 @@ def test_a_trained_adapter_passes(judged: task.Result, tiny_run: TinyRun) -> Non
     assert tuned.scores.loss == pytest.approx(judged.loss)
     assert len(tuned.answers) == 4
     page = (tiny_run.folder / "tuned.html").read_text()
-    assert html.escape(judged.reason) in page
+    assert escape(judged.reason) in page
     first = next(one for one in tuned.answers if one.answer.strip())
-    assert page.index("Where it got better") < page.index(f"<td>{html.escape(first.answer)}</td>")
+    assert page.index("Where it got better") < page.index(f"<td>{escape(first.answer)}</td>")
     figures = json.loads(judged.figures)
     assert figures["better_than_base.low"] <= figures["better_than_base.mean"]
 
@@ -107,7 +107,7 @@ def test_training_spoiled_by_shuffled_labels_fails_with_the_reason_in_its_report
     result = judge(adapter=str(tmp_path / "adapter"))
     assert result.loss < result.reference_loss - 1
     assert not result.passed and result.reason.startswith("Failed: the tuned model does not read the question")
-    assert html.escape(result.reason) in (tmp_path / "report.html").read_text()
+    assert escape(result.reason) in (tmp_path / "report.html").read_text()
 
 
 def test_three_rows_decide_nothing(judge: Judge, tiny_run: TinyRun, tmp_path: Path) -> None:
