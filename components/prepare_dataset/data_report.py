@@ -1,4 +1,4 @@
-"""The report on the data: where every row went, how long rows are, and what the model sees."""
+"""The data as a page: where every row went, how long rows are, and what the model sees."""
 
 import heapq
 import itertools
@@ -13,13 +13,13 @@ from qlora_pipelines.components.prepare_dataset.split import Fate, supervised
 
 SAMPLES = 12
 BATCH = 8
-"""Rows a batch, for the estimate of what packing saves."""
+"""Rows per batch, for the estimate of what packing saves."""
 
 
 class _Sample(NamedTuple):
     id: str
     ids: list[int]
-    marks: list[bool]
+    supervised: list[bool]
 
 
 class _Side:
@@ -35,7 +35,11 @@ class _Side:
 
     @property
     def tokens(self) -> int:
-        return int((self.lengths * np.arange(len(self.lengths))).sum())
+        return int(self.lengths @ np.arange(len(self.lengths)))
+
+    @property
+    def supervised_share(self) -> float:
+        return self.supervised / self.tokens
 
     def quantile(self, share: float) -> int:
         return int(np.searchsorted(np.cumsum(self.lengths), share * self.rows))
@@ -63,7 +67,7 @@ class Kept:
         marks = supervised(rows)
         lost = rows.column("tokens").to_numpy() - lengths
         figures.lengths += np.bincount(lengths, minlength=self.max_length + 1)
-        figures.supervised += int(marks.sum() - marks[offsets[:-1]].sum())
+        figures.supervised += int(marks.sum() - marks[offsets[:-1]].sum())  # nothing predicts a row's first token
         figures.cut += int((lost > 0).sum())
         figures.lost += int(lost.sum())
         if side == "train":
@@ -71,12 +75,10 @@ class Kept:
 
     def _sample(self, rows: Any, offsets: NDArray[np.int32], marks: NDArray[np.bool_]) -> None:
         # The lowest ids, which are hashes: a sample without a seed, the same in every run.
-        values = rows.column("input_ids").values.to_numpy()
-        highest = self.samples[-1].id if len(self.samples) == SAMPLES else "~"
-        for place, row_id in enumerate(rows.column("id").to_pylist()):
-            if row_id < highest:
-                part = slice(offsets[place], offsets[place + 1])
-                self.samples.append(_Sample(row_id, values[part].tolist(), marks[part].tolist()))
+        values, ids = rows.column("input_ids").values.to_numpy(), rows.column("id").to_pylist()
+        for place in heapq.nsmallest(SAMPLES, range(len(ids)), key=lambda place: str(ids[place])):
+            part = slice(*offsets[place : place + 2])
+            self.samples.append(_Sample(ids[place], values[part].tolist(), marks[part].tolist()))
         self.samples = heapq.nsmallest(SAMPLES, self.samples)
 
 
@@ -99,7 +101,7 @@ def write_report(path: str, result: Any, read: Any, fates: NDArray[np.uint8], ke
             ("rows to evaluate on", result.eval_rows),
             ("duplicates left out", result.duplicate_rows),
             ("rows rejected", result.rejected_rows),
-            ("of the tokens supervised", f"{train.supervised / train.tokens:.0%}"),
+            ("of the tokens supervised", f"{train.supervised_share:.0%}"),
         ]
     )
     _rows(report, read, fates)
@@ -116,16 +118,16 @@ def write_report(path: str, result: Any, read: Any, fates: NDArray[np.uint8], ke
 
 def _rows(report: Report, read: Any, fates: NDArray[np.uint8]) -> None:
     counts = np.bincount(fates, minlength=len(Fate)).tolist()
-    parts = [
-        ("to train on", counts[Fate.TRAIN]),
-        ("to evaluate on", counts[Fate.EVAL]),
-        ("left out: the same conversation stands elsewhere", counts[Fate.EXACT]),
-        ("left out: nearly the same stands elsewhere", counts[Fate.NEAR]),
-        ("left out: shares words with an evaluation row", counts[Fate.CONTAMINATED]),
-        ("rejected", read.rejected),
-    ]
+    parts = {
+        "to train on": counts[Fate.TRAIN],
+        "to evaluate on": counts[Fate.EVAL],
+        "left out: the same conversation is elsewhere": counts[Fate.EXACT],
+        "left out: nearly the same is elsewhere": counts[Fate.NEAR],
+        "left out: shares words with an evaluation row": counts[Fate.CONTAMINATED],
+        "rejected": read.rejected,
+    }
     report.section("Where every row went")
-    report.table(["", "rows", "share"], [(what, rows, f"{rows / read.rows:.1%}") for what, rows in parts])
+    report.table(["", "rows", "share"], [(what, rows, f"{rows / read.rows:.1%}") for what, rows in parts.items()])
     report.table(["file", "form", "rows read"], read.files)
     if read.rejected:
         report.section("Why rows were rejected", "File and line of each are in the artifact `rejected`.")
@@ -133,25 +135,15 @@ def _rows(report: Report, read: Any, fates: NDArray[np.uint8]) -> None:
 
 
 def _tokens(report: Report, kept: Kept) -> None:
-    sides = [("train", kept.sides["train"]), ("evaluate", kept.sides["eval"])]
+    lines = []
+    for name, side in (("train", kept.sides["train"]), ("evaluate", kept.sides["eval"])):
+        lengths = [side.quantile(0.5), side.quantile(0.95), int(np.flatnonzero(side.lengths).max())]
+        shares = [f"{side.supervised_share:.1%}", *lengths, f"{side.cut / side.rows:.1%}"]
+        lines.append([name, side.tokens, *shares, side.lost])
+    head = ["", "tokens", "supervised", "median", "95 %", "longest", f"cut at {kept.max_length}", "tokens cut off"]
     report.section("Tokens")
-    report.table(
-        ["", "tokens", "supervised", "median", "95 %", "longest", f"cut at {kept.max_length}", "tokens cut off"],
-        [
-            (
-                name,
-                side.tokens,
-                f"{side.supervised / side.tokens:.1%}",
-                side.quantile(0.5),
-                side.quantile(0.95),
-                int(np.flatnonzero(side.lengths).max()),
-                f"{side.cut / side.rows:.1%}",
-                side.lost,
-            )
-            for name, side in sides
-        ],
-    )
-    report.histogram(kept.sides["train"].lengths.tolist(), "tokens a row", "training rows")
+    report.table(head, lines)
+    report.histogram(kept.sides["train"].lengths.tolist(), "tokens per row", "training rows")
 
 
 def _packing(report: Report, side: _Side, max_length: int) -> None:
@@ -164,7 +156,7 @@ def _packing(report: Report, side: _Side, max_length: int) -> None:
     report.table(
         ["", "positions", "of them padding"],
         [
-            (f"padded, {BATCH} rows a batch in random order", round(padded), f"{1 - side.tokens / padded:.0%}"),
+            (f"padded, {BATCH} rows per batch in random order", round(padded), f"{1 - side.tokens / padded:.0%}"),
             ("packed", packed, f"{1 - side.tokens / packed:.0%}"),
         ],
     )
@@ -174,45 +166,48 @@ def padded_positions(lengths: NDArray[np.int64], batch: int) -> float:
     """Positions where each row is padded to the longest of its batch, rows drawn at random.
 
     A batch's longest row is at most n tokens long with probability F(n)^batch, where F is the distribution of lengths.
+    Its mean is the sum over n >= 0 of P(longest > n) = 1 - F(n)^batch, as of any whole number that is not negative.
 
     Args:
         lengths: rows by length in tokens.
-        batch: rows a batch.
+        batch: rows per batch.
     """
-    below = np.cumsum(lengths) / lengths.sum()
-    longest = float((1 - below[:-1] ** batch).sum())  # E[max] = sum over n of P(max > n)
-    return longest * float(lengths.sum())
+    at_most = np.cumsum(lengths) / lengths.sum()
+    return float((1 - at_most**batch).sum() * lengths.sum())
 
 
 def packed_rows(lengths: NDArray[np.int64]) -> int:
     """Rows of full length needed when rows are packed best fit decreasing (Johnson 1973), as TRL's `bfd` does.
 
+    The rows of one length are placed together. Best fit gives each the least room that holds it. A packed row that took
+    one has less room than all others, so it takes as many as it can hold before the next one's turn.
+
     Args:
         lengths: rows by length in tokens; the longest length is that of a packed row.
     """
-    most = len(lengths) - 1
-    free = np.zeros(most + 1, np.int64)  # packed rows by the room that is left in them
-    for length in range(most, 0, -1):
+    rows, longest = int(lengths.sum()), len(lengths) - 1
+    free = np.zeros(longest + 1, np.int64)  # packed rows by the room that is left in them
+    free[longest] = rows
+    for length in range(longest, 0, -1):
         left = int(lengths[length])
-        for room in np.flatnonzero(free[length:most]) + length if left else ():
+        for room in (np.flatnonzero(free[length:]) + length).tolist() if left else []:
+            each = room // length
+            full = min(int(free[room]), left // each)
+            free[[room, room - each * length]] += [-full, full]
+            left -= full * each
+            if left and free[room]:
+                free[[room, room - left * length]] += [-1, 1]
+                left = 0
             if not left:
                 break
-            # Rows of one length go in one after the other: with room for several, a packed row takes several.
-            taken = min(left, int(free[room]))
-            free[room] -= taken
-            free[room - length] += taken
-            left -= taken
-        each = most // length
-        free[most - each * length] += left // each
-        if left % each:
-            free[most - left % each * length] += 1
-    return int(free.sum())
+    return rows - int(free[longest])
 
 
 def _marked(sample: _Sample, tokenizer: Any) -> Markup:
+    """The text of a sample with its supervised and its special tokens marked; what belongs together is decoded so."""
     special = set(tokenizer.added_tokens_decoder)
     parts = []
-    tokens = zip(sample.ids, sample.marks, strict=True)
+    tokens = zip(sample.ids, sample.supervised, strict=True)
     for (marked, is_special), group in itertools.groupby(tokens, key=lambda token: (token[1], token[0] in special)):
         text = tokenizer.decode([token for token, _ in group])
         text = Markup("<i>{}</i>").format(text) if is_special else text

@@ -187,7 +187,7 @@ def test_only_the_last_answer_is_supervised_where_asked(tmp_path: Path, prepared
 def test_the_report_shows_where_rows_went_and_what_the_model_sees(tmp_path: Path, prepared: Callable) -> None:
     rows = [*distinct(60), conversation("<script>alert(1)</script>", "<b>one</b>"), *distinct(2)]
     report = prepared(write_jsonl(tmp_path / "rows.jsonl", rows)).report
-    assert "left out: the same conversation stands elsewhere" in report
+    assert "left out: the same conversation is elsewhere" in report
     assert report.count("<pre>") == 12 and "<mark>" in report and "<i>&lt;|im_end|&gt;</i>" in report
     assert "tokenised by fastokens" in report and "<script>" not in report
     assert "http" not in report.replace("http-equiv", "")
