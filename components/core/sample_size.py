@@ -1,15 +1,17 @@
-"""How many independent groups of rows a difference must be seen on before anything can be decided."""
+"""How many independent groups of rows are needed before a difference can be judged at all."""
 
 import math
 
-LEAST = 10
-"""Below this, tails of a studentised bootstrap cannot be trusted, whatever the confidence."""
+MIN_GROUPS = 10
+"""Whatever the confidence. Of n groups there are C(2n - 1, n) different draws with replacement: 92,378 of 10, but 126
+of 5, which are too few for the tail of a bootstrap.
+"""
 
 
 def groups_needed(tail: float) -> int:
-    """The fewest groups with which anything can be decided at the tail probability `tail`.
+    """The fewest groups from which a bound with the error probability `tail` can be told.
 
-    Where all of n paired differences point one way, chance does that in 2^-n of cases (sign test); a tail smaller than
-    that cannot be known from n groups.
+    Under the sign test, n paired differences that are as likely above as below 0 all have one sign, chosen beforehand,
+    with probability 2^-n. No outcome of n groups is rarer than that by chance alone, so 2^-n must not exceed `tail`.
     """
-    return max(LEAST, math.ceil(-math.log2(tail)))
+    return max(MIN_GROUPS, math.ceil(-math.log2(tail)))

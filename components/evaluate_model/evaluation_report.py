@@ -1,4 +1,4 @@
-"""The page that says how the model was judged: verdict, subjects, checks, where it changed most, answers."""
+"""The evaluation as a page: verdict, scored models, checks, the rows that changed most, answers."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ import numpy as np
 from markupsafe import Markup
 
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
+from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.report import Report
-from qlora_pipelines.components.evaluate_model import gate
-from qlora_pipelines.components.evaluate_model.score_table import Scores, Subject
+from qlora_pipelines.components.evaluate_model import bootstrap, gate, generation
+from qlora_pipelines.components.evaluate_model.score_table import ScoredModel
 
 SAMPLES = 8
 CHANGES = 10
@@ -18,54 +19,59 @@ LONGEST = 400
 
 
 def write(
-    config: EvaluateConfig,
-    verdict: gate.Verdict,
-    everyone: Sequence[Subject],
-    texts: dict[str, tuple[str, str]],
-    path: str,
+    config: EvaluateConfig, verdict: gate.Verdict, models: Sequence[ScoredModel], samples: Sequence[Sample], path: str
 ) -> None:
     """Writes the page.
 
     Args:
         config: the step's options.
         verdict: of the gate.
-        everyone: all models that were scored; first what the model is compared with row by row, then the model.
-        texts: what each row asks and its right answer, by its id.
+        models: all scored models; first the reference, then the candidate that is compared with it row by row.
+        samples: the rows.
         path: of the HTML file.
     """
-    reference, subject, *_ = everyone
-    rows = subject.scores
+    reference, candidate, *_ = models
+    rows = candidate.scores
     groups = len(set(rows.group.tolist()))
     report = Report(
-        f"Evaluation: {subject.name} against {reference.name}",
+        f"Evaluation: {candidate.name} against {reference.name}",
         f"On {len(rows):,} held-out rows in {groups:,} independent groups; bounds hold with"
         f" {config.confidence:.0%} confidence each.",
     )
     report.verdict(verdict.passed, verdict.reason)
-    _subjects(report, config, everyone)
+    _models(report, config, models)
     _checks(report, verdict)
-    _tasks(report, everyone)
-    _changes(report, reference, subject, texts)
-    _answers(report, reference, subject)
+    _tasks(report, models)
+    _changes(report, reference, candidate, samples)
+    _answers(report, reference, candidate)
     report.write(path)
 
 
-def _subjects(report: Report, config: EvaluateConfig, everyone: Sequence[Subject]) -> None:
+def _models(report: Report, config: EvaluateConfig, models: Sequence[ScoredModel]) -> None:
     metrics = list(dict.fromkeys(["exact_match", *config.answer_metrics]))
-    head = ["", "rows", "loss, nats a token", "between", "perplexity", "bits a byte", "right tokens"]
     lines = []
-    for one in everyone:
-        bounds = gate.loss(one.scores, config)
-        between = f"{bounds.low:.4f} and {bounds.high:.4f}" if bounds else "too few rows"
-        loss = one.scores.loss
-        marks = [f"{one.mark(metric):.1%}" if one.answers else "not asked" for metric in metrics]
-        shares = [f"{one.scores.bits_a_byte:.4f}", f"{one.scores.token_accuracy:.1%}"]
-        lines.append([one.name, len(one.scores), f"{loss:.4f}", between, math.exp(min(loss, 700.0)), *shares, *marks])
+    for model in models:
+        scores = model.scores
+        sums = bootstrap.grouped(scores.nll, scores.tokens, scores.group)
+        bounds = bootstrap.bounds(sums, 1 - config.confidence)
+        lines.append(
+            [
+                model.name,
+                len(scores),
+                f"{scores.loss:.4f}",
+                f"{bounds.low:.4f} and {bounds.high:.4f}" if bounds else "too few rows",
+                math.exp(min(scores.loss, 700.0)),  # e^710 is beyond a float
+                f"{scores.bits_per_byte:.4f}",
+                f"{scores.token_accuracy:.1%}",
+                *(f"{model.mean(metric):.1%}" if model.answers else "not asked" for metric in metrics),
+            ]
+        )
+    head = ["", "rows", "loss, nats per token", "between", "perplexity", "bits per byte", "right tokens"]
     report.table([*head, *(metric.replace("_", " ") for metric in metrics)], lines)
-    for one in everyone:
-        empty = sum(not answer.answer.strip() for answer in one.answers)
+    for model in models:
+        empty = sum(not answer.answer.strip() for answer in model.answers)
         if empty:
-            report.verdict(False, f"{one.name} generated nothing in {empty} of {len(one.answers)} answers.")
+            report.verdict(False, f"{model.name} generated nothing in {empty} of {len(model.answers)} answers.")
 
 
 def _checks(report: Report, verdict: gate.Verdict) -> None:
@@ -81,56 +87,60 @@ def _checks(report: Report, verdict: gate.Verdict) -> None:
     report.table(["", "", "groups", "better by", "at least", "at most", "unit"], lines)
 
 
-def _tasks(report: Report, everyone: Sequence[Subject]) -> None:
-    names = sorted({name for one in everyone for name in one.tasks})
+def _tasks(report: Report, models: Sequence[ScoredModel]) -> None:
+    names = sorted({name for model in models for name in model.tasks})
     if names:
         report.section("Benchmarks", "By lm-eval; they take no part in the verdict.")
-        lines = [[name, *(one.tasks.get(name, math.nan) for one in everyone)] for name in names]
-        report.table(["", *(one.name for one in everyone)], lines)
+        lines = [[name, *(model.tasks.get(name, math.nan) for model in models)] for name in names]
+        report.table(["", *(model.name for model in models)], lines)
 
 
-def _changes(report: Report, reference: Subject, subject: Subject, texts: dict[str, tuple[str, str]]) -> None:
-    """The rows whose loss changed most, each way, with the answers side by side."""
-    before, after = reference.scores.only(subject.scores.id), subject.scores.only(reference.scores.id)
-    old, new = _losses(before), _losses(after)
+def _changes(report: Report, reference: ScoredModel, candidate: ScoredModel, samples: Sequence[Sample]) -> None:
+    """The rows whose loss changed most, each way, with the answers next to each other."""
+    before, after = reference.scores.only(candidate.scores.id), candidate.scores.only(reference.scores.id)
+    old, new = (scores.nll / np.maximum(scores.tokens, 1) for scores in (before, after))
     order = np.argsort(new - old, kind="stable")
-    given = [{answer.id: _short(answer.answer) for answer in one.answers} for one in (reference, subject)]
-    head = [f"row, loss: {reference.name} → {subject.name}", "asked", "right answer", reference.name, subject.name]
-    for heading, places in (
-        ("Where it got better", [place for place in order[:CHANGES] if new[place] < old[place]]),
-        ("Where it got worse", [place for place in order[::-1][:CHANGES] if new[place] > old[place]]),
+    sample = {sample.id: sample for sample in samples}
+    answers = [{answer.id: answer.answer for answer in model.answers} for model in (reference, candidate)]
+    head = [f"row, loss: {reference.name} → {candidate.name}", "asked", "right answer", reference.name, candidate.name]
+    for heading, rows in (
+        ("Where it got better", [row for row in order[:CHANGES] if new[row] < old[row]]),
+        ("Where it got worse", [row for row in order[::-1][:CHANGES] if new[row] > old[row]]),
     ):
-        report.section(heading, f"The {len(places)} largest changes, in nats a token." if places else "Nowhere.")
-        lines: list[list[object]] = []
-        for place in places:
-            row = str(after.id[place])
+        report.section(heading, f"The {len(rows)} largest changes, in nats per token." if rows else "Nowhere.")
+        lines = []
+        for row in rows:
+            name, part = str(after.id[row]), after.slice[row]
             facts = [
-                row[:12],
-                f"{old[place]:.4f}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{new[place]:.4f}",
-                f"{new[place] - old[place]:+.4f}",
+                name[:12],
+                f"{old[row]:.4f}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{new[row]:.4f}",
+                f"{new[row] - old[row]:+.4f}",
+                *([f"slice {part}"] if part else []),
             ]
-            facts += [f"slice {after.slice[place]}"] if after.slice[place] else []
-            answers = [found.get(row, "not asked") for found in given]
-            lines.append([Markup("<br>").join(facts), *map(_short, texts[row]), *answers])
-        if places:
+            texts = [_question(sample[name]), generation.reference(sample[name])]
+            texts += [found.get(name, "not asked") for found in answers]
+            lines.append([Markup("<br>").join(facts), *map(_shortened, texts)])
+        if lines:
             report.table(head, lines)
 
 
-def _losses(scores: Scores) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return scores.nll / np.maximum(scores.tokens, 1)
-
-
-def _answers(report: Report, reference: Subject, subject: Subject) -> None:
-    if not subject.answers:
+def _answers(report: Report, reference: ScoredModel, candidate: ScoredModel) -> None:
+    if not candidate.answers:
         return
     report.section("Answers", "The rows answered wrongly come first.")
-    beside = {answer.id: answer.answer for answer in reference.answers}
-    for answer in sorted(subject.answers, key=lambda item: item.scores["exact_match"])[:SAMPLES]:
+    before = {answer.id: answer.answer for answer in reference.answers}
+    for answer in sorted(candidate.answers, key=lambda item: item.scores["exact_match"])[:SAMPLES]:
         report.block(answer.prompt)
-        lines = [("reference", answer.reference), (reference.name, beside.get(answer.id, "not asked"))]
-        report.table(["", ""], [*lines, (subject.name, answer.answer)])
+        lines = [("reference", answer.reference), (reference.name, before.get(answer.id, "not asked"))]
+        report.table(["", ""], [*lines, (candidate.name, answer.answer)])
 
 
-def _short(text: str) -> str:
-    """The end of a prompt, where the question stands."""
+def _question(sample: Sample) -> str:
+    """A row's last question, or '' where it is plain text."""
+    asked = [str(message.get("content") or "") for message in sample.messages if message["role"] == "user"]
+    return asked[-1] if asked else ""
+
+
+def _shortened(text: str) -> str:
+    """The end of a text: of a prompt, that is where the question is."""
     return text if len(text) <= LONGEST else f"… {text[-LONGEST:]}"

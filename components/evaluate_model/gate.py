@@ -1,15 +1,18 @@
 """The gate: pure functions of scores, so that it can be tested, and simulated, without a model.
 
-What a candidate must show carries the burden of proof: that it is better than its base, not worse than the champion,
-and that it reads the question, must hold at the lower bound of the difference. What would stop it in spite of that, a
-slice or the answers having become worse, must be shown at the upper bound, and as there may be many of these, each is
-held to its share of the error that is allowed (Bonferroni).
+The candidate carries the burden of proof that it is better than its base, not worse than the champion, and that it
+reads the question: each must hold at the lower bound of the difference. Their number needs no correction, because all
+must hold: a model that lacks one of them passes only if that very one is shown in error (an intersection-union test,
+Berger 1982).
+
+The gate carries the burden of proof that a slice or the answers became worse, because a slice of a dozen rows could
+prove nothing: the difference must be below 0 at its upper bound. Any one of these stops the candidate, so each gets an
+equal share of the allowed error (Bonferroni): together they stop a faultless model in no more cases than allowed.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +20,18 @@ import numpy as np
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.core.sample_size import groups_needed
 from qlora_pipelines.components.evaluate_model import bootstrap
-from qlora_pipelines.components.evaluate_model.bootstrap import Floats, Interval
-from qlora_pipelines.components.evaluate_model.score_table import Answer, Scores, Subject
+from qlora_pipelines.components.evaluate_model.bootstrap import Interval, Sums
+from qlora_pipelines.components.evaluate_model.score_table import ScoredModel, Scores
 
-NATS, BITS = "nats a token", "bits a byte"
-MOST_CHECKS = 8
-"""Checks whose figures go on as evidence, the failed first; the report has all."""
+NATS, BITS = "nats per token", "bits per byte"
+MAX_CHECKS = 8
+"""Checks whose figures are passed on as evidence, the failed first; the report has all."""
 
 
 class Check(NamedTuple):
-    """One thing that was looked at: by how much the model is better than another, and what that means.
+    """One comparison: by how much the candidate is better than another model, and what that means.
 
-    `interval` is in `unit`, positive where the model is better; None where there are too few groups for one.
+    `interval` is in `unit`, positive where the candidate is better; None where there are too few groups for one.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Check(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether the model goes on, why in one sentence, and what was looked at."""
+    """Whether the candidate passes, why in one sentence, and the checks behind it."""
 
     passed: bool
     reason: str
@@ -49,221 +52,197 @@ class Verdict(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Champion:
-    """Today's champion: what it is called, its scores, and whether its tokens are those of the model judged."""
+    """Today's champion, scored, and whether its tokens are those of the candidate."""
 
-    subject: Subject
+    model: ScoredModel
     same_tokens: bool
 
 
-def tuned(base: Subject, subject: Subject, champion: Champion | None, config: EvaluateConfig) -> Verdict:
-    """Whether an adapter may go on to be merged.
+def judge_adapter(
+    base: ScoredModel, candidate: ScoredModel, champion: Champion | None, config: EvaluateConfig
+) -> Verdict:
+    """Whether an adapter may be merged.
 
     Args:
         base: the base's scores.
-        subject: the adapter's, of the same rows.
+        candidate: the adapter's, of the same rows.
         champion: today's champion, on the rows that can be compared, if there is one.
         config: confidence, margins, and the metric by which the answers are compared with the champion's.
     """
     tail = 1 - config.confidence
-    checks = [_better(base.scores, subject.scores, config.min_improvement, tail)]
-    beside, unit = (champion.subject, NATS if champion.same_tokens else BITS) if champion else (base, NATS)
+    reference, unit = base, NATS
+    checks = [_check_loss("the base", base.scores, candidate, NATS, config.min_improvement, tail, better=True)]
     if champion:
-        checks.append(_not_worse(beside.scores, subject, beside.name, config.max_champion_loss, tail, unit))
-    checks += _heeds(subject, tail)
-    alarms = _slices(beside.scores, subject.scores, beside.name, unit) + _use_of_questions(base, subject)
-    if champion and beside.answers and subject.answers:
-        alarms.append(_answers(beside, subject, config.answer_metrics[0]))
-    checks += [_alarm(*alarm, config.max_slice_loss, tail / len(alarms)) for alarm in alarms]
+        reference, unit = champion.model, NATS if champion.same_tokens else BITS
+        checks.append(_check_loss(reference.name, reference.scores, candidate, unit, config.max_champion_loss, tail))
+    checks += _check_reads_question(candidate, tail)
+    regressions = _slices(reference, candidate, unit) + _use_of_questions(base, candidate)
+    if champion and reference.answers and candidate.answers:
+        regressions.append(_answers(reference, candidate, config.answer_metrics[0]))
+    checks += [_check_regression(*found, config.max_slice_loss, tail / len(regressions)) for found in regressions]
     return _verdict(checks)
 
 
-def merged(adapter: Subject, subject: Subject, config: EvaluateConfig) -> Verdict:
+def judge_merged(adapter: ScoredModel, candidate: ScoredModel, config: EvaluateConfig) -> Verdict:
     """Whether merging lost nothing: the merged model is not worse than the adapter on the base in 4 bit.
 
     Args:
         adapter: the adapter's scores.
-        subject: the merged model's, of the same rows.
+        candidate: the merged model's, of the same rows.
         config: confidence and margin.
     """
     tail = 1 - config.confidence
-    return _verdict([_not_worse(adapter.scores, subject, "the adapter", config.max_merge_loss, tail, NATS)])
+    return _verdict([_check_loss("the adapter", adapter.scores, candidate, NATS, config.max_merge_loss, tail)])
 
 
-def merge_base(dequantized: Scores, original: Scores, config: EvaluateConfig) -> str:
-    """What to merge the adapter into: the 16-bit `original` if it is better there by more than noise.
+def choose_merge_base(dequantized: Scores, original: Scores, config: EvaluateConfig) -> str:
+    """What to merge the adapter into: the 16-bit `original` if the adapter is better there by more than noise.
 
     Args:
         dequantized: scores of the adapter on the base in 4 bit.
         original: its scores on the base in 16 bit.
-        config: holds the confidence.
+        config: has the confidence.
     """
-    tail = 1 - config.confidence
-    totals, units, groups = _paired(dequantized, original, NATS)
-    better = groups >= groups_needed(tail) and bootstrap.ratio(totals, units, tail).low > 0
-    return "original" if better else "dequantized"
+    interval = bootstrap.bounds(_improvement(dequantized, original, NATS), 1 - config.confidence)
+    return "original" if interval and interval.low > 0 else "dequantized"
 
 
-def figures(verdict: Verdict, reference: Subject, subject: Subject, config: EvaluateConfig) -> dict[str, float | str]:
+def figures(
+    verdict: Verdict, reference: ScoredModel, candidate: ScoredModel, config: EvaluateConfig
+) -> dict[str, float | str]:
     """What the gate saw, flat: numbers and short texts, less than 3 kB however many slices there are."""
-    rows = subject.scores
+    scores = candidate.scores
     found: dict[str, float | str] = {
-        "rows": len(rows),
-        "groups": len(set(rows.group.tolist())),
+        "rows": len(scores),
+        "groups": len(set(scores.group.tolist())),
         "confidence": config.confidence,
-        "loss": rows.loss,
-        "bits_a_byte": rows.bits_a_byte,
-        "token_accuracy": rows.token_accuracy,
+        "loss": scores.loss,
+        "bits_a_byte": scores.bits_per_byte,
+        "token_accuracy": scores.token_accuracy,
         "reference": reference.name,
         "reference_loss": reference.scores.loss,
     }
-    found |= {metric: subject.mark(metric) for metric in ("exact_match", *config.answer_metrics) if subject.answers}
-    for check in sorted(verdict.checks, key=lambda check: check.passed)[:MOST_CHECKS]:
-        name = re.sub(r"[^\w.-]", "_", check.name[:48])  # a slice is named by the data, and MLflow takes no other signs
+    if candidate.answers:
+        found |= {metric: candidate.mean(metric) for metric in ("exact_match", *config.answer_metrics)}
+    for check in sorted(verdict.checks, key=lambda check: check.passed)[:MAX_CHECKS]:
+        name = re.sub(r"[^\w.-]", "_", check.name[:48])  # the data names slices, and MLflow takes no other characters
         found |= {f"{name}.groups": check.groups, f"{name}.passed": float(check.passed)}
         if check.interval:
-            bounds = zip(("mean", "low", "high"), check.interval, strict=True)
-            found |= {f"{name}.{bound}": value for bound, value in bounds}
-    found["checks"] = len(verdict.checks)
-    found["checks_failed"] = sum(not check.passed for check in verdict.checks)
+            found |= {f"{name}.{bound}": value for bound, value in check.interval._asdict().items()}
+    found |= {"checks": len(verdict.checks), "checks_failed": sum(not check.passed for check in verdict.checks)}
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()}
 
 
-def loss(scores: Scores, config: EvaluateConfig) -> Interval | None:
-    """A subject's loss in nats a token, with one-sided bounds; None where there are too few groups."""
-    columns = bootstrap.grouped(np.stack([scores.nll, scores.tokens], axis=1), scores.group)
-    tail = 1 - config.confidence
-    enough = len(columns) >= groups_needed(tail)
-    return bootstrap.ratio(columns[:, 0], columns[:, 1], tail) if enough else None
-
-
-def _verdict(checks: Sequence[Check]) -> Verdict:
+def _verdict(checks: list[Check]) -> Verdict:
     failed = [check for check in checks if not check.passed]
-    said = failed or [check for check in checks if check.text]
-    return Verdict(
-        not failed, f"{'Failed' if failed else 'Passed'}: {'; '.join(check.text for check in said)}.", list(checks)
-    )
+    texts = [check.text for check in failed or checks if check.text]
+    return Verdict(not failed, f"{'Failed' if failed else 'Passed'}: {'; '.join(texts)}.", checks)
 
 
-def _paired(reference: Scores, subject: Scores, unit: str) -> tuple[Floats, Floats, int]:
-    """Each group's summed difference and what it is spread over; rows that only one side has are left out."""
-    reference, subject = reference.only(subject.id), subject.only(reference.id)
-    gained = reference.nll - subject.nll
-    spread = subject.tokens if unit == NATS else subject.bytes
-    values = np.stack([gained if unit == NATS else gained / math.log(2), spread], axis=1)
-    sums = bootstrap.grouped(values, subject.group)
-    return sums[:, 0], sums[:, 1], len(sums)
+def _improvement(reference: Scores, candidate: Scores, unit: str) -> Sums:
+    """By how much the candidate's rows are likelier, by group; rows that only one of the two has are left out."""
+    reference, candidate = reference.only(candidate.id), candidate.only(reference.id)
+    nats = reference.nll - candidate.nll
+    if unit == NATS:
+        return bootstrap.grouped(nats, candidate.tokens, candidate.group)
+    return bootstrap.grouped(nats / math.log(2), candidate.bytes, candidate.group)
 
 
-def _undecided(name: str, unit: str, groups: int, tail: float) -> Check:
-    needed = groups_needed(tail)
-    text = f"nothing can be decided with {groups} independent rows (groups); at least {needed} would do"
-    return Check(name, unit, groups, None, False, text)
+def _percent(tail: float) -> str:
+    return f"{100 * (1 - tail):.3g}%"
 
 
-def _better(base: Scores, subject: Scores, margin: float, tail: float) -> Check:
-    totals, units, groups = _paired(base, subject, NATS)
-    if groups < groups_needed(tail):
-        return _undecided("better than base", NATS, groups, tail)
-    found = bootstrap.ratio(totals, units, tail)
-    text = (
-        f"the tuned loss is {subject.loss:.4f} nats a token, {_side(found.mean)} the base's"
-        f" ({_surely(found.low, tail)}), and at least {margin:g} below was asked for"
-    )
-    return Check("better than base", NATS, groups, found, found.low >= margin and found.low > 0, text)
-
-
-def _not_worse(reference: Scores, subject: Subject, name: str, margin: float, tail: float, unit: str) -> Check:
-    what = f"not worse than {name}"
-    totals, units, groups = _paired(reference, subject.scores, unit)
-    if groups < groups_needed(tail):
-        return _undecided(what, unit, groups, tail)
-    found = bootstrap.ratio(totals, units, tail)
-    text = (
-        f"the {subject.name} loss is {_side(found.mean)} that of {name} in {unit} ({_surely(found.low, tail)}), and at"
-        f" most {margin:g} above was allowed"
-    )
-    return Check(what, unit, groups, found, found.low >= -margin, text)
-
-
-def _heeds(subject: Subject, tail: float) -> list[Check]:
-    """Whether answers are likelier after their own question than after another's: the model must show it.
-
-    Where there are too few rows of different questions and answers, as in plain text, nothing is asked of it.
-    """
-    if subject.pairing is None or len(subject.pairing.id) == 0:
-        return []
-    name, pairing = "reads the question", subject.pairing
-    sums = bootstrap.grouped(np.stack([pairing.gained, pairing.tokens], axis=1), pairing.group)
-    if len(sums) < groups_needed(tail):
-        return [Check(name, NATS, len(sums), None, True, "")]
-    found = bootstrap.ratio(sums[:, 0], sums[:, 1], tail)
-    text = (
-        f"the {subject.name} model does not read the question: answers are {found.mean:.4f} nats a token likelier after"
-        f" their own than after another's (with {100 * (1 - tail):.3g}% confidence at least {found.low:.4f}), and more"
-        " than 0 was asked for; are the answers in the data those of their questions?"
-    )
-    return [Check(name, NATS, len(sums), found, found.low > 0, "" if found.low > 0 else text)]
-
-
-def _surely(low: float, tail: float) -> str:
-    return f"with {100 * (1 - tail):.3g}% confidence at {'least' if low > 0 else 'most'} {_side(low)}"
-
-
-def _side(better: float) -> str:
+def _difference(better: float) -> str:
     return f"{abs(better):.4f} {'below' if better >= 0 else 'above'}"
 
 
-_Alarm = tuple[str, str, Floats, Floats]
-"""What must not have become worse: its name, the unit, and totals and units of its groups."""
+def _check_loss(
+    whose: str, reference: Scores, candidate: ScoredModel, unit: str, margin: float, tail: float, better: bool = False
+) -> Check:
+    """Whether the candidate's loss is shown to be lower, or not to be higher (a non-inferiority test), by a margin."""
+    name = "better than base" if better else f"not worse than {whose}"
+    sums = _improvement(reference, candidate.scores, unit)
+    groups, interval = len(sums.totals), bootstrap.bounds(sums, tail)
+    if interval is None:
+        text = f"{groups} independent groups of rows are too few to decide, at least {groups_needed(tail)} are needed"
+        return Check(name, unit, groups, None, False, text)
+    scores = candidate.scores.only(reference.id)
+    passed = interval.low >= margin and interval.low > 0 if better else interval.low >= -margin
+    text = (
+        f"the {candidate.name} loss is {scores.loss if unit == NATS else scores.bits_per_byte:.4f} {unit},"
+        f" {_difference(interval.mean)} that of {whose} (with {_percent(tail)} confidence at"
+        f" {'least' if interval.low > 0 else 'most'} {_difference(interval.low)}, and {margin:g}"
+        f" {'below is required' if better else 'above is allowed'})"
+    )
+    return Check(name, unit, groups, interval, passed, text)
 
 
-def _slices(reference: Scores, subject: Scores, beside: str, unit: str) -> list[_Alarm]:
+def _check_reads_question(candidate: ScoredModel, tail: float) -> list[Check]:
+    """Whether answers are likelier after their own question than after another row's: the candidate must show it.
+
+    Where too few rows have different questions and answers, as in plain text, nothing is required.
+    """
+    swap = candidate.question_swap
+    if swap is None or len(swap.id) == 0:
+        return []
+    sums = bootstrap.grouped(swap.gain, swap.tokens, swap.group)
+    interval = bootstrap.bounds(sums, tail)
+    text = ""
+    if interval and interval.low <= 0:
+        text = (
+            f"the {candidate.name} model does not read the question: answers are {interval.mean:.4f} nats per token"
+            f" likelier after their own question than after another row's (with {_percent(tail)} confidence at least"
+            f" {interval.low:.4f}, and more than 0 is required); check that the data pairs questions with their answers"
+        )
+    return [Check("reads the question", NATS, len(sums.totals), interval, not text, text)]
+
+
+Regression = tuple[str, str, Sums]
+"""What must not have become worse: the check's name, its unit, and by how much each group is better."""
+
+
+def _slices(reference: ScoredModel, candidate: ScoredModel, unit: str) -> list[Regression]:
+    scores = candidate.scores
     found = []
-    for name in sorted(set(subject.slice.tolist()) - {""}):
-        rows = subject.only(subject.id[subject.slice == name])
-        totals, units, groups = _paired(reference, rows, unit)
-        if groups:
-            found.append((f"slice {name} against {beside}", unit, totals, units))
+    for name in sorted(set(scores.slice.tolist()) - {""}):
+        sums = _improvement(reference.scores, scores.only(scores.id[scores.slice == name]), unit)
+        if len(sums.totals):
+            found.append((f"slice {name} against {reference.name}", unit, sums))
     return found
 
 
-def _use_of_questions(base: Subject, subject: Subject) -> list[_Alarm]:
-    """What a question does for its answer, against half of what it does under the base.
+def _use_of_questions(base: ScoredModel, candidate: ScoredModel) -> list[Regression]:
+    """What a question does for its answer, less half of what it does under the base.
 
-    Half, because a model that learns a style holds all answers for likelier, another row's too.
+    Half, because a model that learned a style finds all answers likelier, another row's too.
     """
-    mine, other = subject.pairing, base.pairing
-    if mine is None or other is None or not set(mine.id.tolist()) & set(other.id.tolist()):
+    mine, other = candidate.question_swap, base.question_swap
+    if mine is None or other is None:
         return []
-    at = {row: place for place, row in enumerate(other.id.tolist())}
-    both = [(place, at[row]) for place, row in enumerate(mine.id.tolist()) if row in at]
-    here, there = (np.array(places) for places in zip(*both, strict=True))
-    values = np.stack([mine.gained[here] - other.gained[there] / 2, mine.tokens[here]], axis=1)
-    sums = bootstrap.grouped(values, mine.group[here])
-    return [("use of questions against half of base", NATS, sums[:, 0], sums[:, 1])]
+    _, here, there = np.intersect1d(mine.id, other.id, assume_unique=True, return_indices=True)
+    if len(here) == 0:
+        return []
+    sums = bootstrap.grouped(mine.gain[here] - other.gain[there] / 2, mine.tokens[here], mine.group[here])
+    return [("use of questions against half of base", NATS, sums)]
 
 
-def _answers(reference: Subject, subject: Subject, metric: str) -> _Alarm:
-    """Marks of the answers to the same questions, by the rows' groups."""
-    group = dict(zip(subject.scores.id.tolist(), subject.scores.group.tolist(), strict=True))
-    beside = {answer.id: answer for answer in reference.answers}
-    both: list[tuple[Answer, Answer]] = [
-        (answer, beside[answer.id]) for answer in subject.answers if answer.id in beside and answer.id in group
-    ]
-    gained = np.array([[mine.scores[metric] - other.scores[metric], 1.0] for mine, other in both]).reshape(-1, 2)
-    sums = bootstrap.grouped(gained, np.array([group[mine.id] for mine, _ in both], dtype=np.str_))
-    return f"answers against {reference.name}", metric, sums[:, 0], sums[:, 1]
+def _answers(reference: ScoredModel, candidate: ScoredModel, metric: str) -> Regression:
+    """Scores of the answers to the same questions, by the rows' groups."""
+    group = dict(zip(candidate.scores.id.tolist(), candidate.scores.group.tolist(), strict=True))
+    before = {answer.id: answer.scores[metric] for answer in reference.answers}
+    both = [answer for answer in candidate.answers if answer.id in before]
+    better = np.array([answer.scores[metric] - before[answer.id] for answer in both])
+    groups = np.array([group[answer.id] for answer in both], dtype=np.str_)
+    return f"answers against {reference.name}", metric, bootstrap.grouped(better, np.ones(len(both)), groups)
 
 
-def _alarm(name: str, unit: str, totals: Floats, units: Floats, margin: float, tail: float) -> Check:
-    """Fails where it is shown that the model became worse there by more than the margin."""
-    groups, needed = len(totals), groups_needed(tail)
-    if groups < needed:
-        return Check(name, unit, groups, None, True, "")
-    found = bootstrap.ratio(totals, units, tail)
-    worse = found.high < -margin
-    text = (
-        f"{name}: worse by {-found.mean:.4f} {unit} (with {100 * (1 - tail):.3g}% confidence at least"
-        f" {-found.high:.4f}), and {margin:g} was allowed"
-    )
-    return Check(name, unit, groups, found, not worse, text if worse else "")
+def _check_regression(name: str, unit: str, sums: Sums, margin: float, tail: float) -> Check:
+    """Fails where the candidate is shown to be worse by more than the margin. Too few groups show nothing, so pass."""
+    interval = bootstrap.bounds(sums, tail)
+    text = ""
+    if interval and interval.high < -margin:
+        text = (
+            f"{name}: worse by {-interval.mean:.4f} {unit} (with {_percent(tail)} confidence at least"
+            f" {-interval.high:.4f}, and {margin:g} is allowed)"
+        )
+    return Check(name, unit, len(sums.totals), interval, not text, text)

@@ -1,4 +1,4 @@
-"""Public benchmarks through lm-eval itself, which is asked for by name and imported only then."""
+"""Public benchmarks through lm-eval itself, imported only where its tasks are asked for."""
 
 import importlib.util
 import logging
@@ -34,7 +34,7 @@ def run(model: Any, tokenizer: Any, tasks: list[str], batch_size: int) -> dict[s
         model: causal language model in eval mode.
         tokenizer: its tokenizer.
         tasks: names of tasks, or paths of a task's YAML file.
-        batch_size: rows a forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         InputError: a task's data cannot be read.
@@ -53,8 +53,7 @@ def run(model: Any, tokenizer: Any, tasks: list[str], batch_size: int) -> dict[s
             log_samples=False,
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise InputError(f"lm_eval_tasks {', '.join(tasks)}: {reason}") from None
+        raise InputError(f"lm_eval_tasks {', '.join(tasks)}: {first_line(error)}") from None
     return {
         f"{task}/{metric.removesuffix(',none')}": float(value)
         for task, figures in found["results"].items()
@@ -64,7 +63,7 @@ def run(model: Any, tokenizer: Any, tasks: list[str], batch_size: int) -> dict[s
 
 
 def _manager(tasks: list[str]) -> Any:
-    """What finds lm-eval's tasks; its thousands of own ones are read only where one is asked for by name."""
+    """What finds lm-eval's tasks; its own, thousands of them, are read only where one is asked for by name."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=not all(task.endswith(FILE) for task in tasks))

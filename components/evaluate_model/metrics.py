@@ -1,47 +1,49 @@
-"""Marks for generated answers, each from 0 to 1."""
+"""Scores of generated answers, each from 0 to 1."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-def marks(answer: str, reference: str, metrics: list[str]) -> dict[str, float]:
-    """One answer's marks by metric; `exact_match` is always among them."""
-    return {name: _METRICS[name](answer, reference) for name in dict.fromkeys(["exact_match", *metrics])}
+def score(answer: str, reference: str, metrics: Sequence[str]) -> dict[str, float]:
+    """One answer's scores by metric; `exact_match` is always among them."""
+    known = {"exact_match": exact_match, "json_keys": json_keys, "rouge_l": rouge_l, "chrf": chrf}
+    return {name: known[name](answer, reference) for name in ["exact_match", *metrics]}
 
 
 def exact_match(answer: str, reference: str) -> float:
     """1 where an answer is right: equal as JSON where the reference is a JSON object, else equal as text.
 
-    The outermost braces are what counts of an answer, so that a fence or a sentence around JSON costs no model its
-    point.
+    Of the answer only what is between the outermost braces counts, so that no model loses its point for a fence or a
+    sentence around its JSON.
     """
-    wanted = _json_object(reference)
-    if wanted is None:
+    expected = _json_object(reference)
+    if expected is None:
         return float(answer.strip() == reference.strip())
-    found = _json_object(_braces(answer))
-    return float(found is not None and dict(_leaves(found)) == dict(_leaves(wanted)))
+    found = _json_object(_braced(answer))
+    return float(found is not None and dict(_leaves(found)) == dict(_leaves(expected)))
 
 
 def json_keys(answer: str, reference: str) -> float:
     """Share of the keys, of both objects together, that have the same value in both; nested keys count one by one.
 
-    Where the reference is no JSON object, it is `exact_match`.
+    So a key that is missing costs as much as one too many. Where the reference is no JSON object, it is `exact_match`.
     """
     wanted = _json_object(reference)
     if wanted is None:
         return exact_match(answer, reference)
-    expected, found = dict(_leaves(wanted)), dict(_leaves(_json_object(_braces(answer)) or {}))
+    expected, found = dict(_leaves(wanted)), dict(_leaves(_json_object(_braced(answer)) or {}))
     keys = expected.keys() | found.keys()
-    equal = sum(key in expected and key in found and expected[key] == found[key] for key in keys)
-    return equal / len(keys) if keys else 1.0
+    return len(expected.items() & found.items()) / len(keys) if keys else 1.0
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """F-measure of the longest common subsequence of words (Lin 2004), through rouge-score.
+    """ROUGE-L (Lin 2004, section 3.1), through rouge-score.
 
-    Words are runs of letters and digits of any script; rouge-score's own tokenizer knows a to z only.
+    With L words in the longest common subsequence, precision P is L / words of the answer, recall R is L / words of the
+    reference, and the score is 2 P R / (P + R). Words are runs of letters and digits of any script; rouge-score's own
+    tokenizer knows a to z only, and would give every answer in Russian 0.
     """
     from rouge_score import rouge_scorer
 
@@ -50,7 +52,12 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def chrf(answer: str, reference: str) -> float:
-    """F-score of character n-grams (Popović 2015), through sacrebleu."""
+    """chrF2 (Popović 2015; recall weighs twice as much as precision, Popović 2016), through sacrebleu.
+
+    Precision P and recall R are means over n-grams of 1 to 6 characters, white space left out; the score is
+    5 P R / (4 P + R). It needs no words, so it serves languages that do not separate them, and gives part of the score
+    for a word of the right stem. sacrebleu gives it in percent.
+    """
     from sacrebleu.metrics import CHRF
 
     return float(CHRF().sentence_score(answer, [reference]).score) / 100
@@ -61,15 +68,7 @@ class _Words:
         return re.findall(r"\w+", text.lower())
 
 
-_METRICS: dict[str, Callable[[str, str], float]] = {
-    "exact_match": exact_match,
-    "json_keys": json_keys,
-    "rouge_l": rouge_l,
-    "chrf": chrf,
-}
-
-
-def _braces(text: str) -> str:
+def _braced(text: str) -> str:
     return text[text.find("{") : text.rfind("}") + 1]
 
 
@@ -87,10 +86,11 @@ def _leaves(value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
         if isinstance(item, dict) and item:
             yield from _leaves(item, (*path, key))
         else:
-            yield (*path, key), json.dumps(_whole(item), sort_keys=True)
+            yield (*path, key), json.dumps(_integral(item), sort_keys=True)
 
 
-def _whole(value: Any) -> Any:
+def _integral(value: Any) -> Any:
+    """A value with its floats that are whole as integers: 1.0 is 1 in JSON."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return [_whole(item) for item in value] if isinstance(value, list) else value
+    return [_integral(item) for item in value] if isinstance(value, list) else value

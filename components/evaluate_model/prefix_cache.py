@@ -1,4 +1,4 @@
-"""What all conversations begin with, a system prompt as a rule, goes through the model once."""
+"""The prefix that all conversations share, usually a system prompt, goes through the model once."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,60 +9,66 @@ from transformers import DynamicCache
 
 from qlora_pipelines.components.core.data import chat_template, packing
 
-SHORTEST = 8
-"""Tokens; a shorter start is not worth its handling."""
+MIN_TOKENS = 8
+"""A shorter prefix saves less than it costs to keep."""
 
 
-def tokens(encoded: Sequence[chat_template.Encoded]) -> list[int]:
-    """The tokens that all conversations begin with, ended before the one that predicts a supervised token."""
+def shared_prefix(encoded: Sequence[chat_template.Encoded]) -> list[int]:
+    """The tokens that all conversations begin with, up to before the one that predicts a supervised token.
+
+    The logits at that token are scored, and the prefix goes through the layers without the head.
+    """
     if len(encoded) < 2:
         return []
     unsupervised = min(
         next((place for place, label in enumerate(item.labels) if label != chat_template.IGNORED), len(item.labels))
         for item in encoded
     )
-    columns = zip(*(item.input_ids for item in encoded), strict=False)
-    alike = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
-    start = [column[0] for column in itertools.islice(alike, max(0, unsupervised - 1))]
-    return start if len(start) >= SHORTEST else []
+    columns = zip(*(item.input_ids[: max(0, unsupervised - 1)] for item in encoded), strict=False)
+    prefix = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+    return prefix if len(prefix) >= MIN_TOKENS else []
 
 
-class Keys(DynamicCache):  # type: ignore[misc]  # transformers has no types here
-    """The keys and values of a start; they go in front of those of a row, which are not kept."""
+class PrefixCache(DynamicCache):  # type: ignore[misc]  # transformers has no types here
+    """A prefix's keys and values, put in front of those of each row; a row's own are not kept."""
 
     def update(self, key: Any, value: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """The keys and values that a row attends to in one layer, shape (1, key heads, start + row, head size)."""
-        start = self.layers[layer]
-        return torch.cat([start.keys, key], 2), torch.cat([start.values, value], 2)
+        """The keys and values that a row attends to in one layer, shape (1, key heads, prefix + row, head size)."""
+        prefix = self.layers[layer]
+        return torch.cat([prefix.keys, key], 2), torch.cat([prefix.values, value], 2)
 
 
-def read(causal: Any, decoder: Any, encoded: Sequence[chat_template.Encoded], device: str) -> tuple[int, Keys | None]:
-    """Runs what all conversations begin with through the layers of a model.
+def prefill(
+    causal: Any, decoder: Any, encoded: Sequence[chat_template.Encoded], device: str
+) -> tuple[int, PrefixCache | None]:
+    """Runs the prefix that all conversations share through the layers of a model.
 
     Args:
-        causal: the model; its attention is `core/models/packed_attention.py`'s.
+        causal: the model; its attention is that of `core/models/packed_attention.py`.
         decoder: its layers.
         encoded: the conversations.
         device: where the inputs go.
 
     Returns:
-        how many tokens it has, and their keys; 0 and None where there is no such start, or the model cannot use it.
+        How many tokens the prefix has, and its cache; 0 and None where there is no prefix, or the model cannot use one.
     """
-    start = [] if _rotates_by_length(causal.config) else tokens(encoded)
-    if not start:
+    prefix = [] if _rotates_by_length(causal.config) else shared_prefix(encoded)
+    if not prefix:
         return 0, None
-    inputs = packing.collate([packing.joined([chat_template.Encoded(start, [chat_template.IGNORED] * len(start))])])
-    del inputs["labels"]
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    row = packing.joined([chat_template.Encoded(prefix, [chat_template.IGNORED] * len(prefix))])
+    inputs = {name: tensor.to(device) for name, tensor in packing.collate([row]).items() if name != "labels"}
     cache = DynamicCache()
     decoder(**inputs, past_key_values=cache, use_cache=True)
-    if cache.get_seq_length() != len(start):
-        return 0, None  # not all keep what they have read there
-    return len(start), Keys([(layer.keys, layer.values) for layer in cache.layers])
+    if cache.get_seq_length() != len(prefix):
+        return 0, None  # some architectures keep nothing there
+    return len(prefix), PrefixCache([(layer.keys, layer.values) for layer in cache.layers])
 
 
 def _rotates_by_length(config: Any) -> bool:
-    """Whether a token's position is encoded by the length of what is read with it, as with longrope (Phi-3)."""
-    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [part.get("rope_type") or "" for part in (given, *given.values()) if isinstance(part, dict)]
+    """Whether a token's rotary position depends on the length of its row, as with longrope (Phi-3) and dynamic NTK.
+
+    Then a prefix alone has other keys than in front of a row, and cannot be cached.
+    """
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [part.get("rope_type") or "" for part in (parameters, *parameters.values()) if isinstance(part, dict)]
     return any("dynamic" in kind or kind == "longrope" for kind in kinds)

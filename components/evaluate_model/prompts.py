@@ -1,59 +1,59 @@
-"""How a row is put to a model: as it was prepared, in the base's own words, or through another tokenizer."""
+"""The prompt a row is scored with: as it was prepared, with messages for the base, or through another tokenizer."""
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.data.tokenized import Sample
 
 
-def in_own_words(before: list[chat_template.Message], samples: Sequence[Sample], tokenizer: Any) -> list[Sample]:
+def with_baseline_messages(
+    messages: list[chat_template.Message], samples: Sequence[Sample], tokenizer: Any
+) -> list[Sample]:
     """The rows with other turns in place of their system message: schema and examples for a base.
 
-    What is scored stays the same tokens, so the losses can be compared.
+    The scored tokens stay the same, so the losses can be compared.
 
     Args:
-        before: the turns to put first; none leaves the rows as they are.
+        messages: the turns to put first; none leaves the rows as they are.
         samples: the rows.
         tokenizer: of the model, and of the samples.
     """
-    asked = []
+    prompted = []
     for sample in samples:
-        if before and sample.messages:
-            turns = [*before, *(message for message in sample.messages if message["role"] != "system")]
-            encoded = _encoded(tokenizer, turns, sample, len(before), supervised_text(tokenizer, sample.encoded))
-            # A template may write an answer otherwise after other turns; then the row is asked as it is.
+        if messages and sample.messages:
+            turns = [*messages, *(message for message in sample.messages if message["role"] != "system")]
+            encodings = _encodings(tokenizer, turns, sample, len(messages))
+            encoded = _same_answers(encodings, tokenizer, supervised_text(tokenizer, sample.encoded))
+            # A template may write an answer differently after other turns; then the row keeps its own prompt.
             if encoded:
                 sample = dataclasses.replace(sample, messages=turns, encoded=encoded)
-        asked.append(sample)
-    return asked
+        prompted.append(sample)
+    return prompted
 
 
-def through(tokenizer: Any, samples: Sequence[Sample], own: Any) -> list[Sample]:
+def reencode(samples: Sequence[Sample], own: Any, tokenizer: Any) -> list[Sample]:
     """The rows as another model's tokenizer and template write them.
 
-    A row is left out whose scored text is not the same then: it was cut, or the template writes the answer otherwise.
+    A row is left out whose scored text is then not the same: it was cut, or the template writes the answer differently.
 
     Args:
-        tokenizer: the other model's.
         samples: the rows.
         own: the tokenizer that the samples were encoded with.
+        tokenizer: the other model's.
     """
-    asked = []
+    found = []
     for sample in samples:
-        text = supervised_text(own, sample.encoded)
         if sample.messages:
-            encoded = _encoded(tokenizer, sample.messages, sample, 0, text)
+            encodings: Iterable[chat_template.Encoded] = _encodings(tokenizer, sample.messages, sample, 0)
         else:
-            whole = own.decode(sample.encoded.input_ids)
-            encoded = _same(
-                tokenizer, chat_template.encode_spans(tokenizer, whole, [(0, len(whole))], sys.maxsize), text
-            )
-        if encoded:
-            asked.append(dataclasses.replace(sample, encoded=encoded))
-    return asked
+            text = own.decode(sample.encoded.input_ids)
+            encodings = [chat_template.encode_spans(tokenizer, text, [(0, len(text))], sys.maxsize)]
+        if encoded := _same_answers(encodings, tokenizer, supervised_text(own, sample.encoded)):
+            found.append(dataclasses.replace(sample, encoded=encoded))
+    return found
 
 
 def supervised_text(tokenizer: Any, encoded: chat_template.Encoded) -> str:
@@ -62,16 +62,16 @@ def supervised_text(tokenizer: Any, encoded: chat_template.Encoded) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _encoded(
-    tokenizer: Any, turns: list[chat_template.Message], sample: Sample, context: int, text: str
-) -> chat_template.Encoded | None:
-    """Encodes turns such that `text` is what is supervised, all answers or only the last one; None if neither is."""
+def _encodings(
+    tokenizer: Any, turns: list[chat_template.Message], sample: Sample, context: int
+) -> Iterator[chat_template.Encoded]:
+    """The turns after `context` with all answers supervised, then with the last one only: a row does not say which."""
     for last_only in (False, True):
-        found = chat_template.encode(tokenizer, turns, sys.maxsize, context, tools=sample.tools, last_only=last_only)
-        if same := _same(tokenizer, found, text):
-            return same
-    return None
+        yield chat_template.encode(tokenizer, turns, sys.maxsize, context, tools=sample.tools, last_only=last_only)
 
 
-def _same(tokenizer: Any, encoded: chat_template.Encoded, text: str) -> chat_template.Encoded | None:
-    return encoded if supervised_text(tokenizer, encoded).strip() == text.strip() else None
+def _same_answers(
+    encodings: Iterable[chat_template.Encoded], tokenizer: Any, text: str
+) -> chat_template.Encoded | None:
+    """The first of the encodings whose supervised text is `text`, or None."""
+    return next((one for one in encodings if supervised_text(tokenizer, one).strip() == text.strip()), None)

@@ -1,13 +1,13 @@
-"""What is known of each row under one model: columns of one length, and the files they are kept in.
+"""What is known of each row under one model, and the files that keep it.
 
-scores.parquet   every subject's rows, one after another
-answers.jsonl    every subject's generated answers
+scores.parquet   every model's rows, one model after another
+answers.jsonl    every model's generated answers
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,24 +17,34 @@ from numpy.typing import NDArray
 from qlora_pipelines.components.core.errors import InputError
 
 Floats = NDArray[np.float64]
+Strings = NDArray[np.str_]
 SCORES, ANSWERS = "scores.parquet", "answers.jsonl"
+COUNTS = ("tokens", "bytes", "right_tokens")
+"""Columns that the file keeps as whole numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """One subject's rows, sorted by id; every column has the shape (rows,).
+    """One model's rows, sorted by id; every column has the shape (rows,).
 
-    `nll` is the summed negative log-likelihood of a row's supervised tokens in nats, `right_tokens` how many of these
-    the model held for the likeliest, `bytes` how long their text is in UTF-8. A row without a group is its own.
+    `nll` is the summed negative log-likelihood of a row's supervised tokens in nats, `right_tokens` how many of them
+    the model found the likeliest, `bytes` how long their text is in UTF-8. A row without a group is a group of its own.
     """
 
-    id: NDArray[np.str_]
-    group: NDArray[np.str_]
-    slice: NDArray[np.str_]
+    id: Strings
+    group: Strings
+    slice: Strings
     nll: Floats
     tokens: Floats
     bytes: Floats
     right_tokens: Floats
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[tuple[Any, ...]]) -> "Scores":
+        """Scores of rows (id, group, slice, nll, tokens, bytes, right tokens), in any order."""
+        columns = list(zip(*sorted(rows), strict=True)) or [()] * 7
+        types: list[Any] = [np.str_] * 3 + [np.float64] * 4
+        return cls(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, types, strict=True)))
 
     def __len__(self) -> int:
         """Rows."""
@@ -42,29 +52,32 @@ class Scores:
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood, nats a supervised token."""
+        """Mean negative log-likelihood in nats per supervised token; perplexity is e to its power."""
         return float(self.nll.sum() / self.tokens.sum())
 
     @property
-    def bits_a_byte(self) -> float:
-        """Mean negative log-likelihood, bits a byte of the supervised text: the same unit whatever the tokenizer."""
+    def bits_per_byte(self) -> float:
+        """Mean negative log-likelihood in bits per byte of the supervised text.
+
+        A token of a larger vocabulary holds more text, so losses per token say nothing between tokenizers. The bytes of
+        the text are the same for all (Gao et al. 2020, The Pile, section 3.1). A nat is 1 / ln 2 bits.
+        """
         return float(self.nll.sum() / math.log(2) / self.bytes.sum())
 
     @property
     def token_accuracy(self) -> float:
-        """Share of supervised tokens that the model held for the likeliest."""
+        """Share of the supervised tokens that the model found the likeliest."""
         return float(self.right_tokens.sum() / self.tokens.sum())
 
-    def only(self, ids: NDArray[np.str_]) -> "Scores":
+    def only(self, ids: Strings) -> "Scores":
         """The rows whose id is among `ids`."""
         wanted = np.isin(self.id, ids)
-        columns = (getattr(self, field.name)[wanted] for field in dataclasses.fields(self))
-        return Scores(*columns)
+        return Scores(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One generated answer beside its reference; `scores` are its marks from 0 to 1, by metric."""
+    """A generated answer with its reference; `scores` are its scores from 0 to 1, by metric."""
 
     id: str
     prompt: str
@@ -73,59 +86,52 @@ class Answer:
     scores: dict[str, float]
 
 
-class Pairing(NamedTuple):
-    """How a model takes answers that are put after another row's question; every column has the shape (rows,).
+class QuestionSwap(NamedTuple):
+    """What each row's own question does for its first answer; every column has the shape (rows,).
 
-    `gained` is by how many nats the first answer of a row is likelier after its own question, `tokens` how long it is.
+    `gain` is by how many nats the answer is likelier after its own question than after another row's, `tokens` how long
+    the answer is.
     """
 
-    id: NDArray[np.str_]
-    group: NDArray[np.str_]
-    gained: Floats
+    id: Strings
+    group: Strings
+    gain: Floats
     tokens: Floats
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class ScoredModel:
     """One model's scores and answers; `tasks` are its figures on lm-eval's tasks."""
 
     name: str
     scores: Scores
     answers: list[Answer]
     tasks: dict[str, float] = dataclasses.field(default_factory=dict)
-    pairing: Pairing | None = None
+    question_swap: QuestionSwap | None = None
 
-    def mark(self, metric: str) -> float:
+    def mean(self, metric: str) -> float:
         """Mean of a metric over all answers, or -1 where none was generated."""
-        marks = [answer.scores[metric] for answer in self.answers]
-        return sum(marks) / len(marks) if marks else -1.0
+        values = [answer.scores[metric] for answer in self.answers]
+        return sum(values) / len(values) if values else -1.0
 
 
-def table(rows: Sequence[tuple[str, str, str, float, float, float, float]]) -> Scores:
-    """Scores out of rows (id, group, slice, nll, tokens, bytes, right tokens), in any order."""
-    columns = list(zip(*sorted(rows), strict=True)) or [()] * 7
-    kinds: list[Any] = [np.str_] * 3 + [np.float64] * 4
-    return Scores(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
-
-
-def write(folder: str, subjects: Sequence[Subject]) -> None:
+def write(folder: str, models: Sequence[ScoredModel]) -> None:
     """Writes both files."""
     import pyarrow as pa
     import pyarrow.parquet
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    columns: dict[str, Any] = {"subject": np.concatenate([[one.name] * len(one.scores) for one in subjects])}
+    columns: dict[str, Any] = {"subject": np.concatenate([[model.name] * len(model.scores) for model in models])}
     for field in dataclasses.fields(Scores):
-        columns[field.name] = np.concatenate([getattr(one.scores, field.name) for one in subjects])
-    for name in ("tokens", "bytes", "right_tokens"):
-        columns[name] = columns[name].astype(np.int64)
+        values = np.concatenate([getattr(model.scores, field.name) for model in models])
+        columns[field.name] = values.astype(np.int64) if field.name in COUNTS else values
     pa.parquet.write_table(pa.table(columns), Path(folder, SCORES), compression="zstd")
-    lines = [{"subject": one.name} | dataclasses.asdict(answer) for one in subjects for answer in one.answers]
+    lines = [{"subject": model.name} | dataclasses.asdict(answer) for model in models for answer in model.answers]
     Path(folder, ANSWERS).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read(folder: str, subject: str) -> Subject:
-    """One subject out of what `write` wrote.
+def read(folder: str, name: str) -> ScoredModel:
+    """One model out of what `write` wrote.
 
     Raises:
         InputError: it is not there.
@@ -133,14 +139,12 @@ def read(folder: str, subject: str) -> Subject:
     import pyarrow
     import pyarrow.parquet
 
-    path = Path(folder, SCORES)
     try:
-        columns = pyarrow.parquet.read_table(path, filters=[("subject", "=", subject)]).to_pydict()
+        rows = pyarrow.parquet.read_table(Path(folder, SCORES), filters=[("subject", "=", name)]).to_pylist()
         answers = [json.loads(line) for line in Path(folder, ANSWERS).read_text().splitlines()]
     except (OSError, pyarrow.ArrowException, json.JSONDecodeError) as error:
         raise InputError(f"scores {folder}: {str(error).splitlines()[0]}") from None
-    if not columns["id"]:
-        raise InputError(f"scores {folder}: they hold no {subject} model")
-    rows = zip(*(columns[field.name] for field in dataclasses.fields(Scores)), strict=True)
-    mine = [answer for answer in answers if answer.pop("subject") == subject]
-    return Subject(subject, table(list(rows)), [Answer(**answer) for answer in mine])
+    if not rows:
+        raise InputError(f"scores {folder}: they hold no {name} model")
+    scores = Scores.from_rows(tuple(row[field.name] for field in dataclasses.fields(Scores)) for row in rows)
+    return ScoredModel(name, scores, [Answer(**answer) for answer in answers if answer.pop("subject") == name])

@@ -24,7 +24,7 @@ def write(config: RunConfig, found: Access, shown: list[tuple[str, object]], hos
     """
     report = Report("Plan", "What this run works from; none of it changes while the run lasts.")
     fatal = len(found.fatal)
-    report.verdict(not fatal, f"{fatal} things to mend" if fatal else "Nothing stands in the way")
+    report.verdict(not fatal, f"{fatal} things to fix" if fatal else "Nothing stands in the way")
     report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in found.findings])
     if found.plan:
         _memory(report, found.plan, host)
@@ -49,31 +49,24 @@ def _memory(report: Report, plan: fit.Plan, host: int) -> None:
     if host:
         report.table(["", "GiB"], [("host memory where there is no GPU, at its peak", host / GIB)])
     report.section("Other ways to train this model", "Weights, gradients and optimiser, without activations; GiB.")
-    report.table(
-        ["weights in", "trained", "weights", "gradients", "optimiser", "total"],
-        [
-            (
-                way.weights_in,
-                way.trained,
-                *(size / GIB for size in (way.weights, way.gradients, way.optimiser, way.total)),
-            )
-            for way in compare.ways(plan.architecture)
-        ],
-    )
+    lines = []
+    for way in compare.ways(plan.architecture):
+        sizes = (way.weights, way.gradients, way.optimiser, way.total)
+        lines.append((way.weights_in, way.trained, *(size / GIB for size in sizes)))
+    report.table(["weights in", "trained", "weights", "gradients", "optimiser", "total"], lines)
 
 
 def _time(report: Report, config: RunConfig, found: Access, plan: fit.Plan) -> None:
     work = time_and_cost.of_run(config, found.samples)
-    operations = 0.0
+    operations = time_and_cost.flops(plan.architecture, plan.train, work) if work else 0.0
     if work:
-        operations = time_and_cost.flops(plan.architecture, plan.train, work)
-        report.section("Work", "Rows and tokens are reckoned from the first rows and the size of the files.")
+        report.section("Work", "Rows and tokens are estimated from the first rows and the size of the files.")
         report.table(["", ""], [(name.replace("_", " "), value) for name, value in dataclasses.asdict(work).items()])
     lines = time_and_cost.table(plan.estimate.total, plan.train.compute_dtype, operations, time_and_cost.EFFICIENCY, {})
     speed = f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed."
     report.section("GPU types", f"{_fits(plan)} {speed}")
     report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in lines])
-    report.section("Disk", "Of the pods where the store is on S3; a local store is read where it lies.")
+    report.section("Disk", "Of the pods where the store is on S3; a local store is read where it is.")
     report.table(["", "GiB"], [(what, size / GIB) for what, size in disk_of(found, config, plan).items()])
 
 

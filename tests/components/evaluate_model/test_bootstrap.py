@@ -27,12 +27,11 @@ def test_without_differences_the_bounds_are_the_mean() -> None:
 
 def test_rows_of_one_conversation_count_once() -> None:
     """Ten copies of each row under one group say no more than the rows; as rows of their own they would."""
-    values = np.stack([RNG.normal(0.5, 1, 20), np.full(20, 5.0)], axis=1)
-    copies, groups = np.repeat(values, 10, axis=0), np.repeat([f"{place}" for place in range(20)], 10)
-    once = bootstrap.ratio(values[:, 0], values[:, 1], 0.05)
-    sums = bootstrap.grouped(copies, groups)
-    together = bootstrap.ratio(sums[:, 0], sums[:, 1], 0.05)
-    apart = bootstrap.ratio(copies[:, 0], copies[:, 1], 0.05)
+    totals, units, groups = RNG.normal(0.5, 1, 20), np.full(20, 5.0), np.array([f"{place}" for place in range(20)])
+    copies = [np.repeat(column, 10) for column in (totals, units, groups)]
+    once = bootstrap.ratio(totals, units, 0.05)
+    together = bootstrap.ratio(*bootstrap.grouped(*copies), 0.05)
+    apart = bootstrap.ratio(*copies[:2], 0.05)
     assert together.high - together.low == pytest.approx(once.high - once.low, rel=0.1)
     assert apart.high - apart.low < 0.5 * (once.high - once.low)
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.registry import champion, mlflow_client
 from qlora_pipelines.components.core.store import attempts
-from qlora_pipelines.components.evaluate_model import score_table, subjects, task
+from qlora_pipelines.components.evaluate_model import score_table, scored_models, task
 from tests.components.conftest import TinyRun
 from tests.components.dequantize_and_merge.conftest import save_adapter
 from tests.components.evaluate_model.conftest import Judge, altered
@@ -45,12 +46,12 @@ def as_another_training(folder: Path, key: str = "another") -> Path:
 def test_the_champions_adapter_is_scored_on_the_same_base(
     judged: task.Result, judge: Judge, adapter: Path, tmp_path: Path
 ) -> None:
-    """A champion with the same weights is not beaten, and not lost to; one that is spoiled a little is beaten."""
+    """A champion with the same weights is neither beaten nor lost to; one that was damaged a little is beaten."""
     same = as_another_training(Path(shutil.copytree(adapter, tmp_path / "same")))
     config = EvaluateConfig(generation_rows=2, max_new_tokens=4)
     version = registered(str(same), "")
     result = judge(config, model_name="judged", champion_version=version)
-    assert result.passed and f"0.0000 below that of champion {version} in nats a token" in result.reason
+    assert result.passed and f"nats per token, 0.0000 below that of champion {version} " in result.reason
     found = score_table.read(str(tmp_path / "scores"), f"champion {version}")
     assert found.scores.loss == pytest.approx(result.loss) and len(found.answers) == 2
     idle = altered(adapter, tmp_path / "idle", lambda name, value: value * (0.5 if "lora_B" in name else 1))
@@ -66,7 +67,7 @@ def test_a_champion_without_a_stored_adapter_is_scored_through_its_merged_files(
     merged = as_another_training(Path(shutil.copytree(merged_uri, tmp_path / "merged")))
     version = registered("", str(merged))
     result = judge(model_name="judged", champion_version=version)
-    assert f"champion {version} in nats a token" in result.reason, "the tokenizer is the same"
+    assert f"champion {version} " in result.reason and "bits" not in result.reason, "the tokenizer is the same"
 
 
 def without_merges(rules: str) -> str:
@@ -84,7 +85,7 @@ def without_merges(rules: str) -> str:
     ],
     ids=["template", "tokens"],
 )
-def test_a_champion_that_writes_otherwise_is_compared_in_bits_a_byte(
+def test_a_champion_that_writes_differently_is_compared_in_bits_per_byte(
     file: str, change: Callable[[str], str], judge: Judge, merged_uri: str, tmp_path: Path
 ) -> None:
     merged = as_another_training(Path(shutil.copytree(merged_uri, tmp_path / "merged")))
@@ -95,7 +96,7 @@ def test_a_champion_that_writes_otherwise_is_compared_in_bits_a_byte(
     (merged / attempts.MANIFEST).write_text(json.dumps(manifest))
     version = registered("", str(merged))
     result = judge(model_name="judged", champion_version=version)
-    assert f"champion {version} in bits a byte" in result.reason
+    assert re.search(f"bits per byte, .* that of champion {version} ", result.reason)
     tuned, other = (
         score_table.read(str(tmp_path / "scores"), name).scores for name in ("tuned", f"champion {version}")
     )
@@ -116,7 +117,7 @@ def test_a_champions_adapter_may_be_of_another_kind(
     found = score_table.read(str(tmp_path / "scores"), f"champion {version}").scores
     alone = PeftModel.from_pretrained(loading.load_quantized(tiny_model), str(other)).eval()
     rows = tokenized.read(str(tiny_run.folder / "eval.parquet"), tiny_run.data.dataset_digest)
-    expected = subjects.measure(
+    expected = scored_models.score_model(
         "alone", EvaluateConfig(generation_rows=0), alone, loading.load_tokenizer(tiny_model), rows
     )
     assert found.loss == pytest.approx(expected.scores.loss, abs=1e-3) and result.passed

@@ -1,6 +1,6 @@
 import pytest
 
-from qlora_pipelines.components.evaluate_model.metrics import exact_match, json_keys, marks
+from qlora_pipelines.components.evaluate_model.metrics import exact_match, json_keys, score
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_json_is_compared_key_by_key(answer: str, share: float) -> None:
 
 
 def test_texts_are_marked_by_words_and_characters_of_any_script() -> None:
-    same = marks("Кот сидит на коврике", "Кот сидит на коврике", ["rouge_l", "chrf"])
+    same = score("Кот сидит на коврике", "Кот сидит на коврике", ["rouge_l", "chrf"])
     assert same == pytest.approx({"exact_match": 1, "rouge_l": 1, "chrf": 1})
-    half = marks("the cat sat", "the cat sat on the mat", ["rouge_l", "chrf"])
+    half = score("the cat sat", "the cat sat on the mat", ["rouge_l", "chrf"])
     assert half["rouge_l"] == pytest.approx(2 * 1 * 0.5 / 1.5), "precision 1, recall 3 of 6"
     assert 0.3 < half["chrf"] < 0.7 and half["exact_match"] == 0
-    assert set(marks("", "yes", ["rouge_l", "chrf"]).values()) == {0.0}
+    assert set(score("", "yes", ["rouge_l", "chrf"]).values()) == {0.0}

@@ -30,7 +30,7 @@ def test_the_base_is_asked_with_its_own_prompt(tiny_model: Path) -> None:
     tokenizer = loading.load_tokenizer(tiny_model)
     for last_only in (False, True):
         row = sample(tokenizer, last_only=last_only)
-        (asked,) = prompts.in_own_words(EXAMPLE, [row], tokenizer)
+        (asked,) = prompts.with_baseline_messages(EXAMPLE, [row], tokenizer)
         assert [turn["content"] for turn in asked.messages] == ["one", "two", "cat", "one", "sat", "mat"]
         assert asked.encoded.supervised == row.encoded.supervised, "the example's answer is not scored"
 
@@ -38,8 +38,8 @@ def test_the_base_is_asked_with_its_own_prompt(tiny_model: Path) -> None:
 def test_without_own_words_and_where_the_row_was_cut_it_is_asked_as_it_is(tiny_model: Path) -> None:
     tokenizer = loading.load_tokenizer(tiny_model)
     row, cut = sample(tokenizer), sample(tokenizer, cut=3)
-    assert prompts.in_own_words([], [row], tokenizer) == [row]
-    assert prompts.in_own_words(EXAMPLE, [cut], tokenizer) == [cut]
+    assert prompts.with_baseline_messages([], [row], tokenizer) == [row]
+    assert prompts.with_baseline_messages(EXAMPLE, [cut], tokenizer) == [cut]
 
 
 def test_another_tokenizer_writes_the_same_text_in_other_tokens(tiny_model: Path) -> None:
@@ -47,7 +47,7 @@ def test_another_tokenizer_writes_the_same_text_in_other_tokens(tiny_model: Path
     other.chat_template = OTHER_TEMPLATE
     text = "the cat sat"
     plain = Sample("2", [], chat_template.encode_spans(own, text, [(0, len(text))], 64))
-    asked = prompts.through(other, [sample(own), plain, sample(own, cut=3)], own)
+    asked = prompts.reencode([sample(own), plain, sample(own, cut=3)], own, other)
     assert [one.id for one in asked] == ["1", "2"], "the row that was cut is left out"
     assert asked[0].encoded.input_ids != sample(own).encoded.input_ids
     texts = {

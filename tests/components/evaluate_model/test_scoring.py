@@ -10,7 +10,7 @@ from qlora_pipelines.components.core.data.chat_template import Encoded
 from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading, packed_attention
-from qlora_pipelines.components.evaluate_model import offloading, prefix_cache, scoring, subjects
+from qlora_pipelines.components.evaluate_model import offloading, prefix_cache, scored_models, scoring
 from tests.components.dequantize_and_merge.conftest import save_adapter, save_base
 
 
@@ -61,15 +61,15 @@ def architectures() -> dict[str, Any]:
     }
 
 
-START = encoded(20, 9).input_ids
+PREFIX = encoded(20, 9).input_ids
 """A system prompt."""
-ALIKE = [
-    Encoded(START + row.input_ids, [chat_template.IGNORED] * len(START) + row.labels)
+PREFIXED = [
+    Encoded(PREFIX + row.input_ids, [chat_template.IGNORED] * len(PREFIX) + row.labels)
     for row in [*ROWS, encoded(300, 5)]
 ]
 
 
-@pytest.mark.parametrize("rows", [ROWS, ALIKE], ids=["no common start", "a common start"])
+@pytest.mark.parametrize("rows", [ROWS, PREFIXED], ids=["no shared prefix", "a shared prefix"])
 @pytest.mark.parametrize("name", architectures())
 @pytest.mark.parametrize("batch_tokens", [16, 64, 1024])
 def test_scores_are_those_of_each_conversation_alone(
@@ -101,44 +101,44 @@ def test_no_more_logits_are_held_than_allowed(tiny_model: Path, monkeypatch: Any
     assert len(layer) == 1, "the layers run once, however many turns the head takes"
 
 
-def test_a_common_start_goes_through_the_layers_once(tiny_model: Path) -> None:
+def test_a_shared_prefix_goes_through_the_layers_once(tiny_model: Path) -> None:
     model = loading.load_16bit(tiny_model).eval()
     seen = []
     model.get_decoder().layers[0].register_forward_hook(lambda layer, given, hidden: seen.append(hidden.shape[1]))
-    scoring.score(model, ALIKE, 1024, "cpu", "it")
-    assert seen == [len(START), sum(len(row.input_ids) - len(START) for row in ALIKE)]
+    scoring.score(model, PREFIXED, 1024, "cpu", "it")
+    assert seen == [len(PREFIX), sum(len(row.input_ids) - len(PREFIX) for row in PREFIXED)]
 
 
-def test_a_start_is_not_used_where_positions_depend_on_the_length_of_what_is_read() -> None:
+def test_a_prefix_is_not_used_where_positions_depend_on_the_length_of_what_is_read() -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    for rope, expected in ((None, len(START)), (DYNAMIC, 0)):
+    for rope, expected in ((None, len(PREFIX)), (DYNAMIC, 0)):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny(rope_parameters=rope))).eval()
         with packed_attention.enabled(model), torch.no_grad():
-            assert prefix_cache.read(model, model.get_decoder(), ALIKE, "cpu")[0] == expected
+            assert prefix_cache.prefill(model, model.get_decoder(), PREFIXED, "cpu")[0] == expected
 
 
-def test_a_start_is_not_used_where_the_layers_keep_nothing_of_it() -> None:
+def test_a_prefix_is_not_used_where_the_layers_keep_nothing_of_it() -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     model = AutoModelForCausalLM.from_config(LlamaConfig(**tiny()))
-    assert prefix_cache.read(model, lambda **_: None, ALIKE, "cpu") == (0, None)
+    assert prefix_cache.prefill(model, lambda **_: None, PREFIXED, "cpu") == (0, None)
 
 
 def test_a_model_that_gives_all_logits_whatever_it_is_asked_for_is_refused(tiny_model: Path, monkeypatch: Any) -> None:
     model = loading.load_16bit(tiny_model).eval()
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda logits_to_keep, **inputs: forward(**inputs))
-    with pytest.raises(InputError, match="LlamaForCausalLM gives logits at other places than it is asked for"):
+    with pytest.raises(InputError, match="LlamaForCausalLM gives logits at other positions than it is asked for"):
         scoring.score(model, ROWS, 1024, "cpu", "it")
 
 
-def test_a_common_start_ends_before_what_predicts_the_first_answer() -> None:
+def test_a_shared_prefix_ends_before_what_predicts_the_first_answer() -> None:
     """The token that predicts it differs from row to row, in what it is asked for if not in what it is."""
-    answer = Encoded(START, [chat_template.IGNORED] * 12 + START[12:])
-    assert prefix_cache.tokens([answer, answer]) == START[:11]
-    assert prefix_cache.tokens([answer, Encoded(START[:9], [chat_template.IGNORED] * 9)]) == START[:8]
-    assert prefix_cache.tokens([answer]) == prefix_cache.tokens([answer, encoded(30, 7)]) == []
+    answer = Encoded(PREFIX, [chat_template.IGNORED] * 12 + PREFIX[12:])
+    assert prefix_cache.shared_prefix([answer, answer]) == PREFIX[:11]
+    assert prefix_cache.shared_prefix([answer, Encoded(PREFIX[:9], [chat_template.IGNORED] * 9)]) == PREFIX[:8]
+    assert prefix_cache.shared_prefix([answer]) == prefix_cache.shared_prefix([answer, encoded(30, 7)]) == []
 
 
 def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
@@ -154,51 +154,51 @@ def test_log_likelihoods_are_those_of_lm_eval(tiny_model: Path) -> None:
         assert nll == pytest.approx(-likelihood, abs=1e-3)
 
 
-def test_a_model_spread_over_memory_and_disk_scores_the_same(tiny_model: Path) -> None:
+def test_a_model_offloaded_to_memory_and_disk_scores_the_same(tiny_model: Path) -> None:
     whole = loading.load_16bit(tiny_model).eval()
-    expected = scoring.score(whole, ALIKE, 64, "cpu", "it")
+    expected = scoring.score(whole, PREFIXED, 64, "cpu", "it")
     size = sum(parameter.numel() * 2 for parameter in whole.parameters())
-    with offloading.whole_or_spread(tiny_model, {"cpu": int(0.7 * size)}) as (spread, is_whole):
-        assert not is_whole and "disk" in spread.hf_device_map.values()
-        found = scoring.score(spread.eval(), ALIKE, 64, "cpu", "it")
+    with offloading.load_16bit(tiny_model, {"cpu": int(0.7 * size)}) as (model, offloaded):
+        assert offloaded and "disk" in model.hf_device_map.values()
+        found = scoring.score(model.eval(), PREFIXED, 64, "cpu", "it")
     assert found == [(pytest.approx(nll), right) for nll, right in expected]
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_an_adapter_on_a_base_that_is_spread_scores_the_same(tied: bool, tmp_path: Path, tiny_model: Path) -> None:
+def test_an_adapter_on_an_offloaded_base_scores_the_same(tied: bool, tmp_path: Path, tiny_model: Path) -> None:
     from peft import PeftModel
 
     base = save_base(tmp_path / "base", tiny_model, tied=tied)
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
-    assert offloading.can_be_spread(str(adapter))
+    assert offloading.can_attach(str(adapter))
     plain = loading.load_16bit(base).eval()
-    without = scoring.score(plain, ALIKE, 64, "cpu", "")
-    expected = scoring.score(PeftModel.from_pretrained(plain, str(adapter)).eval(), ALIKE, 64, "cpu", "")
+    without = scoring.score(plain, PREFIXED, 64, "cpu", "")
+    expected = scoring.score(PeftModel.from_pretrained(plain, str(adapter)).eval(), PREFIXED, 64, "cpu", "")
     size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
-    with offloading.whole_or_spread(base, {"cpu": int(0.7 * size)}) as (spread, whole):
-        assert "disk" in spread.hf_device_map.values()
-        found = scoring.score(offloading.attach(spread, str(adapter), whole), ALIKE, 64, "cpu", "")
+    with offloading.load_16bit(base, {"cpu": int(0.7 * size)}) as (model, offloaded):
+        assert "disk" in model.hf_device_map.values()
+        found = scoring.score(offloading.attach(model, str(adapter), offloaded), PREFIXED, 64, "cpu", "")
     assert found == [(pytest.approx(nll), right) for nll, right in expected] and found != without
 
 
-def test_an_adapter_that_needs_its_base_whole_is_not_put_on_a_spread_one(
+def test_an_adapter_that_needs_its_base_whole_is_not_put_on_an_offloaded_one(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "adapter", target_modules=["q_proj"], use_dora=True)
-    spread = offloading.whole_or_spread
-    monkeypatch.setattr(offloading, "whole_or_spread", lambda folder: spread(folder, {"cpu": 10_000}))
-    assert subjects.on_original(EvaluateConfig(), [], tiny_model, str(adapter)) is None
+    load = offloading.load_16bit
+    monkeypatch.setattr(offloading, "load_16bit", lambda folder: load(folder, {"cpu": 10_000}))
+    assert scored_models.on_original(EvaluateConfig(), [], tiny_model, str(adapter)) is None
     assert "this adapter needs its base whole" in capsys.readouterr().out
 
 
 def test_main_memory_is_the_containers_where_it_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offloading, "CGROUP", tmp_path)
-    machine = offloading.main_memory()
+    machine = offloading.free_memory()
     for name, content in {"current": "5000", "stat": "anon 3000\nfile 2000\n", "max": "max"}.items():
         (tmp_path / f"memory.{name}").write_text(content)
-    assert offloading.main_memory() == pytest.approx(machine, rel=0.2) and machine > 1 << 20
+    assert offloading.free_memory() == pytest.approx(machine, rel=0.2) and machine > 1 << 20
     (tmp_path / "memory.max").write_text("8000\n")
-    assert offloading.main_memory() == 5000
+    assert offloading.free_memory() == 5000
 
 
 def test_a_loss_that_is_no_number_names_the_row(tiny_model: Path) -> None:
@@ -206,8 +206,8 @@ def test_a_loss_that_is_no_number_names_the_row(tiny_model: Path) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     sample = Sample("abcdef0123456789", [], ROWS[1])
-    with pytest.raises(InputError, match="tuned gives a loss that is no number on row abcdef012345"):
-        subjects.measure("tuned", EvaluateConfig(), model, tokenizer, [sample])
+    with pytest.raises(InputError, match="tuned gives a loss that is not a number on row abcdef012345"):
+        scored_models.score_model("tuned", EvaluateConfig(), model, tokenizer, [sample])
 
 
 def test_a_model_that_was_scored_can_still_be_trained(tiny_model: Path) -> None:

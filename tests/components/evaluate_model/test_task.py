@@ -72,13 +72,13 @@ def test_an_adapter_that_learned_nothing_fails(judge: Judge, adapter: Path, tmp_
 
 
 def test_an_adapter_with_nan_weights_is_an_error_of_one_line(judge: Judge, adapter: Path, tmp_path: Path) -> None:
-    spoiled = altered(adapter, tmp_path / "nan", lambda name, value: value * float("nan"))
-    with pytest.raises(InputError, match="tuned gives a loss that is no number on row"):
-        judge(adapter=str(spoiled))
+    damaged = altered(adapter, tmp_path / "nan", lambda name, value: value * float("nan"))
+    with pytest.raises(InputError, match="tuned gives a loss that is not a number on row"):
+        judge(adapter=str(damaged))
     assert not (tmp_path / "scores").exists()
 
 
-def test_training_spoiled_by_shuffled_labels_fails_with_the_reason_in_its_report(
+def test_training_damaged_by_shuffled_labels_fails_with_the_reason_in_its_report(
     judge: Judge, tiny_run: TinyRun, tiny_model: Path, tmp_path: Path
 ) -> None:
     """It learns what answers look like, so its loss is far below the base's, and nothing about questions."""
@@ -87,13 +87,13 @@ def test_training_spoiled_by_shuffled_labels_fails_with_the_reason_in_its_report
     rows = tokenized.read(str(tiny_run.folder / "train.parquet"), tiny_run.data.dataset_digest)
     tokenizer = loading.load_tokenizer(tiny_model)
     answers = random.Random(0).sample([row.messages[-1] for row in rows], len(rows))
-    spoiled = []
+    damaged = []
     for row, answer in zip(rows, answers, strict=True):
         messages = [*row.messages[:-1], answer]
-        spoiled.append(
+        damaged.append(
             dataclasses.replace(row, messages=messages, encoded=chat_template.encode(tokenizer, messages, 64))
         )
-    data = prepared(tmp_path, spoiled)
+    data = prepared(tmp_path, damaged)
     train_qlora.run(
         tiny_run.config.for_step("train_qlora"),
         train_set=data["eval_set"],
@@ -113,7 +113,7 @@ def test_training_spoiled_by_shuffled_labels_fails_with_the_reason_in_its_report
 def test_three_rows_decide_nothing(judge: Judge, tiny_run: TinyRun, tmp_path: Path) -> None:
     result = judge(**prepared(tmp_path, samples(tiny_run)[:3]))
     assert not result.passed
-    assert result.reason == "Failed: nothing can be decided with 3 independent rows (groups); at least 10 would do."
+    assert result.reason == "Failed: 3 independent groups of rows are too few to decide, at least 10 are needed."
 
 
 def test_an_empty_evaluation_set_is_refused(judge: Judge, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_written(
         "cannot be written: Not a directory",
     ):
         assert part in text
-    assert "4 things to mend" in (place / "plan.html").read_text()
+    assert "4 things to fix" in (place / "plan.html").read_text()
 
 
 def refused(place: Path, config: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The models that are judged, loaded one after another, each measured on the same rows."""
+"""The models that are compared, loaded one after another, each scored on the same rows."""
 
 import gc
 import math
@@ -17,20 +17,19 @@ from qlora_pipelines.components.core.runtime import load_libraries, log
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.evaluate_model import (
     gate,
+    generation,
     lm_tasks,
     offloading,
     prompts,
     question_swap,
-    score_table,
     scoring,
 )
-from qlora_pipelines.components.evaluate_model.generation import generate
-from qlora_pipelines.components.evaluate_model.score_table import Subject
+from qlora_pipelines.components.evaluate_model.score_table import ScoredModel, Scores
 
 
-def base_and_tuned(
+def base_and_adapter(
     config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str, found: champion.Champion | None
-) -> tuple[Subject, Subject, gate.Champion | None]:
+) -> tuple[ScoredModel, ScoredModel, gate.Champion | None]:
     """The base in 4 bit, the adapter on it, and the champion.
 
     Args:
@@ -41,7 +40,7 @@ def base_and_tuned(
         found: the champion in MLflow, if there is one.
 
     Raises:
-        InputError: a loss that is no number, or files that do not fit together.
+        InputError: a loss that is not a number, or files that do not fit together.
     """
     load_libraries("peft")
     from peft import PeftModel
@@ -50,66 +49,69 @@ def base_and_tuned(
     trained = attempts.read(adapter).info
     model = loading.load_quantized(base, Quantization(**trained["quantization"])).eval()
     tokenizer = loading.load_tokenizer(base)
-    own_words = prompts.in_own_words(config.baseline_messages, samples, tokenizer)
-    reference = measure("base", config, model, tokenizer, own_words, swapped=True)
+    prompted = prompts.with_baseline_messages(config.baseline_messages, samples, tokenizer)
+    reference = score_model("base", config, model, tokenizer, prompted, swaps=True)
     tuned = PeftModel.from_pretrained(model, adapter).eval()
-    subject = measure("tuned", config, tuned, tokenizer, samples, swapped=True)
-    beside = None
+    candidate = score_model("tuned", config, tuned, tokenizer, samples, swaps=True)
+    today = None
     if found and (stored := found.adapter_for(trained)):
         with tempfile.TemporaryDirectory() as folder:
             tuned.load_adapter(str(storage.download(stored.uri, Path(folder))), adapter_name="champion")
         tuned.set_adapter("champion", inference_mode=True)
-        beside = gate.Champion(measure(found.name, config, tuned.eval(), tokenizer, samples), same_tokens=True)
+        today = gate.Champion(score_model(found.name, config, tuned.eval(), tokenizer, samples), same_tokens=True)
     del model, tuned
     _free()
-    if found and beside is None:
-        beside = _merged_champion(config, samples, found, tokenizer)
-    return reference, subject, beside
+    if found and today is None:
+        today = _merged_champion(config, samples, found, tokenizer)
+    return reference, candidate, today
 
 
-def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str) -> Subject | None:
-    """The adapter on the base in 16 bit; scores only; None where it must be spread, and this adapter cannot."""
+def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str) -> ScoredModel | None:
+    """The adapter on the base in 16 bit, scores only; None where that is offloaded, and this adapter cannot be."""
     log("loading the base in 16 bit")
-    with offloading.whole_or_spread(base) as (model, whole):
-        if not whole and not offloading.can_be_spread(adapter):
+    with offloading.load_16bit(base) as (model, offloaded):
+        if offloaded and not offloading.can_attach(adapter):
             log("this adapter needs its base whole, which does not fit the GPU: it is not scored on the original")
             return None
-        tuned = offloading.attach(model, adapter, whole)
-        found = measure("tuned on the original", config, tuned, loading.load_tokenizer(base), samples, answers=False)
+        tuned = offloading.attach(model, adapter, offloaded)
+        tokenizer = loading.load_tokenizer(base)
+        found = score_model("tuned on the original", config, tuned, tokenizer, samples, answers=False)
         del model, tuned
     _free()
     return found
 
 
-def merged(config: EvaluateConfig, samples: Sequence[Sample], folder: Path, name: str = "merged") -> Subject:
+def merged(config: EvaluateConfig, samples: Sequence[Sample], folder: Path, name: str = "merged") -> ScoredModel:
     """A merged model in 16 bit."""
     log(f"loading the {name} model")
     tokenizer = loading.load_tokenizer(folder)
-    with offloading.whole_or_spread(folder) as (model, whole):
-        return measure(name, config, model.eval(), tokenizer, samples, answers=whole)
+    with offloading.load_16bit(folder) as (model, offloaded):
+        return score_model(name, config, model.eval(), tokenizer, samples, answers=not offloaded)
 
 
 def _merged_champion(
     config: EvaluateConfig, samples: Sequence[Sample], found: champion.Champion, own: Any
 ) -> gate.Champion:
-    """A champion of another base, through its merged files, on the rows that its tokenizer writes alike."""
+    """A champion of another base, through its merged files, on the rows whose text its tokenizer keeps."""
     if found.merged is None:
         raise InputError(
             f"{found.name} has another base, and its merged model is gone: put it back, or move the alias champion"
         )
     with tempfile.TemporaryDirectory() as scratch:
         folder = storage.download(found.merged.uri, Path(scratch)) / "model"
-        theirs = loading.load_tokenizer(folder)
-        same = loading.tokenizer_digest(theirs) == loading.tokenizer_digest(own)
-        asked = samples if same else prompts.through(theirs, samples, own)
-        if not asked:
-            raise InputError(f"{found.name} writes none of the {len(samples)} rows alike: they cannot be compared")
-        subject = merged(config, asked, folder, found.name)
+        tokenizer = loading.load_tokenizer(folder)
+        same = loading.tokenizer_digest(tokenizer) == loading.tokenizer_digest(own)
+        comparable = samples if same else prompts.reencode(samples, own, tokenizer)
+        if not comparable:
+            raise InputError(
+                f"{found.name} writes none of the {len(samples)} rows with the same text: they cannot be compared"
+            )
+        model = merged(config, comparable, folder, found.name)
     _free()
-    return gate.Champion(subject, same)
+    return gate.Champion(model, same)
 
 
-def measure(
+def score_model(
     name: str,
     config: EvaluateConfig,
     model: Any,
@@ -117,8 +119,8 @@ def measure(
     samples: Sequence[Sample],
     *,
     answers: bool = True,
-    swapped: bool = False,
-) -> Subject:
+    swaps: bool = False,
+) -> ScoredModel:
     """Scores, answers and tasks of one model.
 
     Args:
@@ -127,45 +129,34 @@ def measure(
         model: in eval mode.
         tokenizer: its tokenizer.
         samples: the rows, encoded with it.
-        answers: whether it generates; without, scores only.
-        swapped: whether answers are scored after another row's question too.
+        answers: whether it generates answers and does lm-eval's tasks.
+        swaps: whether answers are also scored after another row's question.
 
     Raises:
-        InputError: a loss that is no number.
+        InputError: a loss that is not a number.
     """
-    encoded = [sample.encoded for sample in samples]
-    found = scoring.score(model, encoded, config.eval_batch_tokens, loading.device(), name)
+    device = loading.device()
+    nlls = scoring.score(model, [sample.encoded for sample in samples], config.eval_batch_tokens, device, name)
     rows = []
-    for sample, (nll, right) in zip(samples, found, strict=True):
+    for sample, (nll, right) in zip(samples, nlls, strict=True):
         if not math.isfinite(nll):
-            raise InputError(f"{name} gives a loss that is no number on row {sample.id[:12]}: its weights are spoiled")
+            raise InputError(f"{name} gives a loss that is not a number on row {sample.id[:12]}: its weights are bad")
         length = len(prompts.supervised_text(tokenizer, sample.encoded).encode())
         tokens = sample.encoded.supervised
         rows.append((sample.id, sample.group or sample.id, sample.slice, nll, tokens, length, right))
     # By id, which is a hash: the first rows are a sample without a seed.
     asked = sorted(samples, key=lambda sample: sample.id)[: config.generation_rows if answers else 0]
-    generated = generate(
-        model,
-        tokenizer,
-        asked,
-        batch_size=config.eval_batch_size,
-        max_new_tokens=config.max_new_tokens,
-        wanted=list(config.answer_metrics),
-        what=name,
-    )
+    generated = generation.generate(model, tokenizer, asked, config, name)
     tasks = config.lm_eval_tasks if answers else []
     figures = lm_tasks.run(model, tokenizer, tasks, config.eval_batch_size) if tasks else {}
-    paired = None
-    if swapped:
-        paired = question_swap.measure(
-            model, samples, config.swapped_rows, config.eval_batch_tokens, loading.device(), name
-        )
-    subject = Subject(name, score_table.table(rows), generated, figures, paired)
-    share = f", right answers {subject.mark('exact_match'):.0%} of {len(generated)}" if generated else ""
-    log(f"{name}: loss {subject.scores.loss:.4f}{share}")
+    swapped = config.swapped_rows if swaps else 0
+    swap = question_swap.score(model, samples, swapped, config.eval_batch_tokens, device, name)
+    scored = ScoredModel(name, Scores.from_rows(rows), generated, figures, swap)
+    share = f", right answers {scored.mean('exact_match'):.0%} of {len(generated)}" if generated else ""
+    log(f"{name}: loss {scored.scores.loss:.4f}{share}")
     if generated and not any(answer.answer.strip() for answer in generated):
         log(f"{name} generated nothing: every one of its {len(generated)} answers is empty")
-    return subject
+    return scored
 
 
 def _free() -> None:
