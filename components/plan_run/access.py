@@ -111,9 +111,9 @@ def _store(found: Access) -> None:
 
 def _mlflow(found: Access, config: RunConfig) -> None:
     with found.about("MLflow"):
-        client = mlflow_client.client()
+        client = mlflow_client.connect()
         mlflow_client.check_registering(client)
-        found.champion = mlflow_client.champion(client, config.model_name)
+        found.champion = champion.current_version(client, config.model_name)
         found.note("ok", "MLflow", f"answers and lets one register; champion of {config.model_name} today:"
                    f" {found.champion or 'none'}")  # fmt: skip
         if found.champion:

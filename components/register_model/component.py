@@ -13,27 +13,18 @@ def register_model(
     merged_uri: str,
     merge_key: str,
     adapter_uri: str,
-    base_model: str,
-    base_revision: str,
-    base_uri: str,
-    listing_uri: str,
-    data_digest: str,
-    dataset_digest: str,
-    training_key: str,
     run_config: str,
-    pipeline_run_id: str,
-    loss: float,
-    base_loss: float,
-    exact_match: float,
+    listing_uri: str,
+    tuned_figures: str,
+    merged_figures: str,
     base_exact_match: float,
+    pipeline_run_id: str,
     plan_report: dsl.Input[dsl.HTML],
     data_report: dsl.Input[dsl.HTML],
     training_report: dsl.Input[dsl.HTML],
     tuned_report: dsl.Input[dsl.HTML],
     merged_report: dsl.Input[dsl.HTML],
     champion_version: str = "",
-    tuned_figures: str = "",
-    merged_figures: str = "",
 ) -> NamedTuple("Registered", model_version=str, model_uri=str, outcome=str):
     """Register the merged model in MLflow by reference, once, with its evidence; make it champion if none came between.
 
@@ -41,28 +32,19 @@ def register_model(
         model_name: Name of the registered model in MLflow.
         merged_uri: Folder of the merged model.
         merge_key: Names the merged model; a version of this key is not made again.
-        adapter_uri: Folder of the adapter in the store; it is kept beside the model.
-        base_model: What the model was trained on.
-        base_revision: Commit, or digest of the base model's files.
-        base_uri: Folder of the base model.
-        listing_uri: The files that the data consists of.
-        data_digest: Names the data it was trained on.
-        dataset_digest: Names the tokenised sets.
-        training_key: Names the adapter.
+        adapter_uri: Folder of the adapter in the store; it is kept next to the model, and says what it was trained on.
         run_config: The whole run's options, a JSON object, for the command that makes the model again.
+        listing_uri: The files that the data consists of.
+        tuned_figures: What the adapter's gate went by, a flat JSON object.
+        merged_figures: What the merged model's gate went by, a flat JSON object.
+        base_exact_match: Share of right answers of the base; -1 where none was generated.
         pipeline_run_id: The run of the pipeline.
-        loss: Nats a supervised token of the merged model.
-        base_loss: The same of the base.
-        exact_match: Share of right answers of the merged model; -1 where none was generated.
-        base_exact_match: The same of the base.
         plan_report: Report of plan_run.
         data_report: Report of prepare_dataset.
         training_report: Report of train_qlora.
         tuned_report: Report of the adapter's evaluation.
         merged_report: Report of the merged model's evaluation.
         champion_version: The champion's version that the gate compared with; empty is none.
-        tuned_figures: What the adapter's gate went by, a flat JSON object.
-        merged_figures: What the merged model's gate went by, a flat JSON object.
 
     Returns:
         model_version: Number of the version.
@@ -80,21 +62,12 @@ def register_model(
             adapter_uri=adapter_uri,
             champion_version=champion_version,
             evidence={
-                "base_model": base_model,
-                "base_revision": base_revision,
-                "base_uri": base_uri,
-                "listing_uri": listing_uri,
-                "data_digest": data_digest,
-                "dataset_digest": dataset_digest,
-                "training_key": training_key,
                 "run_config": run_config,
-                "pipeline_run_id": pipeline_run_id,
-                "loss": f"{loss:.6f}",
-                "base_loss": f"{base_loss:.6f}",
-                "exact_match": f"{exact_match:.4f}",
-                "base_exact_match": f"{base_exact_match:.4f}",
+                "listing_uri": listing_uri,
                 "tuned_figures": tuned_figures,
                 "merged_figures": merged_figures,
+                "base_exact_match": str(round(base_exact_match, 6)),
+                "pipeline_run_id": pipeline_run_id,
             },
             reports={
                 "1-plan": plan_report.path,

@@ -1,37 +1,88 @@
-"""The MLflow run behind a version: the data as its inputs, the gates' figures, every step's report."""
+"""What a version says of its making: its tags, and an MLflow run with the data, the figures and every step's report."""
 
+import contextlib
 import json
 import os
 import subprocess
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import versions
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.registry.mlflow_client import retry, suppress
+from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.register_model import model_card
 
 RUN_VARIABLE = "MLFLOW_RUN_ID"
-"""A run that is there already and is joined (Kubeflow Pipelines' MLflow plugin sets it)."""
+"""A run that exists already and is joined (Kubeflow Pipelines' MLflow plugin sets it)."""
 COMMIT_VARIABLE = "QLORA_GIT_COMMIT"
 """Set in the images; elsewhere the checkout is asked."""
 NAME_TAG = "qlora.model_name"
 REPORTS_TAG = "qlora.reports"
 """Where MLflow keeps the steps' reports: `mlflow.artifacts.download_artifacts` takes it."""
+OUTCOME_TAG = "qlora.outcome"
+"""`registering` while a registration is at work, then what became of the version."""
+PENDING = "registering"
+PREFIX = "qlora."
 DIGEST_DIGITS = 36
 """As many as MLflow keeps of a data set's digest; the whole one is a tag."""
+
+
+def complete(evidence: dict[str, str], adapter_uri: str) -> dict[str, str]:
+    """The evidence with what follows from it, so that each fact is passed to this step only once.
+
+    Args:
+        evidence: by name; what is given here is not derived. `run_config` says the base model and its revision,
+            `listing_uri` the data's digest, `tuned_figures` and `merged_figures` losses and the share of right answers.
+        adapter_uri: folder of the adapter, whose manifest says what it was trained on; '': none.
+
+    Raises:
+        InputError: one of the JSON texts is no object, or there is no adapter.
+    """
+    run, tuned, merged = (_json_object(evidence, name) for name in ("run_config", "tuned_figures", "merged_figures"))
+    trained = attempts.read(adapter_uri).info if adapter_uri else {}
+    derived = {
+        "base_model": run.get("base_model"),
+        "base_revision": run.get("base_revision"),
+        "base_uri": trained.get("base_uri"),
+        "data_digest": _data_digest(evidence),
+        "dataset_digest": trained.get("dataset_digest"),
+        "training_key": trained.get("training_key"),
+        "loss": merged.get("loss"),
+        "exact_match": merged.get("exact_match"),
+        "base_loss": tuned.get("reference_loss"),
+        "adapter_uri": adapter_uri,
+    }
+    return {name: str(value) for name, value in derived.items() if value not in (None, "")} | evidence
+
+
+def _data_digest(evidence: dict[str, str]) -> str:
+    """As given, or the name of the listing's file (core/data/listing.py)."""
+    return evidence.get("data_digest") or PurePosixPath(evidence.get("listing_uri", "")).stem
+
+
+def _json_object(evidence: dict[str, str], name: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        value = json.loads(evidence.get(name) or "{}")
+        if isinstance(value, dict):
+            return value
+    raise InputError(f"evidence {name}: a JSON object is expected")
 
 
 def tags(merge_key: str, champion_version: str, evidence: dict[str, str]) -> dict[str, str]:
     """What a version is created with; what is not known is left out, nothing is empty."""
     known = {**evidence, "version": version("qlora-pipelines"), "git_commit": git_commit()}
-    said = {f"qlora.{name}": value for name, value in sorted(known.items()) if value}
-    return said | {
+    return {f"{PREFIX}{name}": value for name, value in sorted(known.items()) if value} | {
         versions.KEY_TAG: merge_key,
-        versions.OUTCOME_TAG: versions.PENDING,
+        OUTCOME_TAG: PENDING,
         "qlora.compared_with": champion_version or "no champion",
     }
+
+
+def of_version(version: Any) -> dict[str, str]:
+    """The tags of a version that say how it was made, without their prefix."""
+    return {name.removeprefix(PREFIX): value for name, value in version.tags.items() if name.startswith(PREFIX)}
 
 
 def git_commit() -> str:
@@ -39,14 +90,11 @@ def git_commit() -> str:
     if given := os.environ.get(COMMIT_VARIABLE):
         return given
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        asked = subprocess.run(describe, cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+    if (root / ".git").exists():
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.check_output(describe, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
+    return ""
 
 
 def find_or_start_run(client: Any, name: str, merge_key: str) -> str:
@@ -54,63 +102,42 @@ def find_or_start_run(client: Any, name: str, merge_key: str) -> str:
     if joined := os.environ.get(RUN_VARIABLE):
         return joined
     experiment = _experiment(client, name)
-    runs = _runs(client, experiment, name, merge_key)
-    if runs:
+    if runs := _runs(client, experiment, name, merge_key):
         return str(runs[0].info.run_id)
-    run = client.create_run(
-        experiment, tags={versions.KEY_TAG: merge_key, NAME_TAG: name}, run_name=f"{name}-{merge_key[:8]}"
-    )
-    return str(run.info.run_id)
+    run_tags = {versions.KEY_TAG: merge_key, NAME_TAG: name}
+    return str(client.create_run(experiment, tags=run_tags, run_name=f"{name}-{merge_key[:8]}").info.run_id)
 
 
 def remove_other_runs(client: Any, name: str, merge_key: str, run_id: str) -> None:
     """Removes what attempts at the same time started in vain."""
-    import mlflow
-
     if RUN_VARIABLE in os.environ:
         return
     for run in _runs(client, _experiment(client, name), name, merge_key):
         if run.info.run_id != run_id:
-            try:
+            with suppress("RESOURCE_DOES_NOT_EXIST"):
                 client.delete_run(run.info.run_id)
-            except mlflow.MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
 
 
 def _experiment(client: Any, name: str) -> str:
-    import mlflow
-
     if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return given
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    if client.get_experiment_by_name(name) is None:
         # A server keeps artifacts where it was told to; a local database would put them into the working folder.
         local = not str(client.tracking_uri).startswith("http")
-        place = storage.join(storage.root(), "runs", name) if local else None
-        try:
-            return str(client.create_experiment(name, artifact_location=place))
-        except mlflow.MlflowException as error:
-            found = client.get_experiment_by_name(name)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
-                raise
-    return str(found.experiment_id)
+        location = storage.join(storage.root(), "runs", name) if local else None
+        with suppress("RESOURCE_ALREADY_EXISTS"):
+            client.create_experiment(name, artifact_location=location)
+    return str(client.get_experiment_by_name(name).experiment_id)
 
 
 def _runs(client: Any, experiment: str, name: str, merge_key: str) -> list[Any]:
-    search = f"tags.`{versions.KEY_TAG}` = '{merge_key}' and tags.`{NAME_TAG}` = '{name}'"
-    found = client.search_runs([experiment], search, max_results=1000)
+    query = f"tags.`{versions.KEY_TAG}` = '{merge_key}' and tags.`{NAME_TAG}` = '{name}'"
+    found = client.search_runs([experiment], query, max_results=1000)
     return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def said(version: Any) -> dict[str, str]:
-    """What a version's tags say of its making, without their prefix."""
-    prefix = "qlora."
-    return {name.removeprefix(prefix): value for name, value in version.tags.items() if name.startswith(prefix)}
-
-
 def log_run(client: Any, version: Any, data: list[Any], reports: dict[str, str]) -> None:
-    """Writes data, figures and reports to a version's run, and where they lie to the version; again changes nothing.
+    """Writes data, figures and reports to a version's run, and their address to the version; again changes nothing.
 
     Args:
         client: MLflow's.
@@ -123,19 +150,15 @@ def log_run(client: Any, version: Any, data: list[Any], reports: dict[str, str])
     """
     from mlflow.entities import Metric, RunTag
 
-    run_id, known = version.run_id, said(version)
-    versions.repeated(client.log_inputs, run_id, datasets=data)
+    run_id, known = version.run_id, of_version(version)
+    retry(client.log_inputs, run_id, datasets=data)
     metrics = [Metric(name, value, version.creation_timestamp, 0) for name, value in model_card.figures(known).items()]
-    links = [RunTag(f"qlora.{name}", known[name]) for name in ("training_key", "pipeline_run_id") if known.get(name)]
-    versions.repeated(client.log_batch, run_id, metrics=metrics, tags=links)
+    links = [RunTag(f"{PREFIX}{name}", known[name]) for name in ("training_key", "pipeline_run_id") if known.get(name)]
+    retry(client.log_batch, run_id, metrics=metrics, tags=links)
     for name, path in sorted(reports.items()):
-        try:
-            client.log_text(run_id, Path(path).read_text(), f"reports/{name}.html")
-        except OSError as error:
-            raise InputError(f"report {path}: {error.strerror}") from None
+        client.log_text(run_id, storage.read_bytes(path).decode(), f"reports/{name}.html")
     if reports:
-        place = f"runs:/{run_id}/reports"
-        versions.repeated(client.set_model_version_tag, version.name, version.version, REPORTS_TAG, place)
+        retry(client.set_model_version_tag, version.name, version.version, REPORTS_TAG, f"runs:/{run_id}/reports")
     if RUN_VARIABLE not in os.environ:
         client.set_terminated(run_id)
 
@@ -144,21 +167,21 @@ def datasets(evidence: dict[str, str]) -> list[Any]:
     """The data that a model was trained and evaluated on, as an MLflow run takes it, from the listing in the store.
 
     Args:
-        evidence: has `listing_uri` and `data_digest`, or neither.
+        evidence: has `listing_uri`, or no data is known.
 
     Raises:
         InputError: the listing is gone.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    address = evidence.get("listing_uri", "")
-    listing = json.loads(storage.read_bytes(address)) if address else {}
+    listing_uri = evidence.get("listing_uri", "")
+    listing = json.loads(storage.read_bytes(listing_uri)) if listing_uri else {}
     found = []
     for side, context in (("train", "training"), ("eval", "evaluation")):
         if side in listing:
             uri = listing[side]["uri"]
             kind = uri.partition("://")[0] if "://" in uri else "local"
-            source = json.dumps({"uri": uri, "listing": address})
-            data = Dataset(side, evidence.get("data_digest", "")[:DIGEST_DIGITS], kind, source)
+            source = json.dumps({"uri": uri, "listing": listing_uri})
+            data = Dataset(side, _data_digest(evidence)[:DIGEST_DIGITS], kind, source)
             found.append(DatasetInput(data, [InputTag("mlflow.data.context", context)]))
     return found

@@ -1,10 +1,8 @@
-"""Where a registered version's files lie: beside the merged model, or in a store of registered models of their own."""
+"""A registered version's files: next to the merged model, or in a store of registered models of their own."""
 
-import contextlib
 import functools
 import os
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
@@ -18,8 +16,8 @@ COPY_PART = 512 << 20
 STREAM_PART = 64 << 20
 
 
-class _Parts:
-    """A file by URI as boto3 reads one to upload it; a cut connection is taken up again."""
+class _Stream:
+    """A file by URI as boto3 reads it for an upload; read_range resumes after a cut connection."""
 
     def __init__(self, uri: str, size: int) -> None:
         self.uri, self.size, self.at = uri, size, 0
@@ -31,8 +29,8 @@ class _Parts:
         return data
 
 
-def place(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Brings model and adapter to where the version's files are to lie; what lies there in its size stays.
+def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[str, manifest.Files]:
+    """Brings model and adapter to the version's folder; a file that is there with the right size stays.
 
     By reference, nothing of the model moves. Where QLORA_MODELS_STORE names another place, the model is copied there:
     within the server where it is the same endpoint, else streamed in parts.
@@ -43,7 +41,7 @@ def place(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[
         merge_key: names the folder in QLORA_MODELS_STORE.
 
     Returns:
-        The version's folder, and size and sha256 of the files there by path.
+        The version's folder, and the files there.
 
     Raises:
         InputError: an address cannot be read or written, or MLflow's S3 is another and no place on it is named.
@@ -64,54 +62,53 @@ def place(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[
         for folder, source in sources.items()
         for name, file in _with_manifest(source).items()
     }
-    present = _target_sizes(uri, endpoint)
+    present = _sizes(uri, endpoint)
     missing = {
-        name: (source, file)
+        storage.join(uri, name): (source, file["size"])
         for name, (source, file) in wanted.items()
         if source != storage.join(uri, name) and present.get(name) != file["size"]
     }
     if target and missing:
         inside = not endpoint and storage.is_s3(merged.uri)
         how = "copied within the server" if inside else f"streamed in parts to {endpoint or 'S3'}"
-        log(f"{len(missing)} files, {sum(file['size'] for _, file in missing.values()) / 1e9:.2f} GB, are {how}: {uri}")
+        log(f"{len(missing)} files, {sum(size for _, size in missing.values()) / 1e9:.2f} GB, are {how}: {uri}")
     progress = Progress("copied", len(missing))
-    for done, (name, (source_uri, file)) in enumerate(missing.items(), 1):
-        _copy(source_uri, storage.join(uri, name), file["size"], endpoint)
+    for done, (file_uri, (source, size)) in enumerate(missing.items(), 1):
+        _copy(source, file_uri, size, endpoint)
         progress.at(done)
     return uri, {name: file for name, (_, file) in wanted.items()}
 
 
-def turn_to(uri: str) -> None:
-    """From now on reads and writes where a version's files lie; the store may then be out of reach."""
+def use_endpoint_of(uri: str) -> None:
+    """From now on reads and writes at the endpoint of a version's folder; the store may then be out of reach."""
     target = os.environ.get(transfer.MODELS_VARIABLE, "")
     if target and uri.startswith(f"{target.rstrip('/')}/"):
         transfer.use_endpoint(transfer.models_endpoint())
 
 
-def files(uri: str) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of what `place` brought to a version's folder, by path."""
-    found = _with_manifest(attempts.read(uri))
-    adapter = storage.join(uri, ADAPTER)
+def files_at(uri: str) -> manifest.Files:
+    """What `publish` brought to a version's folder."""
+    files = _with_manifest(attempts.read(uri))
     if f"{ADAPTER}/{attempts.MANIFEST}" in storage.sizes(uri):
-        found |= {f"{ADAPTER}/{name}": file for name, file in _with_manifest(attempts.read(adapter)).items()}
-    return found
+        adapter = _with_manifest(attempts.read(storage.join(uri, ADAPTER)))
+        files |= {f"{ADAPTER}/{name}": file for name, file in adapter.items()}
+    return files
 
 
-def _with_manifest(work: attempts.Finished) -> dict[str, dict[str, Any]]:
-    """The files of finished work, its manifest among them, last."""
+def _with_manifest(work: attempts.Finished) -> manifest.Files:
+    """The files of finished work, its own manifest among them, last."""
     content = storage.read_bytes(storage.join(work.uri, attempts.MANIFEST))
     return work.files | {attempts.MANIFEST: manifest.entry(content)}
 
 
-def _target_sizes(uri: str, endpoint: str) -> dict[str, int]:
+def _sizes(uri: str, endpoint: str) -> dict[str, int]:
+    """Bytes of every file in a folder by path; an s3:// address is one of the endpoint."""
     if not endpoint or not storage.is_s3(uri):
         return storage.sizes(uri)
-    bucket, prefix = storage.s3_location(uri)
-    pages = _client(endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
-    with _explained(uri):
-        return {
-            item["Key"].removeprefix(f"{prefix}/"): item["Size"] for page in pages for item in page.get("Contents", [])
-        }
+    bucket, prefix = storage.s3_location(f"{uri}/")
+    pages = _client(endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    with storage.s3_errors(uri):
+        return {item["Key"].removeprefix(prefix): item["Size"] for page in pages for item in page.get("Contents", [])}
 
 
 def _copy(source: str, target: str, size: int, endpoint: str) -> None:
@@ -122,16 +119,17 @@ def _copy(source: str, target: str, size: int, endpoint: str) -> None:
         return
     from boto3.s3.transfer import TransferConfig
 
+    inside = not endpoint and storage.is_s3(source)
+    part = COPY_PART if inside else STREAM_PART
+    parts = TransferConfig(multipart_threshold=part, multipart_chunksize=part)
     bucket, key = storage.s3_location(target)
-    with _explained(target):
-        if endpoint or not storage.is_s3(source):
-            client: Any = _client(endpoint) if endpoint else storage.s3_client()
-            parts = TransferConfig(multipart_threshold=STREAM_PART, multipart_chunksize=STREAM_PART)
-            client.upload_fileobj(_Parts(source, size), bucket, key, Config=parts)
+    with storage.s3_errors(target):
+        if inside:
+            from_bucket, from_key = storage.s3_location(source)
+            storage.s3_client().copy({"Bucket": from_bucket, "Key": from_key}, bucket, key, Config=parts)
         else:
-            parts = TransferConfig(multipart_threshold=COPY_PART, multipart_chunksize=COPY_PART)
-            own_bucket, own_key = storage.s3_location(source)
-            storage.s3_client().copy({"Bucket": own_bucket, "Key": own_key}, bucket, key, Config=parts)
+            client: Any = _client(endpoint) if endpoint else storage.s3_client()
+            client.upload_fileobj(_Stream(source, size), bucket, key, Config=parts)
 
 
 @functools.cache
@@ -139,14 +137,3 @@ def _client(endpoint: str) -> Any:
     import boto3
 
     return boto3.client("s3", endpoint_url=endpoint)
-
-
-@contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except (ClientError, BotoCoreError, Boto3Error) as error:
-        raise transfer.refused(uri, error) from None

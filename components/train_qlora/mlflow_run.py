@@ -31,7 +31,7 @@ class MlflowRun:
         if muted or not os.environ.get(mlflow_client.URI_VARIABLE):
             return
         try:
-            self._client = mlflow_client.client()
+            self._client = mlflow_client.connect()
             self._run = os.environ.get("MLFLOW_RUN_ID") or self._own(training_key, params)
         except Exception as error:  # MLflow raises its own, sqlalchemy's, requests'...
             self._give_up(error)

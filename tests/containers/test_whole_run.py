@@ -56,7 +56,7 @@ def test_a_model_is_registered_from_inside_containers(
 ) -> None:
     outcome = run_in_containers(values, tmp_path)
     assert outcome.registered, (outcome.folder / "log.txt").read_text()[-5000:]
-    version = mlflow_client.client().get_model_version_by_alias("in-containers", "champion")
+    version = mlflow_client.connect().get_model_version_by_alias("in-containers", "champion")
     assert version.source.startswith(own_store)
     files = manifest.read(version.source, version.tags["qlora.manifest_sha256"]).files
     assert "model/model.safetensors" in files and "adapter/adapter_model.safetensors" in files

@@ -34,11 +34,11 @@ def register(name: str, merged: Merged, **others: Any) -> task.Result:
 
 
 def aliases(name: str) -> dict[str, str]:
-    return {alias: str(to) for alias, to in mlflow_client.client().get_registered_model(name).aliases.items()}
+    return {alias: str(to) for alias, to in mlflow_client.connect().get_registered_model(name).aliases.items()}
 
 
 def versions(name: str) -> list[Any]:
-    return list(mlflow_client.client().search_model_versions(f"name = '{name}'"))
+    return list(mlflow_client.connect().search_model_versions(f"name = '{name}'"))
 
 
 def plant(private_key: Path) -> dict[str, str]:
@@ -53,7 +53,7 @@ def plant(private_key: Path) -> dict[str, str]:
 
 def check_hidden(planted: dict[str, str], name: str, folders: list[Path], stores: list[str], said: str) -> int:
     """Looks for planted secrets in files, objects, the version and its run; returns how many texts it read."""
-    client = mlflow_client.client()
+    client = mlflow_client.connect()
     version = versions(name)[0]
     texts = [said, str(version), str(client.get_registered_model(name))]
     texts += [str(client.get_run(version.run_id).to_dictionary())] if version.run_id else []

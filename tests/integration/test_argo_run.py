@@ -94,7 +94,7 @@ def test_a_model_is_registered_by_the_workflow_and_the_gate_holds(
     }
     values = carry_out(workflow, given, tmp_path / "first")
     assert values["tasks.register-model.outputs.parameters.outcome"] == "champion"
-    version = mlflow_client.client().get_model_version_by_alias("by-argo", "champion")
+    version = mlflow_client.connect().get_model_version_by_alias("by-argo", "champion")
     assert version.tags["qlora.pipeline_run_id"] == "uid-1"
     assert json.loads(version.tags["qlora.run_config"])["model_name"] == "by-argo"
     options["evaluate_model"]["min_improvement"] = 100

@@ -150,7 +150,7 @@ def test_a_store_of_registered_models_on_another_endpoint_is_streamed_to(
         os.environ["AWS_ENDPOINT_URL_S3"] = own  # again, as another process would
         storage.s3_client.cache_clear()
         assert register(name, (uri, "one"), evidence=evidence).outcome == "champion"
-        run = mlflow_client.client().get_run(versions(name)[0].run_id)
+        run = mlflow_client.connect().get_run(versions(name)[0].run_id)
         assert len(run.inputs.dataset_inputs) == 1
         assert f"streamed in parts to {other}" in capsys.readouterr().out
         assert versions(name)[0].source == "s3://registry/models/one"

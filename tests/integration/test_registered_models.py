@@ -30,7 +30,7 @@ from tests.integration.registered import (
     register,
     versions,
 )
-from tests.pipelines.registry.registered import write_keys
+from tests.pipelines.cli.registered import write_keys
 
 pytestmark = pytest.mark.usefixtures("fresh_servers")
 
@@ -96,14 +96,14 @@ def test_mlflow_down_in_the_middle_is_one_line_and_running_again_goes_on(
     between = proxy(os.environ["MLFLOW_TRACKING_URI"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", between.address)
     merged = make_merged(own_store, "one")
-    real = task._complete
+    real = task._write_files
 
     def down(*given: Any, **named: Any) -> Any:
         between.refuse()
         return real(*given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(task, "_complete", down)
+        patch.setattr(task, "_write_files", down)
         with pytest.raises(InputError, match=f"registering {name}: MLflow.*run again, what is done is kept"):
             register(name, merged)
     between.refuse(False)

@@ -38,7 +38,7 @@ def test_a_wrong_secret_is_refused(s3_store: str) -> None:
 def test_mlflow_asks_for_a_login_and_takes_the_admins(mlflow_server: str, own_store: str) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{mlflow_server}/api/2.0/mlflow/registered-models/search")
-    mlflow_client.check_registering(mlflow_client.client())
+    mlflow_client.check_registering(mlflow_client.connect())
 
 
 def test_the_proxy_cuts_and_refuses_and_signatures_pass_through_it(

@@ -11,7 +11,7 @@ import yaml
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
 from tests.conftest import conversation, write_jsonl
 from tests.integration.registered import QLORA, STRANGER, check_hidden, plant
-from tests.pipelines.registry.registered import write_keys
+from tests.pipelines.cli.registered import write_keys
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 
@@ -40,7 +40,7 @@ def test_a_run_ends_with_a_version_that_mlflow_alone_loads(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Registered models:/whole@champion (version 1)" in done.stdout
-    version = mlflow_client.client().get_model_version_by_alias("whole", "champion")
+    version = mlflow_client.connect().get_model_version_by_alias("whole", "champion")
     tags = {name.removeprefix("qlora."): value for name, value in version.tags.items()}
     expected = {"adapter_uri", "base_uri", "base_revision", "data_digest", "dataset_digest", "listing_uri", "merge_key"}
     expected |= {"manifest_sha256", "pipeline_run_id", "run_config", "training_key", "version"}
@@ -48,7 +48,7 @@ def test_a_run_ends_with_a_version_that_mlflow_alone_loads(
     assert json.loads(tags["run_config"])["base_revision"] == tags["base_revision"]
     assert "adapter/adapter_model.safetensors" in manifest.read(version.source, tags["manifest_sha256"]).files
     assert len(tags["signed_by"]) == 64 and tags["reports"] == f"runs:/{version.run_id}/reports"
-    client = mlflow_client.client()
+    client = mlflow_client.connect()
     reports = {item.path for item in client.list_artifacts(version.run_id, "reports")}
     assert reports == {f"reports/{name}.html" for name in ("1-plan", "2-data", "3-training", "4-tuned", "5-merged")}
     environment = os.environ | {"MLFLOW_S3_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL_S3"]}

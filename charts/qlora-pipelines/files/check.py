@@ -19,7 +19,7 @@ def store() -> str:
 
 def mlflow() -> str:
     """MLflow answers and lets one register."""
-    mlflow_client.check_registering(mlflow_client.client())
+    mlflow_client.check_registering(mlflow_client.connect())
     return f"{os.environ['MLFLOW_TRACKING_URI']} answers and lets one register"
 
 

@@ -1,14 +1,18 @@
-"""Today's champion in MLflow, and which of its files a new model can be compared with.
+"""The champion: the version of a model that serves, and that the next one has to match.
 
-plan_run looks for them before a GPU is held, evaluate_model scores them.
+plan_run looks for it before a GPU is held, evaluate_model scores it, register_model and `qlora promote` move its alias.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.components.core.store import attempts
+
+CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
+"""The aliases in MLflow: of the champion, of the one before it, and of the version that was registered last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +29,23 @@ class Champion:
         return trained["training_key"] in known
 
     def adapter_for(self, trained: dict[str, Any]) -> attempts.Finished | None:
-        """Its adapter, where it sits on the very base that `trained` sits on, quantised alike; else None."""
+        """Its adapter, if it was trained on the same base as `trained`, quantised alike; else None."""
         if self.adapter is None:
             return None
         alike = all(self.adapter.info.get(name) == trained[name] for name in ("base_revision", "quantization"))
         return self.adapter if alike else None
+
+
+def current_version(client: Any, model_name: str) -> str:
+    """The number of the version that is champion now; '' where there is none.
+
+    Raises:
+        InputError: MLflow does not say.
+    """
+    with mlflow_client.mlflow_errors(f"reading the champion of {model_name}"):
+        with mlflow_client.suppress(*mlflow_client.NOT_FOUND):
+            return str(client.get_model_version_by_alias(model_name, CHAMPION).version)
+        return ""
 
 
 def find(model_name: str, version: str) -> Champion:
@@ -42,28 +58,41 @@ def find(model_name: str, version: str) -> Champion:
     Raises:
         InputError: MLflow does not know it, or none of its files are there.
     """
-    import mlflow
-
     name = f"champion {version}"
-    try:
-        found = mlflow_client.client(timeout=60, retries=3).get_model_version(model_name, version)
-    except mlflow.MlflowException as error:
-        reason = mlflow_client.reason(error)
-        raise InputError(f"{name} of {model_name}: {reason}; start a new run, which sees today's champion") from None
-    addresses = [uri for uri in (found.tags.get("qlora.adapter_uri", ""), found.source) if uri]
-    works = {uri: _whole(uri) for uri in addresses}
-    if not any(works.values()):
+    client = mlflow_client.connect(timeout=60, retries=3)
+    with mlflow_client.mlflow_errors(f"{name} of {model_name}", "start a new run, which sees today's champion"):
+        found = client.get_model_version(model_name, version)
+    adapter_uri, merged_uri = found.tags.get("qlora.adapter_uri", ""), found.source
+    champion = Champion(name, _whole(adapter_uri), _whole(merged_uri))
+    if not (champion.adapter or champion.merged):
         raise InputError(
-            f"{name} of {model_name}: its files are gone from {' and '.join(addresses)}; put them back, or move the"
-            " alias champion to a version whose files are there"
+            f"{name} of {model_name}: its files are gone from {' and '.join(filter(None, (adapter_uri, merged_uri)))};"
+            " put them back, or move the alias champion to a version whose files are there"
         )
-    return Champion(name, works.get(found.tags.get("qlora.adapter_uri", "")), works.get(found.source))
+    return champion
 
 
 def _whole(uri: str) -> attempts.Finished | None:
-    """Finished work, or None where a file of it is gone."""
-    try:
-        finished = attempts.read(uri)
-    except InputError:
-        return None
-    return None if attempts.missing(finished) else finished
+    """Finished work, or None where there is none or a file of it is gone."""
+    finished = None
+    with contextlib.suppress(InputError):
+        finished = attempts.read(uri) if uri else None
+    return finished if finished and not attempts.missing(finished) else None
+
+
+def move(client: Any, model_name: str, version: str, former: str) -> None:
+    """Sets the alias champion on a version; the former one gets the alias previous.
+
+    `previous` goes first: if cut short in between, both aliases mean the former champion, and running again fixes it.
+
+    Args:
+        client: of MLflow.
+        model_name: the registered model.
+        version: the new champion's number.
+        former: that of the champion until now; '': there was none.
+    """
+    if former == version:
+        return
+    if former:
+        mlflow_client.retry(client.set_registered_model_alias, model_name, PREVIOUS, former)
+    mlflow_client.retry(client.set_registered_model_alias, model_name, CHAMPION, version)

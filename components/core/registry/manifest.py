@@ -11,25 +11,27 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import signing, versions
+from qlora_pipelines.components.core.registry import versions
 from qlora_pipelines.components.core.store import storage, transfer
 
 MANIFEST = "registered.json"
 MANIFEST_TAG = "qlora.manifest_sha256"
 MODEL = "model"
+Files = dict[str, dict[str, Any]]
+"""`size` in bytes and `sha256` of each file, by its path."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Registered:
-    """A version's folder, size and sha256 of its files by path, and the sha256 and content of their manifest."""
+class Manifest:
+    """A version's folder, the files in it, and the manifest's own sha256 and content."""
 
     uri: str
-    files: dict[str, dict[str, Any]]
+    files: Files
     sha256: str
     content: bytes
 
     @property
-    def signed_files(self) -> dict[str, dict[str, Any]]:
+    def signed_files(self) -> Files:
         """What a signature covers: the files, and the manifest itself."""
         return self.files | {MANIFEST: {"size": len(self.content), "sha256": self.sha256}}
 
@@ -44,49 +46,49 @@ def entry(content: bytes) -> dict[str, Any]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def make(uri: str, files: dict[str, dict[str, Any]]) -> Registered:
+def make(uri: str, files: Files) -> Manifest:
     """The manifest of these files; the same files give the same bytes."""
     content = json.dumps({"format": 1, "files": files}, indent=1, sort_keys=True).encode()
-    return Registered(uri, files, hashlib.sha256(content).hexdigest(), content)
+    return Manifest(uri, files, hashlib.sha256(content).hexdigest(), content)
 
 
-def read(uri: str, sha256: str = "") -> Registered:
-    """The manifest of the version whose files lie at `uri`.
+def read(uri: str, sha256: str = "") -> Manifest:
+    """The manifest of the version whose files are at `uri`.
 
     Args:
         uri: the version's source.
-        sha256: what the registry says the manifest's is; '': whatever is there.
+        sha256: what the registry says the manifest's is; '': not checked.
 
     Raises:
-        InputError: it is gone, another, or names files outside its folder.
+        InputError: it is gone, altered, or names files outside its folder.
     """
-    place = storage.join(uri, MANIFEST)
-    content = transfer.read_range(place, 0, 1 << 26)
+    path = storage.join(uri, MANIFEST)
+    content = transfer.read_range(path, 0, 1 << 26)
     found = hashlib.sha256(content).hexdigest()
     if sha256 and found != sha256:
-        raise InputError(f"{place} was altered: its sha256 is {found[:12]}, the registry says {sha256[:12]}")
+        raise InputError(f"{path} was altered: its sha256 is {found[:12]}, the registry says {sha256[:12]}")
     try:
-        files = json.loads(content)["files"]
-        entries = {
-            str(name): {"size": int(file["size"]), "sha256": str(file["sha256"])} for name, file in files.items()
+        files = {
+            str(name): {"size": int(file["size"]), "sha256": str(file["sha256"])}
+            for name, file in json.loads(content)["files"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{place} is no manifest") from None
-    for name in entries:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or path.as_posix() != name:
-            raise InputError(f"{place} names {name!r}, which is no path below its folder")
-    return Registered(uri, entries, found, content)
+        raise InputError(f"{path} is no manifest") from None
+    for name in files:
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or not inside.parts or str(inside) != name:
+            raise InputError(f"{path} names {name!r}, which is no path below its folder")
+    return Manifest(uri, files, found, content)
 
 
-def of_version(version: Any) -> Registered:
-    """What an MLflow version consists of, its manifest checked against the tag; its files are there in their sizes.
+def of_version(version: Any) -> Manifest:
+    """The manifest of an MLflow version, checked against the tag; its files are all there with their sizes.
 
     Args:
         version: MLflow's version.
 
     Raises:
-        InputError: it was not registered by qlora or not to the end, or something of it is gone or altered.
+        InputError: it was not registered by qlora or not completely, or a file of it is gone or altered.
     """
     what = f"{version.name} version {version.version}"
     if versions.KEY_TAG not in version.tags:
@@ -97,25 +99,9 @@ def of_version(version: Any) -> Registered:
         raise InputError(f"{what} is not whole: its registration was cut short; run its pipeline again")
     source = version.source.rstrip("/")
     transfer.check_address(source, f"the source of {what}")
-    found = read(source, version.tags[MANIFEST_TAG])
+    manifest = read(source, version.tags[MANIFEST_TAG])
     present = transfer.sizes(source)
-    for name, file in found.files.items():
+    for name, file in manifest.files.items():
         if present.get(name) != file["size"]:
             raise InputError(f"{source}: {name} {'was altered: its size is another' if name in present else 'is gone'}")
-    return found
-
-
-def check_signature(version: Registered, public_key: str) -> str:
-    """Says how the version is signed, after checking it where a public key is given.
-
-    Raises:
-        InputError: a public key is given and the version is unsigned, or signed otherwise.
-    """
-    signed = signing.SIGNATURE in transfer.sizes(version.uri)
-    if not public_key:
-        return "signed, not checked: no public key is given" if signed else "unsigned"
-    if not signed:
-        raise InputError(f"{version.uri} is unsigned, but the public key {public_key} is to verify it")
-    signature = transfer.read_range(storage.join(version.uri, signing.SIGNATURE), 0, 1 << 26)
-    signing.verify(signature, version.signed_files, public_key)
-    return f"signed by the key {signing.fingerprint(public_key)[:12]}"
+    return manifest

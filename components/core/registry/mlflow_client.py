@@ -1,11 +1,14 @@
-"""MLflow, as plan_run and register_model reach it."""
+"""The connection to MLflow, and what its errors become."""
 
+import contextlib
 import os
 import re
 import socket
 import ssl
 import textwrap
+import time
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
@@ -14,10 +17,12 @@ from qlora_pipelines.components.core.store import storage, transfer
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 OLDEST = (3, 10)
 """Older servers have known holes: files of the server can be read, and authentication can be passed by."""
+NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's error codes for what does not exist: the second is that of an unknown alias."""
 
 
-def client(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> Any:
-    """An MLflow client that answered a first question, from a server that is new enough.
+def connect(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> Any:
+    """An MLflow client, after a first request to a server that is new enough.
 
     Args:
         timeout: seconds to wait for an answer.
@@ -34,91 +39,111 @@ def client(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> A
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3"):
         os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
-    if uri.startswith("http"):
-        _check_version(uri, timeout)
     import mlflow
     from sqlalchemy.exc import SQLAlchemyError
 
+    server, remote = f"MLflow at {hide_password(uri)}", uri.startswith("http")
     try:
-        tracking = mlflow.MlflowClient(uri, uri)
-        tracking.search_registered_models(max_results=1)
-    except (mlflow.MlflowException, OSError, SQLAlchemyError) as error:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
+        if remote:
+            _check_server(uri, server, timeout)
+        client = mlflow.MlflowClient(uri, uri)
+        client.search_registered_models(max_results=1)
+    except (mlflow.MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        raise InputError(f"{server} does not answer: {reason(error)}") from None
     except ImportError as error:
-        raise InputError(f"MLflow at {hide_password(uri)} needs a driver: {error}") from None
-    elsewhere = transfer.MODELS_VARIABLE in os.environ
-    if with_store and uri.startswith("http") and not elsewhere and not storage.is_s3(storage.root()):
+        raise InputError(f"{server} needs a driver: {error}") from None
+    if remote and with_store and transfer.MODELS_VARIABLE not in os.environ and not storage.is_s3(storage.root()):
         raise InputError(
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
         )
-    return tracking
+    return client
 
 
-def _check_version(uri: str, timeout: int) -> None:
-    """Asks the server's /version, logged in as every other request: a server with logins answers nothing else."""
-    import mlflow
+def _check_server(uri: str, server: str, timeout: int) -> None:
+    """Asks for /version, with the login of all other requests: a server with logins answers nothing without."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    try:
-        answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=timeout, raise_on_status=False)
-    except (mlflow.MlflowException, OSError, ValueError) as error:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: {reason(error)}") from None
+    answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=timeout, raise_on_status=False)
     if answer.status_code in (401, 403):
-        raise InputError(
-            f"MLflow at {hide_password(uri)} refuses this login: check MLFLOW_TRACKING_USERNAME and"
-            " MLFLOW_TRACKING_PASSWORD"
-        )
+        raise InputError(f"{server} refuses this login: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if answer.status_code >= 500:
-        raise InputError(f"MLflow at {hide_password(uri)} does not answer: HTTP status {answer.status_code}")
-    found = answer.text[:100].strip()
-    try:
-        numbers = tuple(int(part) for part in found.split(".")[:2])
-    except ValueError:
-        numbers = ()
-    if len(numbers) < 2:
-        raise InputError(f"MLflow at {hide_password(uri)} does not say its version; is this an MLflow server?")
-    if numbers < OLDEST:
+        raise InputError(f"{server} does not answer: HTTP status {answer.status_code}")
+    version = re.match(r"(\d+)\.(\d+)\S*", answer.text[:100].strip())
+    if version is None:
+        raise InputError(f"{server} does not say its version; is this an MLflow server?")
+    if (int(version[1]), int(version[2])) < OLDEST:
         raise InputError(
-            f"MLflow at {hide_password(uri)} is {found}, which has known security holes:"
+            f"{server} is {version[0]}, which has known security holes:"
             f" upgrade it to {'.'.join(map(str, OLDEST))} or newer"
         )
+
+
+def check_registering(client: Any) -> None:
+    """Registers a model under a random name and deletes it again.
+
+    Raises:
+        InputError: this login may not.
+    """
+    name = f"qlora-probe-{uuid.uuid4().hex}"
+    with mlflow_errors("registering a model and deleting it again"):
+        client.create_registered_model(name)
+        client.delete_registered_model(name)
+
+
+@contextlib.contextmanager
+def mlflow_errors(what: str, fix: str = "") -> Iterator[None]:
+    """Turns what MLflow raises into one line.
+
+    Args:
+        what: what was being done, for the message.
+        fix: what to do, for the message.
+
+    Raises:
+        InputError: the reason, and what to do.
+    """
+    import mlflow
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (mlflow.MlflowException, RequestException, SQLAlchemyError) as error:
+        code = getattr(error, "error_code", "")
+        if code == "PERMISSION_DENIED":
+            raise InputError(f"{what}: MLflow gives this login no permission for it") from None
+        source = "MLflow" if code else "MLflow does not answer"
+        raise InputError(f"{what}: {source}: {reason(error)}{fix and f'; {fix}'}") from None
+
+
+@contextlib.contextmanager
+def suppress(*codes: str) -> Iterator[None]:
+    """Continues after the block where MLflow refuses a request in it with one of these error codes."""
+    import mlflow
+
+    try:
+        yield
+    except mlflow.MlflowException as error:
+        if error.error_code not in codes:
+            raise
+
+
+def retry(write: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Makes a write that changes nothing when made twice, again where MLflow's database refuses it.
+
+    Two clients that write the same alias or tag at the same time both insert it, and one of them is refused.
+    """
+    for seconds in (0.2, 0.4, 0.6):
+        with suppress("BAD_REQUEST", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+            return write(*args, **kwargs)
+        time.sleep(seconds)
+    return write(*args, **kwargs)
 
 
 def hide_password(uri: str) -> str:
     """A URI without the user and password it may carry."""
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if separator else uri
-
-
-def champion(tracking: Any, model_name: str) -> str:
-    """The version that carries the alias `champion` today, or '' where there is none."""
-    import mlflow
-
-    try:
-        return str(tracking.get_model_version_by_alias(model_name, "champion").version)
-    except mlflow.MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return ""
-        raise InputError(f"MLflow: {reason(error)}") from None
-
-
-def check_registering(tracking: Any) -> None:
-    """Registers a model of a name of its own and deletes it again.
-
-    Raises:
-        InputError: this user may not.
-    """
-    import mlflow
-
-    name = f"qlora-probe-{uuid.uuid4().hex}"
-    try:
-        tracking.create_registered_model(name)
-        tracking.delete_registered_model(name)
-    except mlflow.MlflowException as error:
-        raise InputError(
-            f"MLflow does not let this user register a model: {reason(error)}; give it the right to create and delete"
-        ) from None
 
 
 def reason(error: Exception) -> str:

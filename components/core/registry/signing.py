@@ -1,10 +1,10 @@
 """Signatures of registered models, in OpenSSF's model-signing format.
 
-`model.sig` signs the sha256 of every file beside it, so the model_signing command line verifies a pulled folder too.
+`model.sig` signs the sha256 of every file next to it, so the model_signing command line verifies a pulled folder too.
 The hashes are those of the manifest: nothing is read again to be signed.
 """
 
-import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -29,24 +29,12 @@ def signing_key() -> str:
     """
     path = os.environ.get(SIGNING_VARIABLE, "")
     if path:
-        _signer(path)
+        _load("private", path)
     return path
 
 
-def fingerprint(path: str) -> str:
-    """sha256 of a key pair's public half in PEM, in hexadecimal; a signature names its key so."""
-    from cryptography.hazmat.primitives import serialization
-
-    try:
-        key = _signer(path)._private_key.public_key()
-    except InputError:
-        key = _verifier(path)._public_key
-    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(pem).hexdigest()
-
-
 def sign(files: Files, key: str) -> bytes:
-    """The content of `model.sig` for files that lie beside it.
+    """The content of `model.sig` for files next to it.
 
     Args:
         files: sha256 of every file by path.
@@ -55,13 +43,23 @@ def sign(files: Files, key: str) -> bytes:
     Raises:
         InputError: it is no key that can sign.
     """
+    from model_signing import manifest
+    from model_signing._hashing.hashing import Digest
     from model_signing._signing.signing import Payload
 
-    signature = _signer(key).sign(Payload(_manifest(files)))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SIGNATURE
-        signature.write(path)
-        return path.read_bytes()
+    # What model-signing makes of a folder by hashing it, from hashes that are known already.
+    items = [
+        manifest.FileManifestItem(path=Path(name), digest=Digest("sha256", bytes.fromhex(file["sha256"])))
+        for name, file in files.items()
+    ]
+    ignored = [Path(name) for name in (SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore")]
+    hashed = manifest.Manifest("model", items, manifest._FileSerialization("sha256", ignore_paths=ignored))
+    return str(_load("private", key).sign(Payload(hashed)).bundle.to_json()).encode()
+
+
+def fingerprint(signature: bytes) -> str:
+    """Which key made a signature: sha256 of its public half in PEM, in hexadecimal."""
+    return str(json.loads(signature)["verificationMaterial"]["publicKey"].get("hint", ""))
 
 
 def verify(signature: bytes, files: Files, key: str) -> None:
@@ -77,13 +75,13 @@ def verify(signature: bytes, files: Files, key: str) -> None:
     """
     from model_signing._signing.sign_sigstore_pb import Signature
 
-    verifier = _verifier(key)
+    verifier = _load("public", key)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SIGNATURE
         path.write_bytes(signature)
         try:
             signed = verifier.verify(Signature.read(path))
-        except Exception as error:  # cryptography, pydantic, json and ValueError, as the bytes happen to be wrong
+        except Exception as error:  # cryptography, pydantic, json and ValueError, depending on which bytes are wrong
             why = "it was made with another key" if "Key mismatch" in str(error) else "it does not fit its content"
             raise InputError(f"{SIGNATURE} is not a signature of the key {key}: {why}") from None
     found = {item.identifier: item.digest.digest_hex for item in signed.resource_descriptors()}
@@ -93,34 +91,12 @@ def verify(signature: bytes, files: Files, key: str) -> None:
             raise InputError(f"{SIGNATURE} does not sign this {name}")
 
 
-def _manifest(files: Files) -> Any:
-    """What model-signing makes of a folder by hashing it, from hashes that are known already."""
-    from model_signing import manifest
-    from model_signing._hashing.hashing import Digest
+def _load(half: str, path: str) -> Any:
+    """model-signing's signer with a private key, or verifier with a public one."""
+    from model_signing._signing.sign_ec_key import Signer, Verifier
 
-    items = [
-        manifest.FileManifestItem(path=Path(name), digest=Digest("sha256", bytes.fromhex(file["sha256"])))
-        for name, file in files.items()
-    ]
-    ignored = [Path(SIGNATURE), *(Path(name) for name in (".git", ".gitattributes", ".github", ".gitignore"))]
-    return manifest.Manifest("model", items, manifest._FileSerialization("sha256", ignore_paths=ignored))
-
-
-def _signer(path: str) -> Any:
-    from model_signing._signing.sign_ec_key import Signer
-
-    return _key(Signer, path, "private")
-
-
-def _verifier(path: str) -> Any:
-    from model_signing._signing.sign_ec_key import Verifier
-
-    return _key(Verifier, path, "public")
-
-
-def _key(kind: Any, path: str, half: str) -> Any:
     try:
-        return kind(Path(path))
+        return {"private": Signer, "public": Verifier}[half](Path(path))
     except OSError as error:
         raise InputError(f"{half} key {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError):  # their texts may quote the key

@@ -23,7 +23,7 @@ def registered(adapter_uri: str, merged_uri: str) -> str:
     """A version of the model `judged` in MLflow, as register_model makes it."""
     import mlflow
 
-    client = mlflow_client.client()
+    client = mlflow_client.connect()
     try:
         client.create_registered_model("judged")
     except mlflow.MlflowException as error:

@@ -56,7 +56,7 @@ def test_the_newest_whole_checkpoint_is_named(place: Path, config: dict[str, Any
 
 
 def test_a_champion_whose_files_are_gone_is_said_before_a_gpu_is_held(place: Path, config: dict[str, Any]) -> None:
-    client = mlflow_client.client()
+    client = mlflow_client.connect()
     client.create_registered_model("tiny")
     version = client.create_model_version("tiny", source=str(place / "gone")).version
     assert plan(place, config).champion_version == ""

@@ -36,11 +36,11 @@ def copies(merged_uri: str, place: Path) -> Callable[[str], tuple[str, str]]:
 
 
 def versions(name: str) -> list[Any]:
-    return list(mlflow_client.client().search_model_versions(f"name = '{name}'"))
+    return list(mlflow_client.connect().search_model_versions(f"name = '{name}'"))
 
 
 def aliases(name: str) -> dict[str, str]:
-    return {alias: str(to) for alias, to in mlflow_client.client().get_registered_model(name).aliases.items()}
+    return {alias: str(to) for alias, to in mlflow_client.connect().get_registered_model(name).aliases.items()}
 
 
 class Killed(BaseException):

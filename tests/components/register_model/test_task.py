@@ -1,6 +1,5 @@
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import yaml
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
 from qlora_pipelines.components.core.store import storage
-from qlora_pipelines.components.register_model import provenance, task
+from qlora_pipelines.components.register_model import task
 from tests.components.conftest import TinyRun
 from tests.components.register_model.registering import Killed, aliases, kill_after, register, versions
 
@@ -22,7 +20,7 @@ def test_once_a_key_and_name(tiny_run: TinyRun, merged_uri: str) -> None:
     first = register("once", merged_uri, tiny_run.plan.merge_key)
     again = register("once", merged_uri, tiny_run.plan.merge_key)
     assert first == again == ("1", "models:/once@champion", "champion")
-    version = mlflow_client.client().get_model_version_by_alias("once", "champion")
+    version = mlflow_client.connect().get_model_version_by_alias("once", "champion")
     assert version.tags["qlora.merge_key"] == tiny_run.plan.merge_key
     assert version.tags["qlora.loss"] == "0.5"
     assert version.tags["qlora.signed_by"] == "no"
@@ -73,7 +71,7 @@ def test_six_at_once_make_one_version(fresh: Callable[[str], tuple[str, str]], a
     (version,) = versions("race")
     assert set(results) == {task.Result(str(version.version), "models:/race@champion", "champion")}
     assert aliases("race") == {"champion": str(version.version), "candidate": str(version.version)}
-    client = mlflow_client.client()
+    client = mlflow_client.connect()
     runs = client.search_runs([client.get_experiment_by_name("race").experiment_id])
     assert [run.info.run_id for run in runs] == [version.run_id]
     assert manifest.read(uri, version.tags["qlora.manifest_sha256"])
@@ -104,7 +102,7 @@ def test_killed_after_any_step_and_run_again_it_is_one_version(
         assert len(versions(name)) == 2 and version.tags["qlora.outcome"] == "champion", made
         files = manifest.read(uri, version.tags["qlora.manifest_sha256"]).files
         assert "README.md" in files and "adapter/adapter_model.safetensors" in files, made
-        run = mlflow_client.client().get_run(version.run_id)
+        run = mlflow_client.connect().get_run(version.run_id)
         assert run.info.status == "FINISHED" and len(run.inputs.dataset_inputs) == 1, made
     print(f"killed after each of {kills} writes, run again: one version each time")
     assert kills > 20
@@ -125,7 +123,7 @@ def test_a_missing_or_altered_file_is_refused_and_nothing_is_registered(
     message = "is gone or not whole" if how == "gone" else "is not the file that its manifest lists"
     with pytest.raises(InputError, match=f"model/model.safetensors {message}; run the merge again"):
         register("torn", uri, key)
-    assert mlflow_client.client().search_registered_models("name = 'torn'") == []
+    assert mlflow_client.connect().search_registered_models("name = 'torn'") == []
 
 
 def test_a_version_whose_files_are_gone_says_so(fresh: Callable[[str], tuple[str, str]]) -> None:
@@ -158,86 +156,6 @@ def test_mlflow_that_does_not_answer(merged_uri: str, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match=r"MLflow at http://127.0.0.1:9 does not answer") as error:
         register("nobody", merged_uri, "key")
     assert "hidden" not in str(error.value)
-
-
-def test_the_run_holds_the_data_the_figures_and_the_reports(
-    fresh: Callable[[str], tuple[str, str]], tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlflow
-
-    monkeypatch.setenv("QLORA_GIT_COMMIT", "c0ffee")
-    uri, key = fresh("proof")
-    evidence = {
-        "listing_uri": tiny_run.plan.listing_uri,
-        "data_digest": tiny_run.plan.data_digest,
-        "run_config": tiny_run.plan.run_config,
-        "merged_figures": json.dumps({"loss": 0.5, "loss_low": 0.4, "loss_high": 0.6, "reason": "passed"}),
-    }
-    register("proof", uri, key, evidence=evidence, reports={"1-plan": str(tiny_run.folder / "plan.html")})
-    client = mlflow_client.client()
-    version = versions("proof")[0]
-    run = client.get_run(version.run_id)
-    (data,) = run.inputs.dataset_inputs
-    assert json.loads(data.dataset.source)["uri"] == str(tiny_run.folder / "rows.jsonl")
-    assert tiny_run.plan.data_digest.startswith(data.dataset.digest)
-    assert run.data.metrics["merged_loss_low"] == 0.4 and run.data.metrics["loss"] == 0.5
-    report = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/reports/1-plan.html")
-    assert report == (tiny_run.folder / "plan.html").read_text()
-    assert version.tags["qlora.git_commit"] == "c0ffee" and version.tags["qlora.version"]
-    folder = mlflow.artifacts.download_artifacts(version.tags["qlora.reports"])
-    assert [path.name for path in Path(folder).iterdir()] == ["1-plan.html"]
-
-
-def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("QLORA_GIT_COMMIT", raising=False)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "components" / "register_model" / "provenance.py"))
-    assert provenance.git_commit() == ""  # no checkout
-    if not shutil.which("git"):
-        pytest.skip("no git here")
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
-
-    (tmp_path / "file").write_text("one")
-    git("init", "-q")
-    git("add", "file")
-    git("commit", "-q", "-m", "one")
-    git("tag", "a-tag")
-    assert provenance.git_commit() == git("rev-parse", "HEAD")
-    (tmp_path / "file").write_text("two")
-    assert provenance.git_commit() == git("rev-parse", "HEAD") + "-dirty"
-
-
-def test_the_card_names_use_data_figures_and_how_to_make_it_again(
-    fresh: Callable[[str], tuple[str, str]], tiny_run: TinyRun, tmp_path: Path
-) -> None:
-    from huggingface_hub import ModelCard
-
-    uri, key = fresh("card")
-    tuned = {"rows": 60, "confidence": 0.95, "loss": 0.52, "exact_match": 0.7, "rouge_l": 0.8, "checks": 2}
-    tuned |= {"better_than_base.mean": 0.38, "better_than_base.low": 0.31, "better_than_base.high": 0.44}
-    tuned |= {"better_than_base.groups": 60, "better_than_base.passed": 1.0, "slice_x.groups": 9, "slice_x.passed": 1.0}
-    merged = {"rows": 60, "confidence": 0.95, "loss": 0.5, "exact_match": 0.75}
-    figures = {"tuned_figures": json.dumps(tuned), "merged_figures": json.dumps(merged)}
-    register("card", uri, key, evidence={"run_config": tiny_run.plan.run_config} | figures)
-    card = ModelCard.load(f"{uri}/README.md")
-    assert card.data.base_model == "org/tiny" and card.data.library_name == "transformers"
-    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
-        "loss": 0.5, "exact_match": 0.75
-    }  # fmt: skip
-    for heading in ("Intended use", "Training data", "Evaluation", "How to make it again"):
-        assert f"## {heading}" in card.text
-    for row in (
-        "| model | loss | exact_match | rouge_l |", "| base | 0.9000 |  |  |", "| tuned | 0.5200 | 0.7000 | 0.8000 |",
-        "| merged | 0.5000 | 0.7500 |  |", "| tuned: better than base | 0.3800 | 0.3100 | 0.4400 | 60 | passed |",
-        "| tuned: slice x | too few groups | too few groups | too few groups | 9 | passed |",
-    ):  # fmt: skip
-        assert f"\n{row}\n" in card.text, card.text
-    assert "On 60 held-out rows" in card.text and "with 0.95 confidence each" in card.text
-    written = yaml.safe_load(card.text.split("```")[1])
-    again = type(tiny_run.config).parse(**written)
-    assert again == tiny_run.config.model_copy(update={"base_revision": tiny_run.plan.base_revision})
 
 
 STRANGER = """

@@ -12,7 +12,7 @@ import yaml
 from qlora_pipelines.pipelines import placement
 from qlora_pipelines.pipelines.cli import step
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
-from tests.pipelines.registry.registered import qlora, refused
+from tests.pipelines.cli.registered import qlora, refused
 
 GPU_TASKS = {"train-qlora", "evaluate-model", "evaluate-model-2"}
 

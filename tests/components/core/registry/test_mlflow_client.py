@@ -48,7 +48,7 @@ def test_an_old_server_is_refused_and_no_password_is_shown(
     with server(version) as uri:
         monkeypatch.setenv(mlflow_client.URI_VARIABLE, uri)
         with pytest.raises(InputError) as error:
-            mlflow_client.client()
+            mlflow_client.connect()
     assert str(error.value) == f"MLflow at {mlflow_client.hide_password(uri)} {message}"
     assert "secret" not in str(error.value)
 
@@ -60,24 +60,19 @@ def test_a_server_that_is_new_enough_goes_on_to_its_first_question(
         monkeypatch.setenv(mlflow_client.URI_VARIABLE, uri)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         with pytest.raises(InputError, match=r"does not answer: .*404"):
-            mlflow_client.client()
+            mlflow_client.connect()
 
 
 def test_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(mlflow_client.URI_VARIABLE, raising=False)
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is not set: give the address of an MLflow server or"):
-        mlflow_client.client()
+        mlflow_client.connect()
 
 
 def test_registering_is_tried_and_leaves_nothing(place: Path) -> None:
-    client = mlflow_client.client()
+    client = mlflow_client.connect()
     mlflow_client.check_registering(client)
     assert list(client.search_registered_models()) == []
-    assert mlflow_client.champion(client, "tickets") == ""
-    client.create_registered_model("tickets")
-    client.create_model_version("tickets", source=str(place))
-    client.set_registered_model_alias("tickets", "champion", "1")
-    assert mlflow_client.champion(client, "tickets") == "1"
 
 
 def test_why_mlflow_does_not_answer_is_said_in_few_words_and_without_passwords(
@@ -91,7 +86,7 @@ def test_why_mlflow_does_not_answer_is_said_in_few_words_and_without_passwords(
     }.items():
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with pytest.raises(InputError) as error:
-            mlflow_client.client()
+            mlflow_client.connect()
         assert str(error.value) == reason
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:pass word@host")
     assert mlflow_client.reason(ValueError("asking http://user:pass word@host failed")) == "asking http://host failed"

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
-from tests.pipelines.registry.registered import Make, qlora, refused, register, write_keys
+from tests.pipelines.cli.registered import Make, qlora, refused, register, write_keys
 
 
 def test_a_signature_is_demanded_where_a_public_key_is_given(
@@ -26,7 +26,7 @@ def test_a_signature_is_demanded_where_a_public_key_is_given(
     assert "No such file" in refused(*pull, tmp_path / "none.pub")
     result = qlora(*pull, public)
     assert result.exit_code == 0 and "signed by the key" in result.output, result.output
-    tags = mlflow_client.client().get_model_version("tickets", "2").tags
+    tags = mlflow_client.connect().get_model_version("tickets", "2").tags
     assert len(tags["qlora.signed_by"]) == 64
     # Whoever can write bucket and registry, but has no key.
     weights = Path(uri) / "model" / "config.json"
@@ -34,7 +34,7 @@ def test_a_signature_is_demanded_where_a_public_key_is_given(
     files = manifest.read(uri).files | {"model/config.json": manifest.entry(weights.read_bytes())}
     forged = manifest.make(uri, files)
     (Path(uri) / manifest.MANIFEST).write_bytes(forged.content)
-    mlflow_client.client().set_model_version_tag("tickets", "2", manifest.MANIFEST_TAG, forged.sha256)
+    mlflow_client.connect().set_model_version_tag("tickets", "2", manifest.MANIFEST_TAG, forged.sha256)
     shutil.rmtree(tmp_path / "here")
     assert "model.sig does not sign this model/config.json" in refused(*pull, public)
 
@@ -72,4 +72,4 @@ def test_a_key_that_cannot_sign_is_refused_before_anything_is_registered(
     monkeypatch.setenv("QLORA_SIGNING_KEY", str(path))
     with pytest.raises(Exception, match="not a private key in PEM of curve P-256, P-384 or P-521 without password"):
         register(make_merged, store, "one")
-    assert mlflow_client.client().search_registered_models() == []
+    assert mlflow_client.connect().search_registered_models() == []

@@ -15,8 +15,8 @@ import yaml
 
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
 from qlora_pipelines.components.core.store import transfer
-from qlora_pipelines.pipelines.registry import pull
-from tests.pipelines.registry.registered import Make, qlora, refused, register
+from qlora_pipelines.pipelines.cli import pull
+from tests.pipelines.cli.registered import Make, qlora, refused, register
 
 
 def test_pull_gives_exactly_the_registered_files_and_says_how_to_serve_them(
@@ -68,7 +68,7 @@ def test_who_writes_the_bucket_cannot_write_the_manifest(make_merged: Make, stor
     files = dict(manifest.read(uri).files)
     files["model/model.safetensors"] = manifest.entry(weights.read_bytes())
     (Path(uri) / manifest.MANIFEST).write_bytes(manifest.make(uri, files).content)
-    assert "manifest.json was altered" in refused("pull", "models:/tickets@champion", "--to", tmp_path / "here")
+    assert "registered.json was altered" in refused("pull", "models:/tickets@champion", "--to", tmp_path / "here")
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/../../outside", "a\\b"])
@@ -78,7 +78,7 @@ def test_a_manifest_that_names_files_outside_its_folder(
     uri, _ = register(make_merged, store, "one")
     evil = manifest.make(uri, {name: manifest.entry(b"x")})
     (Path(uri) / manifest.MANIFEST).write_bytes(evil.content)
-    mlflow_client.client().set_model_version_tag("tickets", "1", manifest.MANIFEST_TAG, evil.sha256)
+    mlflow_client.connect().set_model_version_tag("tickets", "1", manifest.MANIFEST_TAG, evil.sha256)
     assert "which is no path below its folder" in refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
 
 
@@ -105,27 +105,27 @@ def test_a_pull_that_was_cut_short_is_taken_up_where_it_ended(
     total = sum(file["size"] for file in version.files.values())
     monkeypatch.setattr(transfer, "read_range", cut(after=5))
     with pytest.raises(KeyboardInterrupt):
-        pull.pull(version, tmp_path / "here")
+        pull.copy(version, tmp_path / "here")
     assert not (tmp_path / "here").exists()
     monkeypatch.setattr(transfer, "read_range", real)
     counted: list[int] = []
     fetched: list[int] = []
     monkeypatch.setattr(transfer, "read_range", lambda *given: fetched.append(given[2]) or real(*given))
-    assert pull.pull(version, tmp_path / "here", counted.append)
+    assert pull.copy(version, tmp_path / "here", counted.append)
     assert sum(counted) == total and sum(fetched) < total
     assert (tmp_path / "here" / "model" / "model.safetensors").read_bytes() == (
         Path(uri) / "model" / "model.safetensors"
     ).read_bytes()
 
 
-def test_a_journal_that_lies_is_found_out_and_mended(make_merged: Make, store: str, tmp_path: Path) -> None:
+def test_a_journal_that_is_wrong_is_found_out_and_fixed(make_merged: Make, store: str, tmp_path: Path) -> None:
     uri, _ = register(make_merged, store, "one")
     version = manifest.read(uri)
     partial = tmp_path / f".here.{version.sha256[:12]}"
     (partial / "model").mkdir(parents=True)
     (partial / "model" / "model.safetensors").write_bytes(b"\0" * version.files["model/model.safetensors"]["size"])
     (partial / ".parts").write_text("0 model/model.safetensors\n")
-    assert pull.pull(version, tmp_path / "here")
+    assert pull.copy(version, tmp_path / "here")
 
 
 def test_a_folder_that_is_something_else_is_left_alone(make_merged: Make, store: str, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_an_address_that_means_no_version(
     [
         ("/models/../etc", {}, "may not contain .."),
         ("minio://bucket/x", {}, "minio:// is not read here; give it as s3://bucket/x"),
-        ("/nowhere", {}, "/nowhere/manifest.json: No such file or directory"),
+        ("/nowhere", {}, "/nowhere/registered.json: No such file or directory"),
         ("/nowhere", {manifest.MANIFEST_TAG: ""}, "is not whole: its registration was cut short"),
         ("/nowhere", {"qlora.merge_key": ""}, "was not registered by qlora"),
     ],
@@ -182,14 +182,14 @@ def test_an_address_that_means_no_version(
 def test_a_version_of_a_source_that_cannot_be_read(
     source: str, tags: dict[str, str], message: str, place: Path, tmp_path: Path
 ) -> None:
-    client = mlflow_client.client()
+    client = mlflow_client.connect()
     client.create_registered_model("odd")
     said = {"qlora.merge_key": "k", manifest.MANIFEST_TAG: "0" * 64} | tags
     client.create_model_version("odd", source, tags={name: value for name, value in said.items() if value})
     assert message in refused("pull", "models:/odd/1", "--to", tmp_path / "here")
 
 
-def test_wrong_use_exits_2(place: Path) -> None:
+def test_usage_errors_exit_2(place: Path) -> None:
     assert qlora("pull", "models:/a@champion").exit_code == 2
     for command in ("pull", "promote", "rollback", "gc"):
         assert "Example:" in qlora(command, "--help").output
@@ -212,7 +212,7 @@ def test_a_disk_that_refuses_is_one_line_and_pulling_again_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(pull._Journal, "add", full)
         message = refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
-    assert message.endswith("No space left on device; what has come is kept, pull again")
+    assert message.endswith("No space left on device; what has arrived is kept, pull again")
     assert qlora("pull", "models:/tickets/1", "--to", tmp_path / "here").exit_code == 0
 
 
@@ -222,9 +222,7 @@ def test_kserve_wants_an_address_that_a_cluster_can_read(make_merged: Make, stor
 
 
 def test_the_inference_service_is_one_kubernetes_would_take() -> None:
-    from qlora_pipelines.pipelines.cli.pull import inference_service
-
-    service = yaml.safe_load(inference_service("My_Tickets v2", "s3://bucket/merged/key/attempt"))
+    service = yaml.safe_load(pull.inference_service("My_Tickets v2", "s3://bucket/merged/key/attempt"))
     assert service["metadata"]["name"] == "my-tickets-v2"
     model = service["spec"]["predictor"]["model"]
     assert model["storageUri"] == "s3://bucket/merged/key/attempt/model"
