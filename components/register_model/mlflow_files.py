@@ -1,4 +1,4 @@
-"""What MLflow wants beside the model: MLmodel, the tokenizer's copy, requirements, an example."""
+"""What MLflow wants next to the model: MLmodel, the tokenizer's copy, requirements, an example."""
 
 import json
 import platform
@@ -18,7 +18,7 @@ EXAMPLE = {"messages": [{"role": "user", "content": "What can you do?"}], "max_t
 
 
 def make(uri: str, files: dict[str, dict[str, Any]], created: int, identity: str) -> dict[str, bytes]:
-    """The content of every file by path; the same arguments give the same bytes, so writers at once do no harm.
+    """The content of every file by path; the same arguments give the same bytes, so several writers do no harm.
 
     Args:
         uri: the version's folder, with the model below `model/`.

@@ -184,8 +184,8 @@ def test_a_version_of_a_source_that_cannot_be_read(
 ) -> None:
     client = mlflow_client.connect()
     client.create_registered_model("odd")
-    said = {"qlora.merge_key": "k", manifest.MANIFEST_TAG: "0" * 64} | tags
-    client.create_model_version("odd", source, tags={name: value for name, value in said.items() if value})
+    all_tags = {"qlora.merge_key": "k", manifest.MANIFEST_TAG: "0" * 64} | tags
+    client.create_model_version("odd", source, tags={name: value for name, value in all_tags.items() if value})
     assert message in refused("pull", "models:/odd/1", "--to", tmp_path / "here")
 
 
