@@ -1,28 +1,50 @@
 """The pipeline as one plain Argo WorkflowTemplate over `qlora step`, for clusters without Kubeflow.
 
 It is made from the compiled pipeline, so steps, wiring and gate are the same, and from `placement.STEPS`, so resources,
-secrets and limits are. The models of hera check every field.
+secrets and limits are.
 """
 
+import importlib
+import inspect
 import json
 from typing import Any
 
 import yaml
-from hera.workflows import models
+from hera.workflows import (
+    DAG,
+    Artifact,
+    ConfigMapEnv,
+    Container,
+    EmptyDirVolume,
+    ExistingVolume,
+    NoneArchiveStrategy,
+    Parameter,
+    RetryStrategy,
+    SecretEnv,
+    SecretVolume,
+    Task,
+    WorkflowTemplate,
+)
+from hera.workflows.models import Backoff, IntOrString, PodSecurityContext, ResourceRequirements, ValueFrom
 
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 from qlora_pipelines.pipelines import finetune, placement
-from qlora_pipelines.pipelines.cli import step
 from qlora_pipelines.pipelines.compiler import ir
 from qlora_pipelines.pipelines.placement import Cluster, Needs
 
-# hera changes how all of this process writes text as YAML, kfp too: put it back.
+# hera changes how all of this process, kfp included, writes text as YAML. This restores it.
 for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
     _dumper.add_representer(str, yaml.representer.SafeRepresenter.represent_str)
 
 FILES = "/tmp/qlora"
-REPORTS = ("plan", "data", "training", "tuned", "merged")
-"""In MLflow they are numbered in this order."""
+REPORTS = {
+    "plan_report": "1-plan",
+    "data_report": "2-data",
+    "training_report": "3-training",
+    "tuned_report": "4-tuned",
+    "merged_report": "5-merged",
+}
+"""Names of the reports in MLflow, by register_model's inputs."""
 RUN_ID = "{{$.pipeline_job_uuid}}"
 TOLERATIONS = [{"key": placement.ACCELERATOR, "operator": "Exists", "effect": "NoSchedule"}]
 
@@ -34,206 +56,172 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
         pipeline: the compiled pipeline, without what only Kubeflow's platform sees.
         cluster: what is chosen at compile time.
     """
-    tasks = ir.tasks(pipeline)
-    template = models.WorkflowTemplate(
-        api_version="argoproj.io/v1alpha1",
-        kind="WorkflowTemplate",
-        metadata=models.ObjectMeta(name=finetune.NAME),
-        spec=models.WorkflowSpec(
-            entrypoint="pipeline",
-            arguments=models.Arguments(parameters=_parameters(pipeline["root"]["inputDefinitions"]["parameters"])),
-            security_context=models.PodSecurityContext(
-                run_as_user=placement.USER,
-                run_as_group=placement.USER,
-                run_as_non_root=True,
-                fs_group=placement.USER,
-            ),
-            templates=[
-                models.Template(name="pipeline", dag=models.DAGTemplate(tasks=[_dag_task(task) for task in tasks])),
-                *(_template(task, cluster) for task in tasks),
-            ],
-        ),
+    security = PodSecurityContext(
+        run_as_user=placement.USER, run_as_group=placement.USER, run_as_non_root=True, fs_group=placement.USER
     )
-    return yaml.safe_dump(template.model_dump(by_alias=True, exclude_none=True, mode="json"), sort_keys=False)
+    definitions = pipeline["root"]["inputDefinitions"]["parameters"]
+    with (
+        WorkflowTemplate(
+            name=finetune.NAME,
+            entrypoint="pipeline",
+            arguments=[_workflow_parameter(name, definition) for name, definition in definitions.items()],
+            security_context=security,
+        ) as template,
+        DAG(name="pipeline"),
+    ):
+        for task in ir.tasks(pipeline):
+            Task(
+                name=task.name,
+                template=_container(task, cluster),
+                # A skipped task has no outputs to refer to. `Succeeded` also skips all tasks that depend on it.
+                depends=" && ".join(f"{name}.Succeeded" for name in ir.needs(task)) or None,
+                when=" && ".join(f"{_reference(condition)} == true" for condition in task.conditions) or None,
+                arguments={name: _reference(source) for name, _, source in _parameters(task)}
+                | {name: _artifact_reference(source) for name, source in task.artifacts.items()},
+            )
+    return template.to_yaml()
 
 
-def _parameters(definitions: dict[str, Any]) -> list[models.Parameter]:
-    defaults = {"tolerations": TOLERATIONS}
-    said = {"tolerations": "All tolerations of a GPU step, a JSON list."}
-    return [
-        models.Parameter(
-            name=name,
-            description=said.get(name, definition["description"]),
-            value=_text(defaults.get(name) or _default(definition)) if definition.get("isOptional") else None,
-        )
-        for name, definition in definitions.items()
-    ]
+def _workflow_parameter(name: str, definition: dict[str, Any]) -> Parameter:
+    if name == "tolerations":  # Kubeflow adds them to that of nvidia.com/gpu, here they are all there are
+        all_of_them = "All tolerations of a GPU step, a JSON list."
+        definition = definition | {"description": all_of_them, "defaultValue": TOLERATIONS}
+    default = {"value": definition["defaultValue"]} if definition.get("isOptional") else {}
+    if default and definition["parameterType"] == "NUMBER_INTEGER":
+        default = {"value": int(default["value"])}  # protobuf has no integers
+    return Parameter(name=name, description=definition["description"], **default)
 
 
-def _default(definition: dict[str, Any]) -> Any:
-    # Protobuf knows no whole numbers.
-    value = definition["defaultValue"]
-    return int(value) if definition["parameterType"] == "NUMBER_INTEGER" else value
+def _workflow_reference(name: str) -> str:
+    return f"{{{{workflow.parameters.{name}}}}}"
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _reference(source: ir.Source) -> str:
+def _reference(source: ir.Source) -> Any:
     if source.task:
         return f"{{{{tasks.{source.task}.outputs.parameters.{source.name}}}}}"
     if source.constant is not None:
-        return "{{workflow.uid}}" if source.constant == RUN_ID else _text(source.constant)
-    return f"{{{{workflow.parameters.{source.name}}}}}"
+        return "{{workflow.uid}}" if source.constant == RUN_ID else source.constant
+    return _workflow_reference(source.name)
 
 
-def _dag_task(task: ir.Task) -> models.DAGTask:
-    # Of a task that was skipped no output can be asked: `Succeeded` leaves out all that comes after it.
-    return models.DAGTask(
-        name=task.name,
-        template=task.name,
-        depends=" && ".join(f"{name}.Succeeded" for name in ir.needs(task)) or None,
-        when=" && ".join(f"{_reference(condition)} == true" for condition in task.conditions) or None,
-        arguments=models.Arguments(
-            parameters=[models.Parameter(name=name, value=_reference(s)) for name, s in task.parameters.items()],
-            artifacts=[
-                models.Artifact(name=name, from_=f"{{{{tasks.{source.task}.outputs.artifacts.{source.name}}}}}")
-                for name, source in task.artifacts.items()
-            ],
-        ),
-    )
+def _artifact_reference(source: ir.Source) -> Artifact:
+    return Artifact(from_=f"{{{{tasks.{source.task}.outputs.artifacts.{source.name}}}}}")
 
 
-def _template(task: ir.Task, cluster: Cluster) -> models.Template:
-    needs = placement.STEPS[task.step]
-    options = {parameter.name for parameter in step.make(task.step).params}
-    retries = {"KFP_RETRY_INDEX": "{{retries}}"} if needs.retries else {}
-    return models.Template(
-        name=task.name,
-        inputs=models.Inputs(
-            parameters=[models.Parameter(name=name) for name in task.parameters],
-            artifacts=[models.Artifact(name=name, path=f"{FILES}/in/{name}") for name in task.artifacts],
-        ),
-        outputs=models.Outputs(
-            parameters=[
-                models.Parameter(name=name, value_from=models.ValueFrom(path=f"{FILES}/results/{name}"))
-                for name in task.outputs
-            ],
-            artifacts=[_output(name) for name in task.output_artifacts if name in options],
-        ),
-        active_deadline_seconds=models.IntOrString(root=needs.hours * 3600),
-        retry_strategy=_retry(needs) if needs.retries else None,
-        container=models.Container(
-            name="main",
-            image=task.image,
-            command=["qlora"],
-            args=["step", task.step, *_arguments(task, options), f"--results={FILES}/results"],
-            env=_environment(needs, cluster, retries),
-            resources=None if needs.gpus else _resources(needs, cluster),
-            volume_mounts=_mounts(needs, cluster) or None,
-        ),
-        volumes=_volumes(needs, cluster) or None,
-        pod_spec_patch=_gpu_patch(needs.gpus.replace("all", "{{workflow.parameters.gpu_count}}"), cluster)
-        if needs.gpus
-        else None,
-    )
-
-
-def _arguments(task: ir.Task, options: set[str]) -> list[str]:
-    """The step's inputs and outputs as options; what is none of them is evidence or a report of registration."""
-    found = []
-    for name in task.parameters:
-        value = f"{{{{inputs.parameters.{name}}}}}"
-        found.append(f"{_flag(name)}={value}" if name in options else f"--evidence={name}={value}")
-    for name in task.artifacts:
-        path, report = f"{FILES}/in/{name}", name.removesuffix("_report")
-        given = f"{_flag(name)}={path}" if name in options else f"--reports={REPORTS.index(report) + 1}-{report}={path}"
-        found.append(given)
-    return found + [f"{_flag(name)}={FILES}/{name}" for name in task.output_artifacts if name in options]
+def _options(step: str) -> set[str]:
+    """Names of the options of `qlora step STEP`: the fields of the step's config and the arguments of `task.run`."""
+    task = importlib.import_module(f"qlora_pipelines.components.{step}.task")
+    return {*task.Config.model_fields, *inspect.getfullargspec(task.run).kwonlyargs, "options"}
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _output(name: str) -> models.Artifact:
-    # Argo's UI shows a page only if it is no archive.
-    archive = models.ArchiveStrategy(none=models.NoneStrategy()) if name == "report" else None
-    return models.Artifact(name=name, path=f"{FILES}/{name}", archive=archive)
+def _parameters(task: ir.Task) -> list[tuple[str, str, ir.Source]]:
+    """Each parameter of a step's template: its name, its option of `qlora step`, and where its value comes from.
+
+    A dict is one parameter per entry, `--evidence=NAME=VALUE`: Argo replaces references in values only.
+    """
+    options = _options(task.step)
+    found = []
+    for name, source in task.parameters.items():
+        if isinstance(source.constant, dict):
+            found += [(f"{name}_{key}", f"{_flag(name)}={key}", entry) for key, entry in source.constant.items()]
+        else:
+            found.append((name, _flag(name) if name in options else f"--evidence={name}", source))
+    return found
 
 
-def _retry(needs: Needs) -> models.RetryStrategy:
-    # `Always` also tries again where the pod is gone with its node; max_duration as in placement.py.
-    return models.RetryStrategy(
-        limit=models.IntOrString(root=needs.retries),
-        retry_policy="Always",
-        backoff=models.Backoff(duration="60s", factor=models.IntOrString(root=2), max_duration=f"{needs.window}s"),
+def _container(task: ir.Task, cluster: Cluster) -> Container:
+    needs, options = placement.STEPS[task.step], _options(task.step)
+    parameters = {name: option for name, option, _ in _parameters(task)}
+    artifacts = {name: _flag(name) if name in options else f"--reports={REPORTS[name]}" for name in task.artifacts}
+    outputs = [name for name in task.output_artifacts if name in options]
+    resources = _resources(needs, cluster)
+    return Container(
+        name=task.name,
+        image=task.image,
+        command=["qlora"],
+        args=[
+            "step",
+            task.step,
+            *(f"{option}={{{{inputs.parameters.{name}}}}}" for name, option in parameters.items()),
+            *(f"{option}={FILES}/in/{name}" for name, option in artifacts.items()),
+            *(f"{_flag(name)}={FILES}/{name}" for name in outputs),
+            f"--results={FILES}/results",
+        ],
+        inputs=[
+            *(Parameter(name=name) for name in parameters),
+            *(Artifact(name=name, path=f"{FILES}/in/{name}") for name in artifacts),
+        ],
+        outputs=[
+            *(Parameter(name=name, value_from=ValueFrom(path=f"{FILES}/results/{name}")) for name in task.outputs),
+            *(_output(name) for name in outputs),
+        ],
+        env=_environment(needs, cluster),
+        volumes=_volumes(needs, cluster),
+        # Not hera's Resources, which refuses decimal units such as 200G.
+        resources=None if needs.gpus else ResourceRequirements.model_validate(resources),
+        pod_spec_patch=_gpu_patch(resources) if needs.gpus else None,
+        active_deadline_seconds=needs.hours * 3600,
+        retry_strategy=_retry(needs) if needs.retries else None,
     )
 
 
-def _environment(needs: Needs, cluster: Cluster, more: dict[str, str]) -> list[models.EnvVar]:
+def _output(name: str) -> Artifact:
+    # Argo's UI shows a report only if it is not in an archive.
+    return Artifact(name=name, path=f"{FILES}/{name}", archive=NoneArchiveStrategy() if name == "report" else None)
+
+
+def _retry(needs: Needs) -> RetryStrategy:
+    # `Always` also retries a pod that is lost with its node; max_duration as in placement.py.
+    backoff = Backoff(duration="60s", factor=IntOrString(root=2), max_duration=f"{needs.window}s")
+    return RetryStrategy(limit=needs.retries, retry_policy="Always", backoff=backoff)
+
+
+def _environment(needs: Needs, cluster: Cluster) -> list[Any]:
+    plain = {"KFP_RETRY_INDEX": "{{retries}}"} if needs.retries else {}
+    if cluster.cache_pvc and needs.base:
+        plain[CACHE_VARIABLE] = placement.CACHE_FOLDER
     configured = [
-        models.EnvVar(
-            name=key,
-            value_from=models.EnvVarSource(
-                config_map_key_ref=models.ConfigMapKeySelector(name=placement.CONFIG_MAP, key=key, optional=True)
-            ),
-        )
+        ConfigMapEnv(name=key, config_map_name=placement.CONFIG_MAP, config_map_key=key, optional=True)
         for key in needs.config_keys
     ]
-    secret = [
-        models.EnvVar(
-            name=key,
-            value_from=models.EnvVarSource(
-                secret_key_ref=models.SecretKeySelector(name=name, key=key, optional=True),
-            ),
-        )
+    secrets = [
+        SecretEnv(name=key, secret_name=name, secret_key=key, optional=True)
         for name, keys in needs.secrets.items()
         for key in keys
     ]
-    if cluster.cache_pvc and needs.base:
-        more = more | {CACHE_VARIABLE: placement.CACHE_FOLDER}
-    return configured + secret + [models.EnvVar(name=name, value=value) for name, value in more.items()]
+    return [*configured, *secrets, plain]
 
 
-def _resources(needs: Needs, cluster: Cluster) -> models.ResourceRequirements:
-    disk = {"ephemeral-storage": cluster.disk} if cluster.disk else {}
-    memory = {"memory": needs.memory}
-    return models.ResourceRequirements.model_validate(
-        {"requests": {"cpu": needs.cpu} | memory | disk, "limits": memory | disk}
-    )
-
-
-def _gpu_patch(gpus: str, cluster: Cluster) -> str:
-    """Resources, selector and tolerations of a GPU step: Argo takes parameters there only in a patch of the pod."""
-    memory = {"memory": "{{workflow.parameters.memory}}"}
-    disk = {"ephemeral-storage": cluster.disk} if cluster.disk else {}
-    resources = {
-        "requests": {"cpu": "{{workflow.parameters.cpu}}"} | memory | disk,
-        "limits": {"{{workflow.parameters.accelerator}}": gpus} | memory | disk,
-    }
-    containers = json.dumps([{"name": "main", "resources": resources}])
-    # The two parameters are JSON themselves, so no quotes around them.
-    return (
-        f'{{"nodeSelector": {{{{workflow.parameters.node_selector}}}},'
-        f' "tolerations": {{{{workflow.parameters.tolerations}}}}, "containers": {containers}}}'
-    )
-
-
-def _mounts(needs: Needs, cluster: Cluster) -> list[models.VolumeMount]:
-    paths = {"shm": "/dev/shm", "signing-key": placement.SIGNING_FOLDER, "bases": placement.CACHE_FOLDER}
-    return [models.VolumeMount(name=volume.name, mount_path=paths[volume.name]) for volume in _volumes(needs, cluster)]
-
-
-def _volumes(needs: Needs, cluster: Cluster) -> list[models.Volume]:
-    found = []
+def _volumes(needs: Needs, cluster: Cluster) -> list[Any]:
+    found: list[Any] = []
     if needs.gpus:
-        found.append(models.Volume(name="shm", empty_dir=models.EmptyDirVolumeSource(medium="Memory")))
+        found.append(EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory"))
     if needs.signs:
-        key = models.SecretVolumeSource(secret_name=placement.SIGNING_SECRET, optional=True)
-        found.append(models.Volume(name="signing-key", secret=key))
+        key, folder = placement.SIGNING_SECRET, placement.SIGNING_FOLDER
+        found.append(SecretVolume(name="signing-key", mount_path=folder, secret_name=key, optional=True))
     if cluster.cache_pvc and needs.base:
-        claim = models.PersistentVolumeClaimVolumeSource(claim_name=cluster.cache_pvc)
-        found.append(models.Volume(name="bases", persistent_volume_claim=claim))
+        found.append(ExistingVolume(name="bases", mount_path=placement.CACHE_FOLDER, claim_name=cluster.cache_pvc))
     return found
+
+
+def _resources(needs: Needs, cluster: Cluster) -> dict[str, dict[str, str]]:
+    cpu, memory = needs.cpu, needs.memory
+    gpus = {}
+    if needs.gpus:
+        cpu, memory = _workflow_reference("cpu"), _workflow_reference("memory")
+        count = _workflow_reference("gpu_count") if needs.gpus == "all" else needs.gpus
+        gpus = {_workflow_reference("accelerator"): count}
+    both = {"memory": memory} | ({"ephemeral-storage": cluster.disk} if cluster.disk else {})
+    return {"requests": {"cpu": cpu} | both, "limits": gpus | both}
+
+
+def _gpu_patch(resources: dict[str, dict[str, str]]) -> str:
+    """Resources, selector and tolerations of a GPU step: Argo takes parameters there only in a patch of the pod."""
+    # Selector and tolerations are JSON themselves, so they have no quotes around them.
+    selector, tolerations = _workflow_reference("node_selector"), _workflow_reference("tolerations")
+    containers = json.dumps([{"name": "main", "resources": resources}])
+    return f'{{"nodeSelector": {selector}, "tolerations": {tolerations}, "containers": {containers}}}'

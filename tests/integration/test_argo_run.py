@@ -57,7 +57,7 @@ def _run(task: dict[str, Any], template: dict[str, Any], values: dict[str, str],
     place.mkdir(parents=True)
     arguments = task["arguments"]
     own = {f"inputs.parameters.{each['name']}": filled(each["value"], values) for each in arguments["parameters"]}
-    for each in arguments["artifacts"]:
+    for each in arguments.get("artifacts", []):
         source = Path(values[each["from"].strip("{}")])
         target = place / "in" / each["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _run(task: dict[str, Any], template: dict[str, Any], values: dict[str, str],
     name = f"tasks.{task['name']}.outputs"
     for each in template["outputs"]["parameters"]:
         values[f"{name}.parameters.{each['name']}"] = (place / "results" / each["name"]).read_text()
-    for each in template["outputs"]["artifacts"]:
+    for each in template["outputs"].get("artifacts", []):
         assert (place / each["name"]).exists(), each
         values[f"{name}.artifacts.{each['name']}"] = str(place / each["name"])
 

@@ -113,10 +113,11 @@ def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) 
             assert template["container"]["resources"]["limits"] == {"memory": needs.memory}
 
 
-def test_argo_reserves_disk_and_keeps_bases(tmp_path: Path) -> None:
-    found = templates(written("argo", tmp_path, "--disk", "200Gi", "--cache-pvc", "bases")[0])
-    assert found["plan-run"]["container"]["resources"]["requests"]["ephemeral-storage"] == "200Gi"
-    assert '"ephemeral-storage": "200Gi"' in found["train-qlora"]["podSpecPatch"]
+@pytest.mark.parametrize("disk", ["200Gi", "200G"])
+def test_argo_reserves_disk_and_keeps_bases(tmp_path: Path, disk: str) -> None:
+    found = templates(written("argo", tmp_path, "--disk", disk, "--cache-pvc", "bases")[0])
+    assert found["plan-run"]["container"]["resources"]["requests"]["ephemeral-storage"] == disk
+    assert f'"ephemeral-storage": "{disk}"' in found["train-qlora"]["podSpecPatch"]
     assert {"name": "bases", "mountPath": "/var/cache/qlora"} in found["train-qlora"]["container"]["volumeMounts"]
     assert "volumes" not in found["plan-run"]
 
