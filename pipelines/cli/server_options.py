@@ -1,7 +1,6 @@
 """What `qlora submit` and `qlora trigger` share: the options that say where a run runs, and following it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from qlora_pipelines.components.core.errors import InputError
 if TYPE_CHECKING:
     from qlora_pipelines.pipelines.compiler.compiled import Compiled
     from qlora_pipelines.pipelines.kfp_api.client import Server
-    from qlora_pipelines.pipelines.kfp_api.runs import Order
+    from qlora_pipelines.pipelines.kfp_api.runs import RunRequest
 
 OPTIONS = [
     click.option("--endpoint", default="", help="Address of Kubeflow Pipelines. [default: $KF_PIPELINES_ENDPOINT]"),
@@ -31,8 +30,8 @@ OPTIONS = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Where:
-    """These options' values. There is none for credentials: those come from the environment."""
+class ServerOptions:
+    """The values of these options. There is none for credentials: those come from the environment."""
 
     endpoint: str
     namespace: str
@@ -42,7 +41,7 @@ class Where:
     mlflow_experiment: str
     pipeline_path: Path | None
 
-    def server(self) -> "Server":
+    def connect(self) -> "Server":
         """The server, signed in."""
         from qlora_pipelines.pipelines.kfp_api.client import Server
 
@@ -54,12 +53,12 @@ class Where:
 
         return compiled.from_file(self.pipeline_path) if self.pipeline_path else compiled.from_code()
 
-    def order(self, pipeline: "Compiled", parameters: dict[str, Any], name: str, description: str) -> "Order":
+    def request(self, pipeline: "Compiled", parameters: dict[str, Any], name: str, description: str) -> "RunRequest":
         """What to start a run with."""
         from qlora_pipelines.components.train_qlora.mlflow_run import EXPERIMENT
-        from qlora_pipelines.pipelines.kfp_api.runs import Order
+        from qlora_pipelines.pipelines.kfp_api.runs import RunRequest
 
-        return Order(
+        return RunRequest(
             pipeline=pipeline,
             parameters=parameters,
             name=name,
@@ -71,45 +70,32 @@ class Where:
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options to a command, which gets them as `where`."""
-
-    @functools.wraps(command)
-    def collected(*arguments: Any, **given: Any) -> Any:
-        where = Where(**{field.name: given.pop(field.name) for field in dataclasses.fields(Where)})
-        return command(*arguments, where=where, **given)
-
+    """Adds the options to a command, whose further keyword arguments they are."""
     for option in reversed(OPTIONS):
-        collected = option(collected)
-    return collected
+        command = option(command)
+    return command
 
 
 def say(line: str) -> None:
-    """A line of progress: on stderr, so that stdout holds the result alone."""
+    """Prints a line of progress to stderr: stdout has only the result."""
     click.echo(line, err=True)
 
 
 def wait(server: "Server", run_id: str, pipeline: "Compiled") -> dict[str, Any]:
-    """Follows a run and says how it ended; `exit` is the command's exit code. `unknown`: it could not be followed."""
+    """Follows a run and reports how it ended; `exit` is the exit code. `unknown`: it could not be followed."""
     from qlora_pipelines.pipelines.kfp_api import watch
 
     try:
-        followed = watch.follow(server, run_id, pipeline, say)
+        finished = watch.follow(server, run_id, pipeline, say)
     except KeyboardInterrupt:
         say(f"no longer followed; the run goes on: {server.url(run_id)}")
         return {"outcome": "unknown", "exit": 1}
     except InputError as error:
         say(f"error: {error}")
         return {"outcome": "unknown", "exit": 1}
-    if followed.end is watch.End.FAILED:
-        say(f"error: {followed.step or 'the run'} failed: {followed.lines[0]}")
-        for line in followed.lines[1:]:
-            say(f"  {line}")
-    elif followed.end is watch.End.GATE_SAID_NO:
-        say("Not registered: the gate said no; the run's reports say why.")
-    return {
-        "outcome": followed.end.name.lower(),
-        "exit": int(followed.end),
-        "failed_step": followed.step,
-        "last_lines": followed.lines,
-        "steps": followed.steps,
-    }
+    if finished.outcome is watch.Outcome.FAILED:
+        first, *others = finished.last_lines
+        say("\n  ".join([f"error: {finished.failed_step or 'the run'} failed: {first}", *others]))
+    elif finished.outcome is watch.Outcome.GATE_SAID_NO:
+        say("Not registered: rejected by the gate; the run's reports say why.")
+    return finished._asdict() | {"outcome": finished.outcome.name.lower(), "exit": int(finished.outcome)}

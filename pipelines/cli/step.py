@@ -11,118 +11,74 @@ import click
 from docstring_parser import parse
 
 from qlora_pipelines.components.core.runtime import step
-from qlora_pipelines.components.core.store import storage
-
-
-class _Json(click.ParamType[Any]):
-    """An option whose value is a list or an object, written as JSON."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value  # a default
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            self.fail(f"not JSON: {error}", param, ctx)
-
-
-class _Pair(click.ParamType[Any]):
-    """One entry of a dict; the option is given once for each."""
-
-    name = "NAME=VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        name, equals, content = str(value).partition("=")
-        if not equals:
-            self.fail(f"not NAME=VALUE: {value!r}", param, ctx)
-        return name, content
 
 
 def make(name: str) -> click.Command:
     """The command that runs step `name` alone, without kfp."""
     task = importlib.import_module(f"qlora_pipelines.components.{name}.task")
-    paths = [
-        parameter
-        for parameter in inspect.signature(task.run).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    fields = task.Config.model_fields
+    arguments = {
+        key: argument
+        for key, argument in inspect.signature(task.run).parameters.items()
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    described = {each.arg_name: each.description or "" for each in parse(task.run.__doc__ or "").params}
 
     def call(as_json: bool, results: Path | None, **given: Any) -> None:
-        path_values = {parameter.name: given.pop(parameter.name) for parameter in paths}
-        path_values |= {name: dict(value) for name, value in path_values.items() if isinstance(value, tuple)}
-        more = "{}" if "options" in task.Config.model_fields else given.pop("options")
+        more = "{}" if "options" in fields else given.pop("options")
         with step(name):
             if results:
                 results.mkdir(parents=True, exist_ok=True)
-            config = task.Config.parse(more, **{option: value for option, value in given.items() if value is not None})
-            found = task.run(config, **path_values)._asdict()
+            config = {key: value for key, value in given.items() if key not in arguments and value is not None}
+            found = task.run(task.Config.parse(more, **config), **{key: given[key] for key in arguments})._asdict()
         for result, value in found.items() if results else ():
-            storage.write_bytes(
-                str(results / result), (value if isinstance(value, str) else json.dumps(value)).encode()
-            )
+            (results / result).write_text(value if isinstance(value, str) else json.dumps(value))
         click.echo(json.dumps(found) if as_json else "\n".join(f"{key}: {value}" for key, value in found.items()))
 
-    return click.Command(
-        name,
-        params=[
-            *_path_options(paths, _described(task.run)),
-            *_config_options(task.Config),
-            *_MORE_OPTIONS[: "options" not in task.Config.model_fields],
-            click.Option(
-                ["--results"],
-                type=click.Path(file_okay=False, path_type=Path),
-                help="Folder to write each result to, as a file of its name.",
-            ),
-            click.Option(["--json", "as_json"], is_flag=True, help="Print the results as one line of JSON."),
-        ],
-        callback=call,
-        help=(task.__doc__ or "").strip().splitlines()[0],
-    )
-
-
-_MORE_OPTIONS = [click.Option(["--options"], default="{}", help="More of these options, as one JSON object.")]
-
-
-def _path_options(paths: list[inspect.Parameter], described: dict[str, str]) -> list[click.Option]:
-    return [
-        click.Option(
-            [_flag(path.name), path.name],
-            type=_Pair() if typing.get_origin(path.annotation) is dict else _type(path.annotation),
-            multiple=typing.get_origin(path.annotation) is dict,
-            required=path.default is inspect.Parameter.empty,
-            default=path.default if path.default not in (inspect.Parameter.empty, {}) else None,
-            help=described[path.name],
-        )
-        for path in paths
+    options: list[click.Parameter] = [
+        _argument_option(each, described[key].replace("\n", " ")) for key, each in arguments.items()
     ]
-
-
-def _config_options(config: Any) -> list[click.Option]:
-    return [
+    for key, field in fields.items():
+        default = "" if field.is_required() else f" [default: {json.dumps(field.default)}]"
+        options.append(_option(key, field.annotation, field.description + default, required=field.is_required()))
+    if "options" not in fields:
+        options.append(click.Option(["--options"], default="{}", help="More of these options, as one JSON object."))
+    options += [
         click.Option(
-            [_flag(name), name],
-            type=_type(field.annotation),
-            required=field.is_required(),
-            help=field.description + ("" if field.is_required() else f" [default: {json.dumps(field.default)}]"),
-        )
-        for name, field in config.model_fields.items()
+            ["--results"],
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder to write each result to, as a file of its name.",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the results as one line of JSON."),
     ]
+    return click.Command(name, params=options, callback=call, help=(task.__doc__ or "").strip().splitlines()[0])
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _argument_option(argument: inspect.Parameter, description: str) -> click.Option:
+    if typing.get_origin(argument.annotation) is dict:  # once per entry
+        more: dict[str, Any] = {"multiple": True, "callback": _to_dict, "metavar": "NAME=VALUE"}
+        return _option(argument.name, str, description, **more)
+    if argument.default is inspect.Parameter.empty:
+        return _option(argument.name, argument.annotation, description, required=True)
+    return _option(argument.name, argument.annotation, description, default=argument.default)
 
 
-def _type(annotation: Any) -> Any:
+def _option(name: str, annotation: Any, description: str, **more: Any) -> click.Option:
+    kind = annotation if annotation in (int, float, bool) else str
     if typing.get_origin(annotation) in (list, dict):
-        return _Json()
-    return annotation if annotation in (int, float, bool) else str
+        kind, more = _from_json, more | {"metavar": "JSON"}
+    return click.Option([f"--{name.replace('_', '-')}", name], type=kind, help=description, **more)
 
 
-def _described(function: Any) -> dict[str, str]:
-    """What a function's docstring says of each argument."""
-    return {
-        found.arg_name: (found.description or "").replace("\n", " ") for found in parse(function.__doc__ or "").params
-    }
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"not JSON: {error}") from None
+
+
+def _to_dict(context: click.Context, option: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:
+    for entry in entries:
+        if "=" not in entry:
+            raise click.BadParameter(f"not NAME=VALUE: {entry!r}")
+    return dict(entry.split("=", 1) for entry in entries)

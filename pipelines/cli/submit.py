@@ -6,26 +6,27 @@ from typing import Any
 
 import click
 
-from qlora_pipelines.pipelines.cli.server_options import Where, server_options, wait
+from qlora_pipelines.pipelines.cli.server_options import ServerOptions, server_options, wait
 
 
 @click.command("submit")
 @click.option("--config", "path", type=click.Path(path_type=Path), help="The run's YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
-              help="Put over the file's value; options.STEP.NAME=VALUE too. May be repeated.")  # fmt: skip
-@click.option("--wait", "follow", is_flag=True, help="Follow the run; exit as it ends.")
-@click.option("--upload-only", is_flag=True, help="Upload the pipeline if its content is new there, and start nothing.")
+              help="Replace the file's value; also options.STEP.NAME=VALUE. May be repeated.")  # fmt: skip
+@click.option("--wait", "follow", is_flag=True, help="Follow the run; the exit code says how it ended.")
+@click.option("--upload-only", is_flag=True, help="Upload the pipeline if its content is new there, and start no run.")
 @server_options
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
 def submit(
     ctx: click.Context,
+    /,
     path: Path | None,
     settings: tuple[str, ...],
     follow: bool,
     upload_only: bool,
-    where: Where,
     as_json: bool,
+    **server_values: Any,
 ) -> None:
     r"""Start a run on Kubeflow Pipelines, whether or not the same ran before.
 
@@ -40,19 +41,20 @@ def submit(
     from qlora_pipelines.pipelines import run_file, run_parameters
     from qlora_pipelines.pipelines.kfp_api import pipeline_versions, runs
 
-    pipeline = where.pipeline()
+    options = ServerOptions(**server_values)
+    pipeline = options.pipeline()
     if path is None:
-        version = pipeline_versions.ensure(where.server(), pipeline)
+        version = pipeline_versions.ensure(options.connect(), pipeline)
         done = "uploaded" if version.uploaded else "was there already"
         click.echo(json.dumps(version._asdict()) if as_json else f"{version.name} {done}")
         return
     values = run_parameters.override(run_file.read(path), settings, pipeline.parameters)
     _, parameters = run_parameters.check(values, pipeline.parameters)
     name = runs.unique_name(str(parameters["model_name"]))
-    order = where.order(pipeline, parameters, name, f"Started by qlora submit from {path.name}")
-    server = where.server()
-    run, version = runs.start(server, order)
-    found: dict[str, Any] = {
+    request = options.request(pipeline, parameters, name, f"Started by qlora submit from {path.name}")
+    server = options.connect()
+    run, version = runs.start(server, request)
+    result: dict[str, Any] = {
         "run_id": run.run_id,
         "name": name,
         "url": server.url(run.run_id),
@@ -60,8 +62,9 @@ def submit(
         "uploaded": version.uploaded,
     }
     if not as_json:
-        click.echo(f"started {name} of {version.name}\n{found['url']}")
-    found |= wait(server, run.run_id, pipeline) if follow else {}
+        click.echo(f"started {name} of {version.name}\n{result['url']}")
+    if follow:
+        result |= wait(server, run.run_id, pipeline)
     if as_json:
-        click.echo(json.dumps(found))
-    ctx.exit(found.get("exit", 0))
+        click.echo(json.dumps(result))
+    ctx.exit(result.get("exit", 0))

@@ -2,47 +2,47 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_pipelines.components.core.store import storage
-from qlora_pipelines.pipelines.cli.server_options import Where, say, server_options, wait
+from qlora_pipelines.pipelines.cli.server_options import ServerOptions, say, server_options, wait
 from qlora_pipelines.pipelines.local import workspace
 from qlora_pipelines.pipelines.run_file import Run
 
 if TYPE_CHECKING:
-    from qlora_pipelines.pipelines.compiler.compiled import Compiled
-    from qlora_pipelines.pipelines.triggers.decision import Rules
-    from qlora_pipelines.pipelines.triggers.new_data import Look
+    from qlora_pipelines.pipelines.triggers.decision import Decision
+    from qlora_pipelines.pipelines.triggers.new_data import Snapshot
+    from qlora_pipelines.pipelines.triggers.on_this_machine import LocalRuns
 
 
 @click.command("trigger")
 @click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
 @click.option("--data", default="", help="Training data to watch. [default: the file's dataset_uri]")
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Put over the file's value. May be repeated."
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace the file's value. May be repeated."
 )
 @click.option("--min-new-rows", default=0, type=click.IntRange(min=0),
               help="Wait until so many rows are new since the model's last run.")  # fmt: skip
 @click.option("--quiet-minutes", default=0.0, type=click.FloatRange(min=0),
-              help="Wait until the data was not written to for so long.")  # fmt: skip
+              help="Wait until nobody has written to the data for so long.")  # fmt: skip
 @click.option("--max-attempts", default=3, show_default=True, type=click.IntRange(min=1),
               help="Runs of the same training that may fail.")  # fmt: skip
 @click.option("--retry-delay", default=10.0, show_default=True, type=click.FloatRange(min=0),
               help="Minutes between a run that failed and the next.")  # fmt: skip
-@click.option("--local", "here", is_flag=True, help="Run on this machine, without Kubernetes.")
+@click.option("--local", is_flag=True, help="Run on this machine, without Kubernetes.")
 @click.option("--runs", default=workspace.DEFAULT, type=click.Path(path_type=Path), help="With --local: keeps runs.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--force", is_flag=True, help="Start a run whatever ran before.")
-@click.option("--wait", "follow", is_flag=True, help="Follow the run, also one that was at work; exit as it ends.")
+@click.option("--wait", "follow", is_flag=True,
+              help="Follow the run, also one that is running already; the exit code says how it ended.")  # fmt: skip
 @server_options
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 @click.pass_context
 def trigger(
     ctx: click.Context,
+    /,
     path: Path,
     data: str,
     settings: tuple[str, ...],
@@ -50,20 +50,20 @@ def trigger(
     quiet_minutes: float,
     max_attempts: int,
     retry_delay: float,
-    here: bool,
+    local: bool,
     runs: Path,
     dry_run: bool,
     force: bool,
     follow: bool,
-    where: Where,
     as_json: bool,
+    **server_values: Any,
 ) -> None:
-    r"""Start a run if none was made of this data, base and options; call it as often as you like.
+    r"""Start a run if there is none with this data, base and options; call it as often as you like.
 
     It lists the data, computes the training_key as plan_run does, and looks for runs with this key. It says one of:
-    started; unchanged; running; waiting (the data is still written to, too few rows are new, or a run that failed is
-    not tried again yet); cancelled (by a person); failed (too often). Only the last exits 1; with --wait, and with
-    --local, it exits as the run ends.
+    started; unchanged; running; waiting (the data is still being written, too few rows are new, or a failed run is not
+    retried yet); cancelled (by a person); failed (too often). Only the last exits 1; with --wait, and with --local, the
+    exit code says how the run ended.
 
     \b
     Example:
@@ -72,89 +72,68 @@ def trigger(
     """
     from qlora_pipelines.pipelines import run_file, run_parameters
     from qlora_pipelines.pipelines.triggers import new_data
-    from qlora_pipelines.pipelines.triggers.decision import Rules
+    from qlora_pipelines.pipelines.triggers.decision import Rules, decide
+    from qlora_pipelines.pipelines.triggers.on_kubeflow import KubeflowRuns
+    from qlora_pipelines.pipelines.triggers.on_this_machine import LocalRuns
 
-    pipeline = where.pipeline()
+    options = ServerOptions(**server_values)
+    pipeline = options.pipeline()
     values = run_parameters.override(run_file.read(path), settings, pipeline.parameters)
     values |= {"dataset_uri": data} if data else {}
     run, parameters = run_parameters.check(values, pipeline.parameters)
     rules = Rules(max_attempts, retry_delay * 60, quiet_minutes * 60, min_new_rows, force)
-    asked = _Asked(run, parameters, pipeline, new_data.look(run.config), rules, dry_run, follow, as_json)
-    found = _here(asked, runs) if here else _on_server(asked, where)
+    snapshot = new_data.snapshot(run.config)
+    key, model_name = snapshot.keys.training_key, run.config.model_name
+    if local:
+        workspace.use(runs)
+        with LocalRuns.lock(runs, key, model_name) as attempts:
+            decision = decide(attempts, snapshot, rules)
+            starts = decision.action == "start" and attempts.locked and not dry_run
+            result = _report(decision._replace(action="started") if starts else decision, snapshot, as_json)
+            if starts:
+                attempts.begin(decision.attempt, snapshot.data_digest)
+                result |= _run_here(dataclasses.replace(run, training_key=key), runs, attempts, as_json)
+    else:
+        server = options.connect()
+        history = KubeflowRuns(server, key, model_name)
+        decision = decide(history, snapshot, rules)
+        if decision.action == "start" and not dry_run:
+            source = f"{snapshot.files} files at {run.config.dataset_uri}, data_digest {snapshot.data_digest}"
+            request = options.request(pipeline, parameters, "", f"Started by qlora trigger: {source}")
+            decision = history.start(request, decision)
+        result = _report(decision, snapshot, as_json, server.url(decision.run_id) if decision.run_id else "")
+        if follow and not dry_run and decision.action in ("started", "running"):
+            result |= wait(server, decision.run_id, pipeline)
     if as_json:
-        click.echo(json.dumps(found))
-    ctx.exit(found.get("exit", 1 if found["action"] == "failed" else 0))
+        click.echo(json.dumps(result))
+    ctx.exit(result.get("exit", 1 if result["action"] == "failed" else 0))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    run: Run
-    parameters: dict[str, Any]
-    pipeline: "Compiled"
-    look: "Look"
-    rules: "Rules"
-    dry_run: bool
-    follow: bool
-    as_json: bool
-
-    def found(self, **more: Any) -> dict[str, Any]:
-        """The result so far, as JSON takes it, said at once to people."""
-        keys = self.look.keys
-        result: dict[str, Any] = {"training_key": keys.training_key, "data_digest": self.look.data_digest, **more}
-        action = "would start" if result["action"] == "start" else result["action"]
-        line = f"{action}: {result['reason']} (training_key {keys.training_key[:12]})"
-        if not self.as_json:
-            click.echo("\n".join([line, *([result["url"]] if result.get("url") else [])]))
-        return result
+def _report(decision: "Decision", snapshot: "Snapshot", as_json: bool, url: str = "") -> dict[str, Any]:
+    """The decision as JSON; without --json it is also printed, because a run may take hours from here."""
+    key = snapshot.keys.training_key
+    if not as_json:
+        action = "would start" if decision.action == "start" else decision.action
+        click.echo(f"{action}: {decision.reason} (training_key {key[:12]})")
+        if url:
+            click.echo(url)
+    keys = {"training_key": key, "data_digest": snapshot.data_digest}
+    return keys | decision._asdict() | ({"url": url} if url else {})
 
 
-def _on_server(asked: _Asked, where: Where) -> dict[str, Any]:
-    from qlora_pipelines.pipelines.triggers import decision, new_data
-    from qlora_pipelines.pipelines.triggers.on_kubeflow import OnServer
-
-    server = where.server()
-    place = OnServer(server, asked.look.keys.training_key, asked.run.config.model_name)
-    decided = decision.judge(place, asked.look, asked.rules)
-    if decided.action == "start" and not asked.dry_run:
-        description = (
-            f"Started by qlora trigger: {new_data.files(asked.look.listing)} files at {asked.run.config.dataset_uri},"
-            f" data_digest {asked.look.data_digest}"
-        )
-        came = place.start(where.order(asked.pipeline, asked.parameters, "", description), decided.attempt)
-        decided = decided._replace(
-            action="started" if came.ours else "running",
-            reason=decided.reason if came.ours else f"run {came.run_id} was started at the same moment",
-            run_id=came.run_id,
-        )
-    url = {"url": server.url(decided.run_id)} if decided.run_id else {}
-    found = asked.found(**decided._asdict(), **url)
-    if asked.follow and not asked.dry_run and decided.action in ("started", "running"):
-        found |= wait(server, decided.run_id, asked.pipeline)
-    return found
-
-
-def _here(asked: _Asked, runs: Path) -> dict[str, Any]:
+def _run_here(run: Run, runs: Path, attempts: "LocalRuns", as_json: bool) -> dict[str, Any]:
+    from qlora_pipelines.pipelines.kfp_api.watch import Outcome
     from qlora_pipelines.pipelines.local import runner, summary
-    from qlora_pipelines.pipelines.triggers import decision
-    from qlora_pipelines.pipelines.triggers.on_this_machine import Here
 
-    os.environ.setdefault(storage.STORE_VARIABLE, str(runs.absolute() / "store"))  # as runner.run does
-    keys = asked.look.keys
-    with Here.locked(runs, keys.training_key, asked.run.config.model_name) as place:
-        decided = decision.judge(place, asked.look, asked.rules)
-        if decided.action != "start" or asked.dry_run or not place.held:
-            return asked.found(**decided._asdict())
-        found = asked.found(**decided._replace(action="started")._asdict())
-        place.begin(decided.attempt, asked.look.data_digest)
-        try:
-            outcome = runner.run(dataclasses.replace(asked.run, training_key=keys.training_key), runs)
-        except KeyboardInterrupt:
-            place.end("CANCELED")
-            say("cancelled")
-            return found | {"outcome": "cancelled", "exit": 4}
-        place.end("FAILED" if outcome.error else "SUCCEEDED", str(outcome.folder))
-    if not asked.as_json:
-        click.echo(summary.text(outcome), err=bool(outcome.error))
-    code = 1 if outcome.error else 0 if outcome.registered else 3
-    end = {0: "done", 1: "failed", 3: "gate_said_no"}[code]
-    return found | {"outcome": end, "exit": code, "folder": str(outcome.folder), "error": outcome.error}
+    try:
+        finished = runner.run(run, runs)
+    except KeyboardInterrupt:
+        attempts.end("CANCELED")
+        say("cancelled")
+        return {"outcome": "cancelled", "exit": int(Outcome.CANCELLED)}
+    attempts.end("FAILED" if finished.error else "SUCCEEDED", str(finished.folder))
+    if not as_json:
+        click.echo(summary.text(finished), err=bool(finished.error))
+    outcome = Outcome.FAILED if finished.error else Outcome.DONE if finished.registered else Outcome.GATE_SAID_NO
+    result = {"outcome": outcome.name.lower(), "exit": int(outcome)}
+    return result | {"folder": str(finished.folder), "error": finished.error}

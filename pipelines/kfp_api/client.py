@@ -1,4 +1,4 @@
-"""Kubeflow Pipelines' API with answers one can rely on: what passes by itself is asked again, all else is one line."""
+"""Kubeflow Pipelines' API with reliable answers: what may pass is retried, every other error is one line."""
 
 import json
 import os
@@ -14,130 +14,133 @@ from qlora_pipelines.pipelines.kfp_api import auth
 
 TIMEOUT = (10, 30)
 """Seconds to connect, and to wait for an answer."""
-PASSING = {401, 408, 425, 429, 500, 502, 503, 504}
-"""Answers that may be another a moment later; 401: a token was renewed, or the proxy before the server restarted."""
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+RETRIED = {401, 408, 425, 429, 500, 502, 503, 504}
+"""HTTP statuses that may pass; 401: a token was renewed, or the proxy restarted before the server did."""
+BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between tries; the last one repeats."""
+SIGN_IN = (
+    f"set {auth.TOKEN_VARIABLE}, a token's file in {auth.TOKEN_PATH_VARIABLE}, or the session cookie in"
+    f" {auth.COOKIE_VARIABLE}; or renew it"
+)
 
 
-class NotThere(InputError):
-    """The server does not have it."""
+class BadRequest(InputError):
+    """The server does not accept what was sent (400)."""
 
 
-class Refused(InputError):
-    """The server does not take what was sent (400)."""
+class NotFound(InputError):
+    """The server does not have it (404)."""
 
 
 class Conflict(InputError):
-    """Somebody else made it at the same moment (409)."""
+    """It exists already (409)."""
 
 
 class NoAnswer(InputError):
-    """The server did not answer in time, so whether it did what was asked is not known."""
+    """No answer, or one that may pass (`RETRIED`): whether the server did what was asked is not known."""
+
+    def __init__(self, line: str, status: int = 0) -> None:
+        """Keeps the HTTP status, or 0 where no answer came."""
+        super().__init__(line)
+        self.status = status
 
 
 class Server:
     """One Kubeflow Pipelines server and a namespace on it."""
 
-    def __init__(self, endpoint: str = "", namespace: str = "", ca_cert: str = "", patience: float = 60.0) -> None:
-        """Signs in and asks whether this is a server that speaks v2beta1.
+    def __init__(self, endpoint: str = "", namespace: str = "", ca_cert: str = "", retry_timeout: float = 60.0) -> None:
+        """Signs in, and checks that the server speaks v2beta1.
 
         Args:
             endpoint: its address; empty: the environment's.
             namespace: of the runs; empty: this pod's, where the server has several users.
             ca_cert: PEM file of the authority that signed its certificate.
-            patience: seconds without an answer after which it is given up.
+            retry_timeout: seconds for which a call is retried.
 
         Raises:
-            InputError: it does not answer, does not let one in, or is none.
+            InputError: it does not answer, refuses the login, or is not such a server.
         """
         self.address = auth.endpoint(endpoint)
-        self.patience = patience
-        self._api = auth.client(self.address, ca_cert)
-        self._known = False
+        self.namespace = namespace
+        self.retry_timeout = retry_timeout
+        self._api = auth.api_client(self.address, ca_cert)
+        self._signed_in = False
         self.runs = kfp_server_api.RunServiceApi(self._api)
         self.pipelines = kfp_server_api.PipelineServiceApi(self._api)
         self.uploads = kfp_server_api.PipelineUploadServiceApi(self._api)
         self.experiments = kfp_server_api.ExperimentServiceApi(self._api)
-        health = self._health()
-        self._known = True
-        self.namespace = namespace or (auth.namespace_here() if health.multi_user else "")
-        if health.multi_user and not self.namespace:
-            raise InputError(f"{self.address} serves several users: give --namespace")
-
-    def _health(self) -> Any:
         try:
-            return self.ask(kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz)
-        except NotThere:
+            health = self.call(kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz)
+        except NotFound:
             raise InputError(
                 f"{self.address} has no v2beta1 API: give the address of Kubeflow Pipelines 2.17 or newer (behind"
                 " Kubeflow's dashboard it ends in /pipeline)"
             ) from None
+        self._signed_in = True
+        if health.multi_user and not namespace:
+            self.namespace = auth.pod_namespace()
+            if not self.namespace:
+                raise InputError(f"{self.address} serves several users: give --namespace")
 
-    def ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Asks what may be asked twice; goes on until `patience` is over.
+    def call(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Calls what may be called twice, and retries it until `retry_timeout` is over.
 
         Raises:
             InputError: the server's answer in one line.
         """
-        started, tries = time.monotonic(), 0
+        deadline, tries = time.monotonic() + self.retry_timeout, 0
         while True:
             try:
-                return self.once(call, *arguments, **options)
-            except _Passing as passing:
+                return self.call_once(method, *arguments, **options)
+            except NoAnswer as error:
+                pause = BACKOFF[min(tries, len(BACKOFF) - 1)]
                 tries += 1
-                pause = PAUSES[min(tries, len(PAUSES)) - 1]
-                # A login that never worked is not going to: one more try, for a token renewed this moment.
-                if (passing.status == 401 and not self._known and tries > 1) or (
-                    time.monotonic() + pause > started + self.patience
-                ):
-                    raise NoAnswer(passing.line) from None
-                time.sleep(pause)
+                # A login that never worked gets one more try, for a token that was renewed at this moment.
+                bad_login = error.status == 401 and not self._signed_in and tries > 1
+                if bad_login or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
 
-    def once(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Asks once.
+    def call_once(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Calls without a retry.
 
         Raises:
-            NoAnswer: what was asked may have been done or not.
+            NoAnswer: whether the server did it is not known.
             InputError: the server's answer in one line.
         """
         try:
-            answer = call(*arguments, _request_timeout=TIMEOUT, **options)
+            answer = method(*arguments, _request_timeout=TIMEOUT, **options)
         except kfp_server_api.ApiException as error:
-            raise self._refusal(error) from None
+            raise self._explain(error) from None
         except urllib3.exceptions.HTTPError as error:
-            raise _Passing(0, f"{self.address} does not answer: {_plain(error)}") from None
+            raise NoAnswer(f"{self.address} does not answer: {_without_objects(error)}") from None
         except AttributeError as error:  # kfp_server_api decodes the body of an answer that never came
             reason = str(getattr(error.__context__, "reason", "")).partition("\n")[2]
             raise InputError(
                 f"{self.address}: no secure connection: {reason[:200]}; name the authority's certificate with --ca-cert"
             ) from None
-        kind = self._api.last_response.getheader("content-type") or ""
-        if answer is not None and "json" not in kind:
+        content_type = self._api.last_response.getheader("content-type") or ""
+        if answer is not None and "json" not in content_type:
             raise InputError(
-                f"{self.address} answers with a page ({kind or 'no type'}) and not as an API: sign in with"
+                f"{self.address} answers with a page ({content_type or 'no type'}), not as an API: sign in with"
                 f" {auth.TOKEN_VARIABLE} or {auth.COOKIE_VARIABLE}, and check the endpoint's path"
             )
         return answer
 
-    def _refusal(self, error: kfp_server_api.ApiException) -> InputError:
+    def _explain(self, error: kfp_server_api.ApiException) -> InputError:
+        status = error.status
         # The error itself is never shown: it quotes headers, and those may set cookies.
-        said = _message(error.body)
-        line = f"{self.address}: {said or error.reason or 'no reason'} (HTTP status {error.status})"
-        if error.status == 401:
-            line = f"{self.address} does not know this login (401): " + _how_to_sign_in()
-        if error.status in PASSING:
-            return _Passing(error.status, line)
-        if 300 <= error.status < 400:
-            return InputError(f"{self.address} leads to a login page ({error.status}): " + _how_to_sign_in())
-        if error.status == 403:
-            return InputError(f"{line}; this login may not do that in namespace {self.namespace_or_default()}")
-        kinds: dict[int, type[InputError]] = {400: Refused, 404: NotThere, 409: Conflict}
-        return kinds.get(error.status, InputError)(line)
-
-    def namespace_or_default(self) -> str:
-        """The namespace as people call it."""
-        return getattr(self, "namespace", "") or "of the server"
+        line = f"{self.address}: {_message(error.body) or error.reason or 'no reason'} (HTTP status {status})"
+        if status == 401:
+            return NoAnswer(f"{self.address} does not know this login (401): {SIGN_IN}", status)
+        if status in RETRIED:
+            return NoAnswer(line, status)
+        if 300 <= status < 400:
+            return InputError(f"{self.address} leads to a login page ({status}): {SIGN_IN}")
+        if status == 403:
+            return InputError(f"{line}; this login may not do that in namespace {self.namespace or 'of the server'}")
+        kinds: dict[int, type[InputError]] = {400: BadRequest, 404: NotFound, 409: Conflict}
+        return kinds.get(status, InputError)(line)
 
     def log(self, run_id: str, pod: str) -> str:
         """What a run's pod wrote, or '' where the server does not give it."""
@@ -147,45 +150,36 @@ class Server:
                 path, "GET", auth_settings=["Bearer"], response_type="str", _preload_content=False,
                 _return_http_data_only=True, _request_timeout=TIMEOUT,
             )  # fmt: skip
-            return str(answer.data.decode("utf-8", "replace")) if 200 <= answer.status < 300 else ""
         except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, AttributeError):
             return ""
+        return str(answer.data.decode("utf-8", "replace")) if 200 <= answer.status < 300 else ""
 
     def url(self, run_id: str) -> str:
         """The run's page in the UI."""
         return f"{os.environ.get(auth.UI_VARIABLE, self.address).rstrip('/')}/#/runs/details/{run_id}"
 
 
-class _Passing(NoAnswer):
-    """An answer, or none, that may be another a moment later."""
-
-    def __init__(self, status: int, line: str) -> None:
-        super().__init__(line)
-        self.status, self.line = status, line
-
-
-def equals(key: str, value: str, operation: str = "EQUALS") -> str:
+def filter_by(key: str, value: str, operation: str = "EQUALS") -> str:
     """A filter of the API's lists."""
     return json.dumps({"predicates": [{"operation": operation, "key": key, "string_value": value}]})
 
 
 def _message(body: Any) -> str:
     try:
-        said = json.loads(body or "")
+        answer = json.loads(body or "")
     except (TypeError, ValueError):
         return ""
-    text = said.get("message") or said.get("error_message") or said.get("error") if isinstance(said, dict) else ""
-    return " ".join(str(text or "").split())[:300]
+    if not isinstance(answer, dict):
+        return ""
+    text = answer.get("message") or answer.get("error_message") or answer.get("error") or ""
+    return " ".join(str(text).split())[:300]
 
 
-def _plain(error: Exception) -> str:
+def _without_objects(error: Exception) -> str:
+    """An error of urllib3 without the objects that it names.
+
+    They look like "<urllib3.connection.HTTPSConnection object at 0x...>: Failed to ..." and "HTTPConnection(host=...):
+    Read timed out."
+    """
     text = str(getattr(error, "reason", None) or error)
-    # "<urllib3.connection.HTTPSConnection object at 0x...>: Failed to ...", "HTTPConnection(host=...): Read timed out."
     return " ".join(text.rsplit(">: ", 1)[-1].split("): ", 1)[-1].split())[:200]
-
-
-def _how_to_sign_in() -> str:
-    return (
-        f"set {auth.TOKEN_VARIABLE}, a token's file in {auth.TOKEN_PATH_VARIABLE}, or the session cookie in"
-        f" {auth.COOKIE_VARIABLE}; or renew it"
-    )

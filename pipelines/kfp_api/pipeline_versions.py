@@ -1,6 +1,7 @@
-"""A pipeline's version on the server, uploaded only if its content is new there."""
+"""The pipeline, its version and the experiment on the server: found, or created where there is none."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from kfp_server_api import V2beta1Experiment, V2beta1Pipeline
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
-from qlora_pipelines.pipelines.kfp_api.client import Conflict, NotThere, Refused, Server, equals
+from qlora_pipelines.pipelines.kfp_api.client import BadRequest, Conflict, NotFound, Server, filter_by
 
 
 class Version(NamedTuple):
@@ -24,77 +25,82 @@ def ensure(server: Server, pipeline: Compiled) -> Version:
     """The version with this content, uploaded if there is none.
 
     Raises:
-        InputError: the server does not take it.
+        InputError: the server does not accept it.
     """
     pipeline_id = _pipeline(server, pipeline)
     name = pipeline.version
-    found = _find(server, pipeline_id, name)
-    if found:
-        return Version(pipeline_id, found, name, uploaded=False)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.yaml"
-        path.write_text(pipeline.text)
-        try:
-            # Two of one name cannot be made, so asking again does no harm.
-            made = server.ask(server.uploads.upload_pipeline_version, str(path), name=name, pipelineid=pipeline_id)
-            return Version(pipeline_id, made.pipeline_version_id, name, uploaded=True)
-        except Conflict:
-            pass  # another one uploaded it at this moment, or the answer to the first try was lost
-        except Refused as error:
-            raise InputError(
-                f"{error}; the pipeline was compiled by {pipeline.spec.get('sdkVersion', 'another version')}, an older"
-                " server may not know all that is in it: upgrade Kubeflow Pipelines to 2.17 or newer"
-            ) from None
-    found = _find(server, pipeline_id, name)
-    if not found:
-        raise InputError(f"{server.address} says that version {name} is there, and does not list it; try again")
-    return Version(pipeline_id, found, name, uploaded=False)
+
+    def find() -> str:
+        list_versions, wanted = (
+            server.pipelines.pipeline_service_list_pipeline_versions,
+            filter_by("display_name", name),
+        )
+        found = server.call(list_versions, pipeline_id, filter=wanted).pipeline_versions
+        return str(found[0].pipeline_version_id) if found else ""
+
+    def upload() -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}.yaml"
+            path.write_text(pipeline.text)
+            # It may be called twice: names are unique.
+            made = server.call(server.uploads.upload_pipeline_version, str(path), name=name, pipelineid=pipeline_id)
+            return str(made.pipeline_version_id)
+
+    try:
+        version_id, uploaded = _find_or_create(server, f"version {name}", find, upload)
+    except BadRequest as error:
+        raise InputError(
+            f"{error}; the pipeline was compiled by {pipeline.spec.get('sdkVersion', 'another version')}, an older"
+            " server may not know all that is in it: upgrade Kubeflow Pipelines to 2.17 or newer"
+        ) from None
+    return Version(pipeline_id, version_id, name, uploaded)
 
 
 def _pipeline(server: Server, pipeline: Compiled) -> str:
-    """The pipeline's id, created if there is none."""
     api, namespace = server.pipelines, server.namespace
-    for _ in range(2):
-        try:
-            found = server.ask(api.pipeline_service_get_pipeline_by_name, pipeline.name, namespace=namespace)
-            return str(found.pipeline_id)
-        except NotThere:
-            pass
-        body = V2beta1Pipeline(
-            display_name=pipeline.name,
-            description=pipeline.spec["pipelineInfo"].get("description", ""),
-            namespace=namespace,
-        )
-        try:
-            return str(server.ask(api.pipeline_service_create_pipeline, body).pipeline_id)
-        except Conflict:
-            continue  # another one created it since
-    raise InputError(f"{server.address} says that pipeline {pipeline.name} is there, and does not find it; try again")
 
+    def find() -> str:
+        try:
+            found = server.call(api.pipeline_service_get_pipeline_by_name, pipeline.name, namespace=namespace)
+        except NotFound:
+            return ""
+        return str(found.pipeline_id)
 
-def _find(server: Server, pipeline_id: str, name: str) -> str:
-    listed = server.ask(
-        server.pipelines.pipeline_service_list_pipeline_versions, pipeline_id, filter=equals("display_name", name)
-    )
-    return str(listed.pipeline_versions[0].pipeline_version_id) if listed.pipeline_versions else ""
+    def create() -> str:
+        description = pipeline.spec["pipelineInfo"].get("description", "")
+        body = V2beta1Pipeline(display_name=pipeline.name, description=description, namespace=namespace)
+        return str(server.call(api.pipeline_service_create_pipeline, body).pipeline_id)
+
+    return _find_or_create(server, f"pipeline {pipeline.name}", find, create)[0]
 
 
 def experiment(server: Server, name: str) -> str:
     """The experiment's id, created if there is none.
 
     Raises:
-        InputError: the server does not give it.
+        InputError: the server does not accept it.
     """
-    api = server.experiments
+    api, namespace = server.experiments, server.namespace
+
+    def find() -> str:
+        wanted = filter_by("display_name", name)
+        found = server.call(api.experiment_service_list_experiments, namespace=namespace, filter=wanted).experiments
+        return str(found[0].experiment_id) if found else ""
+
+    def create() -> str:
+        body = V2beta1Experiment(display_name=name, namespace=namespace)
+        return str(server.call(api.experiment_service_create_experiment, body).experiment_id)
+
+    return _find_or_create(server, f"experiment {name}", find, create)[0]
+
+
+def _find_or_create(server: Server, what: str, find: Callable[[], str], create: Callable[[], str]) -> tuple[str, bool]:
+    """An id, and whether it was created here."""
     for _ in range(2):
-        listed = server.ask(
-            api.experiment_service_list_experiments, namespace=server.namespace, filter=equals("display_name", name)
-        )
-        if listed.experiments:
-            return str(listed.experiments[0].experiment_id)
+        if found := find():
+            return found, False
         try:
-            body = V2beta1Experiment(display_name=name, namespace=server.namespace)
-            return str(server.ask(api.experiment_service_create_experiment, body).experiment_id)
+            return create(), True
         except Conflict:
-            continue  # another one created it since
-    raise InputError(f"{server.address} says that experiment {name} is there, and does not list it; try again")
+            continue  # another client created it meanwhile, or the answer to our first call was lost
+    raise InputError(f"{server.address} says that {what} exists, but does not list it; try again")

@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 
 from qlora_pipelines.components.core.runtime import duration
 from qlora_pipelines.pipelines.triggers import new_data
-from qlora_pipelines.pipelines.triggers.new_data import Look
+from qlora_pipelines.pipelines.triggers.new_data import Snapshot
 
 ACTIVE = {"", "PENDING", "RUNNING", "PAUSED", "CANCELING", "RUNTIME_STATE_UNSPECIFIED"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Earlier:
+class EarlierRun:
     """A run with the same training_key: its state, and its claim; `ended` is a Unix time, or 0."""
 
     run_id: str
@@ -23,13 +23,13 @@ class Earlier:
     ended: float = 0.0
 
 
-class Place(Protocol):
-    """Where runs of one training_key run."""
+class History(Protocol):
+    """The runs of one model."""
 
-    def earlier(self) -> list[Earlier]:
-        """The runs with this key so far."""
+    def earlier_runs(self) -> list[EarlierRun]:
+        """The runs with this training_key so far."""
 
-    def former_digest(self) -> str:
+    def last_data_digest(self) -> str:
         """The data_digest of the model's last run on other data that did not fail, or ''."""
 
 
@@ -45,9 +45,9 @@ class Rules:
 
 
 class Decision(NamedTuple):
-    """What to do, why, and of which attempt or run that is said.
+    """What to do and why, and the attempt or run that it is about.
 
-    `action` is `start`, `unchanged`, `running`, `waiting`, `cancelled` or `failed`.
+    `action` is `start`, `unchanged`, `running`, `waiting`, `cancelled` or `failed`; after a start `started`.
     """
 
     action: str
@@ -56,11 +56,11 @@ class Decision(NamedTuple):
     run_id: str = ""
 
 
-def decide(earlier: Sequence[Earlier], rules: Rules, now: float) -> Decision:
+def from_earlier_runs(earlier: Sequence[EarlierRun], rules: Rules, now: float) -> Decision:
     """What the runs with this training_key call for.
 
     Args:
-        earlier: all of them, also those that another one's trigger ended.
+        earlier: all of them, also those that another trigger ended.
         rules: when to start.
         now: Unix time.
     """
@@ -71,34 +71,35 @@ def decide(earlier: Sequence[Earlier], rules: Rules, now: float) -> Decision:
         return Decision("start", "no run has this training_key", attempt)
     for run in earlier:
         if run.state in ("SUCCEEDED", "SKIPPED"):
-            return Decision("unchanged", f"run {run.run_id} was made of the same", run.attempt, run.run_id)
+            return Decision("unchanged", f"run {run.run_id} has the same training_key", run.attempt, run.run_id)
     for run in sorted(earlier, key=lambda run: (run.attempt, run.stamp, run.run_id)):
         if run.state in ACTIVE:
-            return Decision("running", f"run {run.run_id} is at work on it", run.attempt, run.run_id)
-    # Of the last attempt the earliest claim was the one that counted; the others were surplus, and ended as such.
+            return Decision("running", f"run {run.run_id} has not ended yet", run.attempt, run.run_id)
+    # Of the last attempt the run with the earliest claim counts; the others were surplus and were ended for that.
     last = min((run for run in earlier if run.attempt == attempt - 1), key=lambda run: (run.stamp, run.run_id))
+    wait = last.ended + rules.retry_delay - now
     if last.state == "CANCELED":
-        reason = f"run {last.run_id} was cancelled; --force starts it again"
-        return Decision("cancelled", reason, last.attempt, last.run_id)
-    if attempt > rules.max_attempts:
-        reason = f"failed {attempt - 1} times, last in run {last.run_id}; mend the reason, then --force starts it again"
-        return Decision("failed", reason, last.attempt, last.run_id)
-    if (left := last.ended + rules.retry_delay - now) > 0:
-        reason = f"run {last.run_id} failed; it is tried again in {duration(left)}"
-        return Decision("waiting", reason, last.attempt, last.run_id)
-    return Decision("start", f"run {last.run_id} failed before", attempt)
+        action, reason = "cancelled", f"run {last.run_id} was cancelled; --force starts it again"
+    elif attempt > rules.max_attempts:
+        times = f"failed {attempt - 1} times, last in run {last.run_id}"
+        action, reason = "failed", f"{times}; fix the cause, then --force starts it again"
+    elif wait > 0:
+        action, reason = "waiting", f"run {last.run_id} failed; the next attempt is in {duration(wait)}"
+    else:
+        return Decision("start", f"run {last.run_id} failed before", attempt)
+    return Decision(action, reason, last.attempt, last.run_id)
 
 
-def judge(place: Place, look: Look, rules: Rules) -> Decision:
-    """The decision with the data's own say: whether it is still written to, and how much of it is new."""
-    decision = decide(place.earlier(), rules, time.time())
+def decide(history: History, snapshot: Snapshot, rules: Rules) -> Decision:
+    """What the earlier runs and the data call for: is it still being written, and how much of it is new?"""
+    decision = from_earlier_runs(history.earlier_runs(), rules, time.time())
     if decision.action != "start" or rules.force:
         return decision
-    if look.quiet_for < rules.quiet:
-        reason = f"the data was written to {duration(look.quiet_for)} ago; wanted are {duration(rules.quiet)}"
-        return Decision("waiting", reason)
+    if snapshot.quiet < rules.quiet:
+        age, wanted = duration(snapshot.quiet), duration(rules.quiet)
+        return Decision("waiting", f"the data was last written {age} ago; --quiet-minutes asks for {wanted}")
     if rules.min_new_rows and decision.attempt == 1:
-        rows = new_data.new_rows(look.listing, place.former_digest(), rules.min_new_rows)
+        rows = new_data.new_rows(snapshot.listing, history.last_data_digest(), rules.min_new_rows)
         if rows < rules.min_new_rows:
-            return Decision("waiting", f"{rows} rows are new, wanted are {rules.min_new_rows}")
+            return Decision("waiting", f"{rows} rows are new; --min-new-rows asks for {rules.min_new_rows}")
     return decision

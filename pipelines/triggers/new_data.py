@@ -1,4 +1,4 @@
-"""What a trigger looks at first: the data's keys, whether it is still being written, and how much of it is new."""
+"""The data that a trigger looks at: its keys, whether it is still being written, and how much of it is new."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.data import hub, listing, readers
@@ -20,16 +19,21 @@ from qlora_pipelines.components.core.store.storage import Entry
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """The data as it lies there: the keys of a run on it, its listing, and seconds since a file was last written."""
+class Snapshot:
+    """The data as it is now: the keys of a run on it, its listing, and the seconds since a file was last written."""
 
     keys: RunKeys
     data_digest: str
     listing: Listing
-    quiet_for: float
+    quiet: float
+
+    @property
+    def files(self) -> int:
+        """How many files there are."""
+        return sum(len(source["files"]) for source in self.listing.values())
 
 
-def look(config: RunConfig) -> Look:
+def snapshot(config: RunConfig) -> Snapshot:
     """Lists the data and computes the keys as plan_run does; needs no store.
 
     Raises:
@@ -42,24 +46,25 @@ def look(config: RunConfig) -> Look:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = base_model.tokenizer_digest(base_model.small_files(config.base_model, revision, Path(folder)))
     after = _stamps(config)
-    if changed := sorted(name for name in before.keys() | after.keys() if _file(before, name) != _file(after, name)):
-        raise InputError(
-            f"data {changed[0]} changed while it was listed: somebody is writing there; try again later, or give"
-            " --quiet-minutes"
-        )
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name, ())[:2] != after.get(name, ())[:2]:
+            raise InputError(
+                f"data {name} changed while it was listed: somebody is writing there; try again later, or give"
+                " --quiet-minutes"
+            )
     made = keys.of_run(config, base_revision=revision, data_digest=digest, tokenizer_digest=tokenizer)
-    return Look(made, digest, listed, min((age for _, _, age in after.values()), default=float("inf")))
+    return Snapshot(made, digest, listed, min((age for _, _, age in after.values()), default=float("inf")))
 
 
 def new_rows(now: Listing, former_digest: str, enough: int) -> int:
-    """Rows of the training data that a former listing had not; counting ends at `enough`.
+    """Rows of the training data that a former listing does not have; counting stops at `enough`.
 
-    A new file counts with all its rows, a file that grew with those of the bytes by which it did.
+    All rows of a new file count. Of a file that grew, the share of its rows that the new bytes are of all bytes.
 
     Args:
         now: the data now.
-        former_digest: names the former listing in the store; empty, or no longer there: all rows are new.
-        enough: more need not be known.
+        former_digest: names the former listing in the store. If it is empty or no longer there, all rows are new.
+        enough: where to stop.
     """
     former = _former(former_digest)
     source = now["train"]
@@ -102,10 +107,6 @@ Stamps = dict[str, tuple[int, float, float]]
 """Size, time of the last change by the store's clock, and seconds since, by file."""
 
 
-def _file(stamps: Stamps, name: str) -> Any:
-    return stamps.get(name, ())[:2]
-
-
 def _stamps(config: RunConfig) -> Stamps:
     return {
         name: stamp
@@ -141,8 +142,3 @@ def _s3_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
                 if item["Key"] == key or item["Key"].startswith(f"{key.rstrip('/')}/"):
                     written = item["LastModified"].timestamp()
                     yield f"s3://{bucket}/{item['Key']}", (item["Size"], written, max(0.0, now - written))
-
-
-def files(listed: Listing) -> int:
-    """How many files a listing has."""
-    return sum(len(source["files"]) for source in listed.values())

@@ -1,12 +1,13 @@
-"""Runs by training_key on this machine: what was tried is kept beside the runs, and a lock holds off a second one.
+"""Runs by training_key on this machine: the attempts are kept next to the runs, and a lock keeps out a second process.
 
     RUNS/triggers/<training_key>-<model name>.json    the attempts
-    RUNS/triggers/<training_key>-<model name>.lock    held while one runs
+    RUNS/triggers/<training_key>-<model name>.lock    held during a run
 
-The system frees the lock when its process dies, so an attempt without an end and without a lock is one that died.
+The system frees the lock when its process dies, so an attempt without an end and without a lock has died.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import time
@@ -14,68 +15,70 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from qlora_pipelines.pipelines.triggers.decision import Earlier
+from qlora_pipelines.pipelines.triggers.decision import EarlierRun
 
 
-class Here:
-    """The attempts at one training_key for one model name, on this machine."""
+@dataclasses.dataclass(frozen=True)
+class LocalRuns:
+    """The attempts at one training_key for one model name; `locked`: no other process is at work on them."""
 
-    def __init__(self, runs: Path, training_key: str, model_name: str, held: bool) -> None:
-        """Use `locked`."""
-        self.held = held
-        self._folder, self._model_name = runs / "triggers", model_name
-        self._path = self._folder / f"{training_key}-{model_name}.json"
+    path: Path
+    model_name: str
+    locked: bool
 
     @classmethod
     @contextlib.contextmanager
-    def locked(cls, runs: Path, training_key: str, model_name: str) -> Iterator[Self]:
-        """Holds the lock while the block lasts, if no other process does: `held` says which."""
-        (runs / "triggers").mkdir(parents=True, exist_ok=True)
-        with (runs / "triggers" / f"{training_key}-{model_name}.lock").open("w") as file:
+    def lock(cls, runs: Path, training_key: str, model_name: str) -> Iterator[Self]:
+        """Holds the lock during the block, if no other process does: `locked` says which."""
+        path = runs / "triggers" / f"{training_key}-{model_name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f"{path.stem}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
+                locked = True
             except BlockingIOError:
-                held = False
-            yield cls(runs, training_key, model_name, held)
+                locked = False
+            yield cls(path, model_name, locked)
 
-    def earlier(self) -> list[Earlier]:
-        """The attempts so far. One that never said how it ended is at work, or died: the lock tells."""
-        unknown = "FAILED" if self.held else "RUNNING"
+    def earlier_runs(self) -> list[EarlierRun]:
+        """The attempts so far. One without an end is running, or died: the lock tells."""
+        unknown = "FAILED" if self.locked else "RUNNING"
         found = [
-            Earlier(item["folder"], item["state"] or unknown, item["attempt"], ended=item["ended"] or item["started"])
+            EarlierRun(
+                item["folder"], item["state"] or unknown, item["attempt"], ended=item["ended"] or item["started"]
+            )
             for item in self._read()
         ]
-        if not self.held and not any(run.state == "RUNNING" for run in found):
-            found.append(Earlier("of another process", "RUNNING", len(found) + 1))
+        if not self.locked and not any(run.state == "RUNNING" for run in found):
+            found.append(EarlierRun("of another process", "RUNNING", len(found) + 1))
         return found
 
-    def former_digest(self) -> str:
+    def last_data_digest(self) -> str:
         """The data_digest of this model's last run on other data that did not fail, or ''."""
         found = [
             (item["started"], item["data_digest"])
-            for path in self._folder.glob("*.json")
-            if path != self._path and path.stem.partition("-")[2] == self._model_name
+            for path in self.path.parent.glob("*.json")
+            if path != self.path and path.stem.partition("-")[2] == self.model_name
             for item in json.loads(path.read_text())
             if item["state"] == "SUCCEEDED"
         ]
         return str(max(found)[1]) if found else ""
 
     def begin(self, attempt: int, data_digest: str) -> None:
-        """Notes an attempt."""
+        """Writes down an attempt."""
         begun = {"attempt": attempt, "started": time.time(), "data_digest": data_digest}
         self._write([*self._read(), begun | {"state": "", "ended": 0.0, "folder": f"of attempt {attempt}"}])
 
     def end(self, state: str, folder: str = "") -> None:
-        """Notes how the last attempt ended."""
+        """Writes down how the last attempt ended."""
         items = self._read()
         items[-1] |= {"state": state, "ended": time.time()} | ({"folder": folder} if folder else {})
         self._write(items)
 
     def _read(self) -> list[dict[str, Any]]:
-        return json.loads(self._path.read_text()) if self._path.exists() else []
+        return json.loads(self.path.read_text()) if self.path.exists() else []
 
     def _write(self, items: list[dict[str, Any]]) -> None:
-        aside = self._path.with_suffix(".aside")
-        aside.write_text(json.dumps(items, indent=1))
-        aside.replace(self._path)
+        part = self.path.with_name(f"{self.path.stem}.part")
+        part.write_text(json.dumps(items, indent=1))
+        part.replace(self.path)

@@ -28,13 +28,13 @@ def config(data: str, base: Path) -> RunConfig:
 
 def test_data_is_as_old_as_its_newest_object(data: str, tiny_model: Path) -> None:
     claims.time.sleep(2)
-    looked = new_data.look(config(data, tiny_model))
-    assert looked.quiet_for >= 1
-    assert new_data.files(looked.listing) == 1
-    assert new_data.look(config(f"{data}/a.jsonl", tiny_model)).quiet_for >= 1
+    looked = new_data.snapshot(config(data, tiny_model))
+    assert looked.quiet >= 1
+    assert looked.files == 1
+    assert new_data.snapshot(config(f"{data}/a.jsonl", tiny_model)).quiet >= 1
     storage.write_bytes(f"{data}/c.jsonl", ROW)
-    assert new_data.look(config(data, tiny_model)).quiet_for < looked.quiet_for
-    assert new_data.new_rows(new_data.look(config(data, tiny_model)).listing, "", 100) == 4
+    assert new_data.snapshot(config(data, tiny_model)).quiet < looked.quiet
+    assert new_data.new_rows(new_data.snapshot(config(data, tiny_model)).listing, "", 100) == 4
 
 
 def test_an_object_that_comes_while_it_is_listed(data: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_an_object_that_comes_while_it_is_listed(data: str, tiny_model: Path, mo
 
     monkeypatch.setattr(base_model, "resolve", changing)
     with pytest.raises(InputError, match=r"d\.jsonl changed while it was listed"):
-        new_data.look(config(data, tiny_model))
+        new_data.snapshot(config(data, tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_prefix_that_is_empty_or_not_readable(
     data: str, tiny_model: Path, own_store: str, uri: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        new_data.look(config(uri if uri.startswith("s3") else own_store + uri, tiny_model))
+        new_data.snapshot(config(uri if uri.startswith("s3") else own_store + uri, tiny_model))
 
 
 def test_of_eight_at_once_one_passes(own_store: str, monkeypatch: pytest.MonkeyPatch) -> None:

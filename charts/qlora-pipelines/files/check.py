@@ -27,7 +27,7 @@ def kfp() -> str:
     """Kubeflow Pipelines answers and lets this service account see its namespace."""
     namespace, ca_cert = sys.argv[1], sys.argv[-1] if "--ca-cert" in sys.argv else ""
     server = Server(namespace=namespace, ca_cert=ca_cert)
-    server.ask(server.experiments.experiment_service_list_experiments, namespace=server.namespace, page_size=1)
+    server.call(server.experiments.experiment_service_list_experiments, namespace=server.namespace, page_size=1)
     return f"{server.address} answers and lets one in"
 
 

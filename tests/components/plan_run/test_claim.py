@@ -27,7 +27,7 @@ def plan(config: RunConfig, place: Path, **given: Any) -> task.Result:
 def test_a_triggers_keys_are_those_of_the_plan(config: RunConfig, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = plan(config, place)
     monkeypatch.delenv("QLORA_STORE")  # a trigger needs none
-    found = new_data.look(config)
+    found = new_data.snapshot(config)
     assert found.keys._asdict() == {name: getattr(planned, name) for name in found.keys._fields}
     assert found.data_digest == planned.data_digest
 

@@ -26,9 +26,9 @@ def _quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("QLORA_KFP_TOKEN", "QLORA_KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH", "KUBERNETES_SERVICE_HOST",
                  "KF_PIPELINES_DEFAULT_EXPERIMENT_NAME", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(client, "PAUSES", (0.01,))
-    monkeypatch.setattr(runs, "SETTLED", 0.02)
-    monkeypatch.setattr(watch, "EVERY", 0.01)
+    monkeypatch.setattr(client, "BACKOFF", (0.01,))
+    monkeypatch.setattr(runs, "LIST_DELAY", 0.02)
+    monkeypatch.setattr(watch, "POLL_INTERVAL", 0.01)
     monkeypatch.setattr(claims, "PAUSE", 0.05)
 
 

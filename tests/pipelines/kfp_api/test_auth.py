@@ -56,8 +56,8 @@ def test_several_users_need_a_namespace(
 @pytest.mark.parametrize(
     ("endpoint", "message"),
     [
-        ("", "no server is named: give --endpoint"), ("ftp://host", "is no address"),
-        ("https://me:a-secret-token@host", "the endpoint holds a password"), ("https://", "is no address"),
+        ("", "no server is given: use --endpoint"), ("ftp://host", "is not an address"),
+        ("https://me:a-secret-token@host", "the endpoint holds a password"), ("https://", "is not an address"),
     ],
 )  # fmt: skip
 def test_an_endpoint_that_is_none(run_yaml: Path, endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_files_that_are_not_there(kfp: Kfp, run_yaml: Path, monkeypatch: pytest.
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", "/none/token")
     assert "KF_PIPELINES_SA_TOKEN_PATH names /none/token: No such file" in refused("submit", "--config", run_yaml)
     monkeypatch.setenv("QLORA_KFP_TOKEN", "a-secret-token\nand more")
-    assert "holds characters that no token" in refused("submit", "--config", run_yaml)
+    assert "has characters that no token" in refused("submit", "--config", run_yaml)
 
 
 def test_nothing_listens(run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

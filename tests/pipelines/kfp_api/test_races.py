@@ -18,9 +18,10 @@ from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.store import claims, storage
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
 from qlora_pipelines.pipelines.kfp_api import client, runs
-from qlora_pipelines.pipelines.kfp_api.runs import Order
+from qlora_pipelines.pipelines.kfp_api.runs import RunRequest
 from qlora_pipelines.pipelines.triggers import on_kubeflow
-from qlora_pipelines.pipelines.triggers.on_kubeflow import OnServer
+from qlora_pipelines.pipelines.triggers.decision import Decision
+from qlora_pipelines.pipelines.triggers.on_kubeflow import KubeflowRuns
 from tests.pipelines.kfp_api.state import Kfp
 from tests.pipelines.kfp_api.virtual_clock import Clock
 
@@ -44,7 +45,7 @@ class Race:
         self.passed: list[str] = []
         self.kill_at: dict[str, float] = {}
         self.pod_of = threading.local()
-        self.order = Order(pipeline, {"model_name": "tickets"}, "", "races", "mlflow")
+        self.request = RunRequest(pipeline, {"model_name": "tickets"}, "", "races", "mlflow")
 
     def delay(self, low: float, high: float) -> None:
         with self.lock:
@@ -69,9 +70,9 @@ class Race:
         race = self
 
         class Slow(client.Server):
-            def once(self, call: Any, *arguments: Any, **options: Any) -> Any:
+            def call_once(self, call: Any, *arguments: Any, **options: Any) -> Any:
                 race.delay(0, 1.5)
-                answer = super().once(call, *arguments, **options)
+                answer = super().call_once(call, *arguments, **options)
                 if call.__name__ == "run_service_terminate_run":
                     race.kill_at[arguments[0]] = race.clock.now + 6 * race.random.random()
                 race.delay(0, 25 if race.chance(0.05) else 1.5)
@@ -79,10 +80,10 @@ class Race:
                     raise Killed
                 return answer
 
-        place = OnServer(Slow(self.kfp.url), self.key, "tickets")
+        place = KubeflowRuns(Slow(self.kfp.url), self.key, "tickets")
         try:
-            came = place.start(self.order, attempt=1)
-            self.counts["started" if came.ours else "ended by their own trigger"] += 1
+            decision = place.start(self.request, Decision("start", "no run has this training_key", attempt=1))
+            self.counts["started" if decision.action == "started" else "ended by their own trigger"] += 1
         except Killed:
             self.counts["triggers that died"] += 1
 
@@ -125,7 +126,7 @@ def slow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Race]:
     """A store that takes its time, now and then too long; the list holds the race at work."""
     monkeypatch.setenv("QLORA_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(claims, "PAUSE", 30.0)
-    monkeypatch.setattr(runs, "SETTLED", 2.0)
+    monkeypatch.setattr(runs, "LIST_DELAY", 2.0)
     at_work: list[Race] = []
     write, listing = storage.write_bytes, storage.listing
 

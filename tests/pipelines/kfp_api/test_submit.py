@@ -72,7 +72,7 @@ def test_a_run_whose_creation_got_no_answer_is_there_once(
     monkeypatch.setattr(client, "TIMEOUT", (0.5, 0.4))
     from qlora_pipelines.pipelines.kfp_api import runs
 
-    monkeypatch.setattr(runs, "SETTLED", 0.3)
+    monkeypatch.setattr(runs, "LIST_DELAY", 0.3)
     kfp.faults = [fault]
     found = submit(run_yaml)
     time.sleep(0.2)
@@ -83,17 +83,17 @@ def test_a_run_whose_creation_got_no_answer_is_there_once(
 def test_what_was_deleted_on_the_server_is_uploaded_again(
     kfp: Kfp, run_yaml: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = client.Server.once
+    call_once = client.Server.call_once
 
     def deleting(self: client.Server, call: Any, *arguments: Any, **options: Any) -> Any:
         if call.__name__ == "run_service_create_run" and not kfp.count("POST .*/runs$"):
             kfp.versions.clear()  # between looking it up and creating the run
             if gone == "pipeline":
                 kfp.pipelines.clear()
-        return once(self, call, *arguments, **options)
+        return call_once(self, call, *arguments, **options)
 
     qlora("submit", "--upload-only")
-    monkeypatch.setattr(client.Server, "once", deleting)
+    monkeypatch.setattr(client.Server, "call_once", deleting)
     assert submit(run_yaml)["uploaded"] is True
     assert len(kfp.versions) == 1 and len(kfp.runs) == 1
 
@@ -144,7 +144,7 @@ def test_what_is_no_pipeline(tmp_path: Path, kfp: Kfp) -> None:
     assert not kfp.requests
 
 
-def test_wrong_use_exits_2(run_yaml: Path) -> None:
+def test_a_usage_error_exits_2(run_yaml: Path) -> None:
     assert qlora("submit").exit_code == 2
     assert qlora("submit", "--config", run_yaml, "--upload-only").exit_code == 2
     for command in ("submit", "trigger"):

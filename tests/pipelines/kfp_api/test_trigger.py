@@ -20,6 +20,7 @@ from qlora_pipelines.pipelines.cli.main import main
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
 from qlora_pipelines.pipelines.kfp_api import runs
 from qlora_pipelines.pipelines.triggers import new_data, on_kubeflow
+from qlora_pipelines.pipelines.triggers.decision import Decision
 from tests.conftest import conversation, write_jsonl
 from tests.pipelines.kfp_api.state import Fault, Kfp, look, task
 
@@ -59,7 +60,7 @@ def test_a_run_is_started_once(kfp: Kfp, config: Path, data: Path) -> None:
     given = run.runtime_config.parameters
     assert given["training_key"] == key and claims.parse(given["claim"]).attempt == 1
     values = yaml.safe_load(config.read_text())
-    assert new_data.look(RunConfig.parse(**values)).keys.training_key == key
+    assert new_data.snapshot(RunConfig.parse(**values)).keys.training_key == key
     assert f"data_digest {found['data_digest']}" in run.description
     assert trigger(config)["action"] == "running"
     run.state = "SUCCEEDED"
@@ -120,18 +121,18 @@ def test_what_a_person_cancelled_stays_cancelled(kfp: Kfp, config: Path) -> None
 
 def test_data_that_is_still_written_to_is_waited_for(kfp: Kfp, config: Path, data: Path) -> None:
     found = trigger(config, "--quiet-minutes", "10")
-    assert found["action"] == "waiting" and "the data was written to" in found["reason"]
+    assert found["action"] == "waiting" and "the data was last written" in found["reason"]
     os.utime(data / "a.jsonl", (time.time() - 700,) * 2)
     assert trigger(config, "--quiet-minutes", "10")["action"] == "started"
 
 
 def test_a_minimum_of_new_rows(kfp: Kfp, config: Path, data: Path) -> None:
     few = trigger(config, "--min-new-rows", "30")
-    assert (few["action"], few["reason"]) == ("waiting", "20 rows are new, wanted are 30")
+    assert (few["action"], few["reason"]) == ("waiting", "20 rows are new; --min-new-rows asks for 30")
     assert trigger(config, "--min-new-rows", "20")["action"] == "started"
     listing.save(listing.make(str(data)))  # as plan_run of that run does
     write_jsonl(data / "b.jsonl", [conversation(f"more {n}", "cat") for n in range(9)])
-    assert trigger(config, "--min-new-rows", "10")["reason"] == "9 rows are new, wanted are 10"
+    assert trigger(config, "--min-new-rows", "10")["reason"] == "9 rows are new; --min-new-rows asks for 10"
     assert trigger(config, "--min-new-rows", "9")["action"] == "started"
     # Relative to the last run that was not in vain.
     ended(kfp, "FAILED", 100)
@@ -156,25 +157,27 @@ def test_many_runs_are_listed_page_by_page(kfp: Kfp, config: Path) -> None:
 def test_of_two_that_start_at_the_same_moment_the_earlier_stays(
     kfp: Kfp, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "SETTLED", 0.5)
+    monkeypatch.setattr(runs, "LIST_DELAY", 0.5)
     barrier = threading.Barrier(4)
-    start = on_kubeflow.OnServer.start
+    start = on_kubeflow.KubeflowRuns.start
 
-    def together(self: on_kubeflow.OnServer, *arguments: Any) -> on_kubeflow.Started:
+    def together(self: on_kubeflow.KubeflowRuns, *arguments: Any) -> Decision:
         barrier.wait()
         return start(self, *arguments)
 
-    monkeypatch.setattr(on_kubeflow.OnServer, "start", together)
-    keys = new_data.look(RunConfig.parse(**yaml.safe_load(config.read_text()))).keys
-    results: list[on_kubeflow.Started] = []
+    monkeypatch.setattr(on_kubeflow.KubeflowRuns, "start", together)
+    keys = new_data.snapshot(RunConfig.parse(**yaml.safe_load(config.read_text()))).keys
+    results: list[Decision] = []
 
     def work() -> None:
         from qlora_pipelines.pipelines.compiler import compiled
         from qlora_pipelines.pipelines.kfp_api.client import Server
 
-        place = on_kubeflow.OnServer(Server(kfp.url), keys.training_key, "tickets")
+        place = on_kubeflow.KubeflowRuns(Server(kfp.url), keys.training_key, "tickets")
         pipeline = compiled.from_file(GOLDEN)
-        results.append(place.start(runs.Order(pipeline, {"model_name": "tickets"}, "", "e", "m"), 1))
+        results.append(
+            place.start(runs.RunRequest(pipeline, {"model_name": "tickets"}, "", "e", "m"), Decision("start", "", 1))
+        )
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -183,14 +186,14 @@ def test_of_two_that_start_at_the_same_moment_the_earlier_stays(
         thread.join()
     alive = [run for run in kfp.runs.values() if run.run_id not in kfp.terminated]
     first = min(kfp.runs.values(), key=lambda run: str(run.runtime_config.parameters["claim"]))
-    assert [run.run_id for run in alive] == [first.run_id] == list({came.run_id for came in results})
-    assert sum(came.ours for came in results) == 1 and len(kfp.runs) == 4
+    assert [run.run_id for run in alive] == [first.run_id] == list({decision.run_id for decision in results})
+    assert sum(decision.action == "started" for decision in results) == 1 and len(kfp.runs) == 4
 
 
 def test_a_surplus_run_that_may_be_past_plan_run_is_not_ended(
     kfp: Kfp, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_kubeflow, "DECIDE_WITHIN", 0.0)
+    monkeypatch.setattr(on_kubeflow, "TERMINATE_WITHIN", 0.0)
 
     def rival(run: Any) -> None:
         given = dict(run.runtime_config.parameters) | {"claim": "1-20200101T000000.000000Z-00000000"}
@@ -201,7 +204,7 @@ def test_a_surplus_run_that_may_be_past_plan_run_is_not_ended(
     kfp.created = rival
     assert trigger(config)["action"] == "started"
     assert not kfp.terminated
-    monkeypatch.setattr(on_kubeflow, "DECIDE_WITHIN", 10.0)
+    monkeypatch.setattr(on_kubeflow, "TERMINATE_WITHIN", 10.0)
     found = trigger(config, "--force")
     assert found["action"] == "started"  # the rival's attempt was the first
 

@@ -43,7 +43,7 @@ def test_a_run_that_the_gate_stopped_exits_3(kfp: Kfp, run_yaml: Path) -> None:
     kfp.life = [look("SUCCEEDED", *steps(*DONE[:5]))]
     found = submit(run_yaml, "--wait")
     assert (found["exit_code"], found["outcome"]) == (3, "gate_said_no")
-    assert "the gate said no" in found["said"]
+    assert "rejected by the gate" in found["said"]
 
 
 def test_a_run_that_failed_exits_1_with_the_step_and_its_line(kfp: Kfp, run_yaml: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_renewed_token_is_read_in_the_middle_of_a_wait(
 def test_a_server_that_stays_away_ends_the_wait(kfp: Kfp, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qlora_pipelines.pipelines.kfp_api import watch
 
-    monkeypatch.setattr(watch, "PATIENCE", 0.1)
+    monkeypatch.setattr(watch, "RETRY_TIMEOUT", 0.1)
     monkeypatch.setattr(client.Server.__init__, "__defaults__", ("", "", "", 0.1))
     kfp.faults = [Fault("GET .*/runs/", 503, times=10**6)]
     assert "it is not my day (HTTP status 503)" in refused("submit", "--config", run_yaml, "--wait")

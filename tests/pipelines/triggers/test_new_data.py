@@ -76,11 +76,11 @@ def config(data: Path, tiny_model: Path) -> RunConfig:
 
 def test_the_age_of_the_data_is_that_of_its_newest_file(data: Path, tiny_model: Path) -> None:
     os.utime(data / "a.jsonl", (time.time() - 500,) * 2)
-    assert 499 < new_data.look(config(data, tiny_model)).quiet_for < 520
+    assert 499 < new_data.snapshot(config(data, tiny_model)).quiet < 520
     (data / ".part").write_text("")  # hidden, not listed
-    assert new_data.look(config(data, tiny_model)).quiet_for > 499
+    assert new_data.snapshot(config(data, tiny_model)).quiet > 499
     write(data / "b.jsonl", 1)
-    assert new_data.look(config(data, tiny_model)).quiet_for < 20
+    assert new_data.snapshot(config(data, tiny_model)).quiet < 20
 
 
 @pytest.mark.parametrize("change", ["grow", "come", "go"])
@@ -98,10 +98,10 @@ def test_data_that_changes_while_it_is_listed_is_refused(
 
     monkeypatch.setattr(base_model, "resolve", changing)
     with pytest.raises(InputError, match=r"data .*\.jsonl changed while it was listed: somebody is writing there"):
-        new_data.look(config(data, tiny_model))
+        new_data.snapshot(config(data, tiny_model))
 
 
 def test_an_empty_folder_is_refused(data: Path, tiny_model: Path) -> None:
     (data / "a.jsonl").unlink()
     with pytest.raises(InputError, match="nothing there; give a file, a folder"):
-        new_data.look(config(data, tiny_model))
+        new_data.snapshot(config(data, tiny_model))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qlora_pipelines.pipelines.triggers.on_this_machine import Here
+from qlora_pipelines.pipelines.triggers.on_this_machine import LocalRuns
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "six"]
@@ -62,7 +62,7 @@ def test_new_data_starts_a_run_and_the_same_does_not(folder: Path) -> None:
     assert first["folder"] in again["reason"]
     write_jsonl(folder / "data" / "b.jsonl", [conversation("another", "row")])
     assert trigger(folder, "--dry-run", "--min-new-rows", "1")["action"] == "start"
-    assert trigger(folder, "--min-new-rows", "2")["reason"] == "1 rows are new, wanted are 2"
+    assert trigger(folder, "--min-new-rows", "2")["reason"] == "1 rows are new; --min-new-rows asks for 2"
 
 
 def test_a_failed_run_is_tried_again_and_then_given_up(folder: Path) -> None:
@@ -78,19 +78,19 @@ def test_a_failed_run_is_tried_again_and_then_given_up(folder: Path) -> None:
 
 
 def test_while_one_runs_another_holds_off(tmp_path: Path) -> None:
-    with Here.locked(tmp_path, "key", "tiny") as first:
+    with LocalRuns.lock(tmp_path, "key", "tiny") as first:
         first.begin(1, "digest")
-        with Here.locked(tmp_path, "key", "tiny") as second:
-            assert not second.held
-            assert [run.state for run in second.earlier()] == ["RUNNING"]
-        with Here.locked(tmp_path, "other key", "tiny") as other:
-            assert other.held and other.earlier() == [] and other.former_digest() == ""
-    with Here.locked(tmp_path, "key", "tiny") as third:  # the first died without a word
-        assert third.held and [run.state for run in third.earlier()] == ["FAILED"]
+        with LocalRuns.lock(tmp_path, "key", "tiny") as second:
+            assert not second.locked
+            assert [run.state for run in second.earlier_runs()] == ["RUNNING"]
+        with LocalRuns.lock(tmp_path, "other key", "tiny") as other:
+            assert other.locked and other.earlier_runs() == [] and other.last_data_digest() == ""
+    with LocalRuns.lock(tmp_path, "key", "tiny") as third:  # the first died without a word
+        assert third.locked and [run.state for run in third.earlier_runs()] == ["FAILED"]
         third.begin(2, "digest")
         third.end("SUCCEEDED", "folder")
-        assert [(run.state, run.attempt) for run in third.earlier()] == [("FAILED", 1), ("SUCCEEDED", 2)]
-    with Here.locked(tmp_path, "other key", "tiny") as other:
-        assert other.former_digest() == "digest"
-    with Here.locked(tmp_path, "other key", "another") as another:
-        assert another.former_digest() == ""
+        assert [(run.state, run.attempt) for run in third.earlier_runs()] == [("FAILED", 1), ("SUCCEEDED", 2)]
+    with LocalRuns.lock(tmp_path, "other key", "tiny") as other:
+        assert other.last_data_digest() == "digest"
+    with LocalRuns.lock(tmp_path, "other key", "another") as another:
+        assert another.last_data_digest() == ""

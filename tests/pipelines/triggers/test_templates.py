@@ -104,4 +104,4 @@ def test_each_command_is_one_that_qlora_knows(name: str) -> None:
     with trigger.make_context(
         "qlora", [numbers.get(word, word) for word in words[1:]], resilient_parsing=False
     ) as made:
-        assert made.params["path"] and made.params["here"] is False
+        assert made.params["path"] and made.params["local"] is False
