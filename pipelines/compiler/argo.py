@@ -30,7 +30,7 @@ from hera.workflows.models import Backoff, IntOrString, PodSecurityContext, Reso
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 from qlora_pipelines.pipelines import finetune, placement
 from qlora_pipelines.pipelines.compiler import ir
-from qlora_pipelines.pipelines.placement import Cluster, Needs
+from qlora_pipelines.pipelines.placement import Cluster, Needs, Placement
 
 # hera changes how all of this process, kfp included, writes text as YAML. This restores it.
 for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
@@ -56,30 +56,40 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
         pipeline: the compiled pipeline, without what only Kubeflow's platform sees.
         cluster: what is chosen at compile time.
     """
-    security = PodSecurityContext(
-        run_as_user=placement.USER, run_as_group=placement.USER, run_as_non_root=True, fs_group=placement.USER
-    )
     definitions = pipeline["root"]["inputDefinitions"]["parameters"]
+    tasks: dict[str, Task] = {}
+
+    def value(source: ir.Source) -> Any:
+        if source.task:
+            return tasks[source.task].get_parameter(source.name)
+        if source.constant is not None:
+            return "{{workflow.uid}}" if source.constant == RUN_ID else source.constant
+        return workflow.get_parameter(source.name)
+
     with (
         WorkflowTemplate(
             name=finetune.NAME,
             entrypoint="pipeline",
             arguments=[_workflow_parameter(name, definition) for name, definition in definitions.items()],
-            security_context=security,
-        ) as template,
+            security_context=PodSecurityContext(
+                run_as_user=placement.USER, run_as_group=placement.USER, run_as_non_root=True, fs_group=placement.USER
+            ),
+        ) as workflow,
         DAG(name="pipeline"),
     ):
-        for task in ir.tasks(pipeline):
-            Task(
-                name=task.name,
-                template=_container(task, cluster),
-                # A skipped task has no outputs to refer to. `Succeeded` also skips all tasks that depend on it.
-                depends=" && ".join(f"{name}.Succeeded" for name in ir.needs(task)) or None,
-                when=" && ".join(f"{_reference(condition)} == true" for condition in task.conditions) or None,
-                arguments={name: _reference(source) for name, _, source in _parameters(task)}
-                | {name: _artifact_reference(source) for name, source in task.artifacts.items()},
+        for step in ir.tasks(pipeline):
+            parameters = {name: value(source) for name, _, source in _parameters(step)}
+            artifacts = {name: tasks[each.task].get_artifact(each.name) for name, each in step.artifacts.items()}
+            tasks[step.name] = Task(
+                name=step.name,
+                template=_container(step, cluster),
+                when=" && ".join(f"{value(condition)} == true" for condition in step.conditions) or None,
+                arguments=parameters | artifacts,
             )
-    return template.to_yaml()
+            for name in ir.needs(step):
+                # A skipped task has no outputs to refer to. This also skips all tasks that depend on it.
+                tasks[name].on_success(tasks[step.name])
+    return workflow.to_yaml()
 
 
 def _workflow_parameter(name: str, definition: dict[str, Any]) -> Parameter:
@@ -92,22 +102,6 @@ def _workflow_parameter(name: str, definition: dict[str, Any]) -> Parameter:
     return Parameter(name=name, description=definition["description"], **default)
 
 
-def _workflow_reference(name: str) -> str:
-    return f"{{{{workflow.parameters.{name}}}}}"
-
-
-def _reference(source: ir.Source) -> Any:
-    if source.task:
-        return f"{{{{tasks.{source.task}.outputs.parameters.{source.name}}}}}"
-    if source.constant is not None:
-        return "{{workflow.uid}}" if source.constant == RUN_ID else source.constant
-    return _workflow_reference(source.name)
-
-
-def _artifact_reference(source: ir.Source) -> Artifact:
-    return Artifact(from_=f"{{{{tasks.{source.task}.outputs.artifacts.{source.name}}}}}")
-
-
 def _options(step: str) -> set[str]:
     """Names of the options of `qlora step STEP`: the fields of the step's config and the arguments of `task.run`."""
     task = importlib.import_module(f"qlora_pipelines.components.{step}.task")
@@ -118,14 +112,14 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _parameters(task: ir.Task) -> list[tuple[str, str, ir.Source]]:
+def _parameters(step: ir.Task) -> list[tuple[str, str, ir.Source]]:
     """Each parameter of a step's template: its name, its option of `qlora step`, and where its value comes from.
 
     A dict is one parameter per entry, `--evidence=NAME=VALUE`: Argo replaces references in values only.
     """
-    options = _options(task.step)
+    options = _options(step.step)
     found = []
-    for name, source in task.parameters.items():
+    for name, source in step.parameters.items():
         if isinstance(source.constant, dict):
             found += [(f"{name}_{key}", f"{_flag(name)}={key}", entry) for key, entry in source.constant.items()]
         else:
@@ -133,19 +127,18 @@ def _parameters(task: ir.Task) -> list[tuple[str, str, ir.Source]]:
     return found
 
 
-def _container(task: ir.Task, cluster: Cluster) -> Container:
-    needs, options = placement.STEPS[task.step], _options(task.step)
-    parameters = {name: option for name, option, _ in _parameters(task)}
-    artifacts = {name: _flag(name) if name in options else f"--reports={REPORTS[name]}" for name in task.artifacts}
-    outputs = [name for name in task.output_artifacts if name in options]
-    resources = _resources(needs, cluster)
+def _container(step: ir.Task, cluster: Cluster) -> Container:
+    needs, options = placement.STEPS[step.step], _options(step.step)
+    parameters = {name: option for name, option, _ in _parameters(step)}
+    artifacts = {name: _flag(name) if name in options else f"--reports={REPORTS[name]}" for name in step.artifacts}
+    outputs = [name for name in step.output_artifacts if name in options]
     return Container(
-        name=task.name,
-        image=task.image,
+        name=step.name,
+        image=step.image,
         command=["qlora"],
         args=[
             "step",
-            task.step,
+            step.step,
             *(f"{option}={{{{inputs.parameters.{name}}}}}" for name, option in parameters.items()),
             *(f"{option}={FILES}/in/{name}" for name, option in artifacts.items()),
             *(f"{_flag(name)}={FILES}/{name}" for name in outputs),
@@ -156,16 +149,14 @@ def _container(task: ir.Task, cluster: Cluster) -> Container:
             *(Artifact(name=name, path=f"{FILES}/in/{name}") for name in artifacts),
         ],
         outputs=[
-            *(Parameter(name=name, value_from=ValueFrom(path=f"{FILES}/results/{name}")) for name in task.outputs),
+            *(Parameter(name=name, value_from=ValueFrom(path=f"{FILES}/results/{name}")) for name in step.outputs),
             *(_output(name) for name in outputs),
         ],
         env=_environment(needs, cluster),
         volumes=_volumes(needs, cluster),
-        # Not hera's Resources, which refuses decimal units such as 200G.
-        resources=None if needs.gpus else ResourceRequirements.model_validate(resources),
-        pod_spec_patch=_gpu_patch(resources) if needs.gpus else None,
         active_deadline_seconds=needs.hours * 3600,
         retry_strategy=_retry(needs) if needs.retries else None,
+        **_resources(needs, cluster),
     )
 
 
@@ -208,20 +199,17 @@ def _volumes(needs: Needs, cluster: Cluster) -> list[Any]:
     return found
 
 
-def _resources(needs: Needs, cluster: Cluster) -> dict[str, dict[str, str]]:
-    cpu, memory = needs.cpu, needs.memory
-    gpus = {}
-    if needs.gpus:
-        cpu, memory = _workflow_reference("cpu"), _workflow_reference("memory")
-        count = _workflow_reference("gpu_count") if needs.gpus == "all" else needs.gpus
-        gpus = {_workflow_reference("accelerator"): count}
+def _resources(needs: Needs, cluster: Cluster) -> dict[str, Any]:
+    """The container's resources, or for a GPU step the patch of its pod: only there Argo takes parameters."""
+    run = {name: f"{{{{workflow.parameters.{name}}}}}" for name in Placement.model_fields}
+    cpu, memory = (run["cpu"], run["memory"]) if needs.gpus else (needs.cpu, needs.memory)
     both = {"memory": memory} | ({"ephemeral-storage": cluster.disk} if cluster.disk else {})
-    return {"requests": {"cpu": cpu} | both, "limits": gpus | both}
-
-
-def _gpu_patch(resources: dict[str, dict[str, str]]) -> str:
-    """Resources, selector and tolerations of a GPU step: Argo takes parameters there only in a patch of the pod."""
+    requests = {"cpu": cpu} | both
+    if not needs.gpus:
+        # Not hera's Resources, which refuses decimal units such as 200G.
+        return {"resources": ResourceRequirements.model_validate({"requests": requests, "limits": both})}
+    limits = {run["accelerator"]: run["gpu_count"] if needs.gpus == "all" else needs.gpus} | both
+    containers = json.dumps([{"name": "main", "resources": {"requests": requests, "limits": limits}}])
     # Selector and tolerations are JSON themselves, so they have no quotes around them.
-    selector, tolerations = _workflow_reference("node_selector"), _workflow_reference("tolerations")
-    containers = json.dumps([{"name": "main", "resources": resources}])
-    return f'{{"nodeSelector": {selector}, "tolerations": {tolerations}, "containers": {containers}}}'
+    place = f'"nodeSelector": {run["node_selector"]}, "tolerations": {run["tolerations"]}'
+    return {"pod_spec_patch": f'{{{place}, "containers": {containers}}}'}
