@@ -75,7 +75,7 @@ def from_earlier_runs(earlier: Sequence[EarlierRun], rules: Rules, now: float) -
     for run in sorted(earlier, key=lambda run: (run.attempt, run.stamp, run.run_id)):
         if run.state in ACTIVE:
             return Decision("running", f"run {run.run_id} has not ended yet", run.attempt, run.run_id)
-    # Of the last attempt the run with the earliest claim counts; the others were surplus and were ended for that.
+    # Of the last attempt only the run with the earliest claim counts: triggers ended the others because of it.
     last = min((run for run in earlier if run.attempt == attempt - 1), key=lambda run: (run.stamp, run.run_id))
     wait = last.ended + rules.retry_delay - now
     if last.state == "CANCELED":

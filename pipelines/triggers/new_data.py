@@ -1,7 +1,10 @@
 """The data that a trigger looks at: its keys, whether it is still being written, and how much of it is new."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -73,9 +76,9 @@ def new_rows(now: Listing, former_digest: str, enough: int) -> int:
         old = former.get(entry.path)
         if old == entry:
             continue
-        share = 1.0 if old is None else max(0.0, 1 - old.size / entry.size)
-        wanted = (enough - rows) / share if share else 0
-        rows += int(_count(source["uri"], entry, wanted) * share)
+        share = 1.0 if old is None else 1 - old.size / entry.size
+        if share > 0:
+            rows += int(_count(source["uri"], entry, (enough - rows) / share) * share)
         if rows >= enough:
             return enough
     return rows
@@ -94,13 +97,9 @@ def _former(digest: str) -> dict[str, Entry]:
 def _count(uri: str, entry: Entry, enough: float) -> int:
     root = uri[: uri.index("@")] if uri.startswith(hub.PREFIX) else ""
     name = f"{root}/{entry.path}" if root else storage.file_uri(uri, entry)
-    count = 0
     with tempfile.TemporaryDirectory() as folder:
-        for _ in readers.records(DataFile(name, uri, entry).fetch(Path(folder)), name):
-            count += 1
-            if count > enough:
-                break
-    return count
+        rows = readers.records(DataFile(name, uri, entry).fetch(Path(folder)), name)
+        return sum(1 for _ in itertools.islice(rows, math.floor(enough) + 1))
 
 
 Stamps = dict[str, tuple[int, float, float]]
@@ -123,12 +122,10 @@ def _local_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
     for file in [path] if path.is_file() else path.rglob("*"):
         if any(part.startswith(".") for part in file.relative_to(path).parts):
             continue  # not listed either
-        try:
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
             stat = file.stat()
-        except FileNotFoundError:
-            continue  # gone since it was listed
-        if file.is_file():
-            yield str(file), (stat.st_size, stat.st_mtime, max(0.0, now - stat.st_mtime))
+            if file.is_file():
+                yield str(file), (stat.st_size, stat.st_mtime, max(0.0, now - stat.st_mtime))
 
 
 def _s3_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:

@@ -2,7 +2,7 @@
 
 The API has no lock and no unique names. So a trigger creates a run and reads the list again. Of the runs with the same
 key the earliest goes on; each trigger ends only its own run. A run that another trigger does not see in time is stopped
-in plan_run, by its claim (`components/core/store/claims.py`) and by the same order, so the two never end both.
+in plan_run, by its claim (`components/core/store/claims.py`). Both use the same order, so one run always goes on.
 """
 
 import dataclasses

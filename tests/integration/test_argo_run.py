@@ -1,4 +1,4 @@
-"""The Argo WorkflowTemplate, carried out as Argo would: its wiring and gate work, with `qlora step` at every node.
+"""The Argo WorkflowTemplate, run as Argo would: its wiring and gate work, with `qlora step` at every node.
 
 Argo itself is not here. What is its part is done by `carry_out`: the order of tasks, values put into arguments, files
 carried from one to the next, and conditions.

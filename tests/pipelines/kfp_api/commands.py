@@ -1,4 +1,4 @@
-"""The commands as the tests give them: no secret is ever printed, an error is one line."""
+"""Runs a command, and checks that it prints no secret and that an error is one line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A server, and pauses that are none."""
+"""A server, and pauses that are very short."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a server of the tests holds, how it fails, and how its runs go on."""
+"""The state of a test server: what it has, how it fails, and how its runs proceed."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ import kfp_server_api as api
 
 
 class Answer(Exception):
-    """An answer that is no success: status and message, as grpc-gateway writes them."""
+    """An error: status and message, as grpc-gateway writes them."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -21,9 +21,9 @@ class Answer(Exception):
 
 @dataclasses.dataclass
 class Fault:
-    """What goes wrong with requests that match, so many times: answered `status`, or not at all (0).
+    """What goes wrong with the next `times` requests that match: the answer is `status`, or there is none (0).
 
-    `slow` seconds pass first; `done`: what was asked is done all the same.
+    `slow` seconds pass first; `done`: the server does what was asked all the same.
     """
 
     match: str
@@ -37,7 +37,7 @@ class Fault:
 
 @dataclasses.dataclass
 class Kfp:
-    """A server's state. `life` is what a run becomes at each look at it; the last stays."""
+    """A server's state. `life` has a run's changes, one per request for the run; the last stays."""
 
     token: str = ""
     cookie: str = ""
@@ -68,7 +68,7 @@ class Kfp:
 
 
 def now() -> datetime:
-    """As the server keeps times: whole seconds."""
+    """The time in whole seconds, as the server keeps it."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
@@ -78,5 +78,5 @@ def task(name: str, state: str, **more: Any) -> api.V2beta1PipelineTaskDetail:
 
 
 def look(state: str, *tasks: api.V2beta1PipelineTaskDetail, **more: Any) -> dict[str, Any]:
-    """What a run is at one look, for `Kfp.life`."""
+    """A run's state at one request, for `Kfp.life`."""
     return {"state": state, "run_details": api.V2beta1RunDetails(task_details=list(tasks)), **more}

@@ -1,4 +1,4 @@
-"""Credentials from the environment and files; never in what is printed (`qlora` checks that each time)."""
+"""Credentials from the environment and files; `qlora` checks each time that none is printed."""
 
 import datetime
 import ipaddress
@@ -20,7 +20,7 @@ from tests.pipelines.kfp_api.state import Fault, Kfp
 def test_a_token(kfp: Kfp, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kfp.token = "a-secret-token"
     assert "does not know this login (401): set QLORA_KFP_TOKEN" in refused("submit", "--config", run_yaml)
-    assert kfp.count("healthz") == 2  # a login that never worked is not tried for long
+    assert kfp.count("healthz") == 2  # a login that never worked is tried only once more
     monkeypatch.setenv("QLORA_KFP_TOKEN", "a-secret-token")
     assert submit(run_yaml)["exit_code"] == 0
 
@@ -37,7 +37,7 @@ def test_a_login_page_that_answers_200(kfp: Kfp, run_yaml: Path) -> None:
     assert "answers with a page (text/html)" in refused("submit", "--config", run_yaml)
 
 
-def test_what_may_not_be_done(kfp: Kfp, run_yaml: Path) -> None:
+def test_a_login_without_the_right(kfp: Kfp, run_yaml: Path) -> None:
     kfp.faults = [Fault("POST .*/runs$", 403, message="User is not authorized")]
     assert "this login may not do that" in refused("submit", "--config", run_yaml, "--namespace", "team")
 
@@ -60,7 +60,9 @@ def test_several_users_need_a_namespace(
         ("https://me:a-secret-token@host", "the endpoint holds a password"), ("https://", "is not an address"),
     ],
 )  # fmt: skip
-def test_an_endpoint_that_is_none(run_yaml: Path, endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_not_an_address(
+    run_yaml: Path, endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
     assert message in refused("submit", "--config", run_yaml, "--endpoint", endpoint)
 
@@ -81,7 +83,7 @@ def test_nothing_listens(run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
-    """The file of an authority that nobody knows, and a server's side of TLS with its certificate."""
+    """The file of a private certificate authority, and the TLS context of a server with its certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority of our own")])
     today = datetime.datetime.now(datetime.UTC)
@@ -105,7 +107,7 @@ def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
     return tmp_path / "ca.pem", context
 
 
-def test_an_authority_of_ones_own(
+def test_a_private_certificate_authority(
     run_yaml: Path, authority: tuple[Path, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, context = authority

@@ -1,7 +1,7 @@
-"""Triggers at the same moment: real HTTP, real claims in a store, and a virtual clock, so that every delay can be had.
+"""Triggers at the same moment: real HTTP, real claims in a store, and a virtual clock, so that any delay is cheap.
 
-In each race some triggers see no run of a key and start one. Requests and the store are slow, pods start late and are
-killed late, triggers die halfway. Exactly one run passes plan_run and goes on.
+In each race some triggers see no run with a key and start one. Requests and the store are slow, pods start and end
+late, triggers die halfway. Exactly one run passes plan_run and goes on.
 """
 
 import collections
@@ -30,11 +30,11 @@ Counts = collections.Counter[str]
 
 
 class Killed(Exception):
-    """A trigger's machine is gone, or a pod was ended."""
+    """A trigger's machine is lost, or a pod is killed."""
 
 
 class Race:
-    """One race: triggers that start, and the cluster that runs what they create."""
+    """One race: the triggers, and the cluster that runs what they create."""
 
     def __init__(self, kfp: Kfp, pipeline: Compiled, seed: int, counts: Counts) -> None:
         self.kfp, self.pipeline, self.counts = kfp, pipeline, counts
@@ -53,7 +53,7 @@ class Race:
         self.sleep(seconds)
 
     def sleep(self, seconds: float) -> None:
-        """Sleeps; in a pod of a run that was ended meanwhile, to its end: the cluster takes some seconds for that."""
+        """Sleeps. A pod whose run was terminated is killed here, some seconds after that."""
         self.clock.sleep(seconds)
         run_id = getattr(self.pod_of, "run_id", "")
         if run_id in self.kfp.terminated and self.clock.now >= self.kill_at[run_id]:
@@ -64,7 +64,7 @@ class Race:
             return self.random.random() < share
 
     def trigger(self) -> None:
-        """What `qlora trigger` does once it has decided to start, up to minutes after it looked."""
+        """What `qlora trigger` does after its decision to start, up to minutes after it listed the runs."""
         self.delay(0, self.random.choice([0.5, 0.5, 5, 40]))
         dies = self.chance(0.15)
         race = self
@@ -88,7 +88,7 @@ class Race:
             self.counts["triggers that died"] += 1
 
     def pod(self, run: api.V2beta1Run) -> None:
-        """plan_run of a run: it starts late, claims, works, settles; tried again where the store was too slow."""
+        """plan_run of a run: it starts late, claims, works, settles; it is retried if the store is too slow."""
         self.pod_of.run_id = run.run_id
         given = run.runtime_config.parameters
         place, claim = claims.place(given["training_key"], "tickets"), claims.parse(given["claim"])
@@ -123,7 +123,7 @@ class Race:
 
 @pytest.fixture
 def slow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Race]:
-    """A store that takes its time, now and then too long; the list holds the race at work."""
+    """A store that is slow, sometimes too slow; the list has the current race."""
     monkeypatch.setenv("QLORA_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(claims, "PAUSE", 30.0)
     monkeypatch.setattr(runs, "LIST_DELAY", 2.0)
@@ -166,5 +166,5 @@ def test_200_races_and_one_run_survives_each(
     with capsys.disabled():
         print(f"\n{RACES} races: " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     assert counts["survivors"] == RACES
-    # Each way to end was taken.
+    # Every way to end occurred.
     assert min(counts[what] for what in ("ended by their own trigger", "ended in plan_run", "triggers that died")) > 0

@@ -46,7 +46,7 @@ def test_the_same_content_is_uploaded_once(kfp: Kfp, run_yaml: Path, tmp_path: P
     made = CliRunner().invoke(main, ["submit", "--upload-only", "--pipeline", str(other), "--json"])
     assert json.loads(made.output)["uploaded"] is True
     assert len(kfp.versions) == 2 and len(kfp.pipelines) == 1
-    # The same content in another layout is the same version.
+    # The same content, formatted differently, is the same version.
     other.write_text(yaml.safe_dump_all(list(yaml.safe_load_all(GOLDEN.read_text())), width=1000))
     again = CliRunner().invoke(main, ["submit", "--upload-only", "--pipeline", str(other), "--json"])
     assert json.loads(again.output)["uploaded"] is False
@@ -136,7 +136,7 @@ def test_a_missing_parameter_is_named(kfp: Kfp, tmp_path: Path) -> None:
     assert refused("submit", "--config", tmp_path / "run.yaml") == "model_name is required"
 
 
-def test_what_is_no_pipeline(tmp_path: Path, kfp: Kfp) -> None:
+def test_a_file_that_is_not_a_pipeline(tmp_path: Path, kfp: Kfp) -> None:
     for name, content in {"a.yaml": "a: 1", "b.yaml": "[", "c.yaml": ""}.items():
         (tmp_path / name).write_text(content)
         result = CliRunner().invoke(main, ["submit", "--upload-only", "--pipeline", str(tmp_path / name)])

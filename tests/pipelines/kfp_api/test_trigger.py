@@ -81,13 +81,13 @@ def test_what_it_says_to_people(kfp: Kfp, config: Path) -> None:
 def test_other_options_and_another_model_are_other_work(kfp: Kfp, config: Path) -> None:
     trigger(config)
     assert trigger(config, "--set", "learning_rate=0.001")["action"] == "started"
-    assert trigger(config, "--set", "gpu_memory_gib=80")["action"] == "running"  # takes part in no key
+    assert trigger(config, "--set", "gpu_memory_gib=80")["action"] == "running"  # is in no key
     assert trigger(config, "--set", "model_name=other")["action"] == "started"
     assert len(kfp.runs) == 3
 
 
 def ended(kfp: Kfp, state: str, minutes: float) -> None:
-    """The newest run ended so long ago."""
+    """The newest run ended so many minutes ago."""
     run = list(kfp.runs.values())[-1]
     run.state, run.finished_at = state, datetime.now(UTC) - timedelta(minutes=minutes)
     run.created_at = run.finished_at
@@ -119,7 +119,7 @@ def test_what_a_person_cancelled_stays_cancelled(kfp: Kfp, config: Path) -> None
     assert trigger(config)["action"] == "cancelled"
 
 
-def test_data_that_is_still_written_to_is_waited_for(kfp: Kfp, config: Path, data: Path) -> None:
+def test_it_waits_while_data_is_still_being_written(kfp: Kfp, config: Path, data: Path) -> None:
     found = trigger(config, "--quiet-minutes", "10")
     assert found["action"] == "waiting" and "the data was last written" in found["reason"]
     os.utime(data / "a.jsonl", (time.time() - 700,) * 2)
@@ -134,7 +134,7 @@ def test_a_minimum_of_new_rows(kfp: Kfp, config: Path, data: Path) -> None:
     write_jsonl(data / "b.jsonl", [conversation(f"more {n}", "cat") for n in range(9)])
     assert trigger(config, "--min-new-rows", "10")["reason"] == "9 rows are new; --min-new-rows asks for 10"
     assert trigger(config, "--min-new-rows", "9")["action"] == "started"
-    # Relative to the last run that was not in vain.
+    # Relative to the last run that did not fail.
     ended(kfp, "FAILED", 100)
     write_jsonl(data / "c.jsonl", [conversation("one more", "cat")])
     assert trigger(config, "--min-new-rows", "10")["action"] == "started"
@@ -145,7 +145,7 @@ def test_many_runs_are_listed_page_by_page(kfp: Kfp, config: Path) -> None:
     (key,) = {run.runtime_config.parameters["training_key"] for run in kfp.runs.values()}
     first = kfp.only_run()
     first.state = "SUCCEEDED"
-    # Runs with the same end of name and another key come before it.
+    # Before it in the list are runs whose names end alike but whose keys differ.
     for n in range(150):
         copy = type(first)(run_id=f"{n:04d}", display_name=f"other-{key[:12]}", state="RUNNING",
                            created_at=datetime(2020, 1, 1, tzinfo=UTC))  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_creation_without_an_answer_makes_one_run(kfp: Kfp, config: Path, done
     assert trigger(config)["run_id"] == kfp.only_run().run_id
 
 
-def test_wait_follows_also_a_run_that_was_at_work(kfp: Kfp, config: Path) -> None:
+def test_wait_also_follows_a_run_that_is_running_already(kfp: Kfp, config: Path) -> None:
     kfp.life = [look("RUNNING", task("plan-run", "RUNNING")), look("SUCCEEDED", task("register-model", "SUCCEEDED"))]
     assert trigger(config, "--wait")["outcome"] == "done"
     kfp.only_run().state = "RUNNING"
@@ -225,7 +225,7 @@ def test_wait_follows_also_a_run_that_was_at_work(kfp: Kfp, config: Path) -> Non
 
 
 @pytest.mark.parametrize(("name", "message"), [("", "nothing there; give a file"), ("notes.txt", "is not read")])
-def test_bad_data_is_one_line_and_nothing_is_asked(kfp: Kfp, config: Path, data: Path, name: str, message: str) -> None:
+def test_bad_data_is_one_line_and_nothing_is_sent(kfp: Kfp, config: Path, data: Path, name: str, message: str) -> None:
     (data / "a.jsonl").unlink()
     if name:
         (data / name).write_text("x")

@@ -1,4 +1,4 @@
-"""Following a run to its end, through all that servers and proxies do meanwhile."""
+"""Following a run to its end, whatever servers and proxies do meanwhile."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.pipelines.kfp_api.state import Fault, Kfp, look, task
 
 
 def steps(*states: str) -> list[api.V2beta1PipelineTaskDetail]:
-    """Steps in the pipeline's order, among the nodes that are none."""
+    """Steps in the pipeline's order, among nodes that are not steps."""
     names = ["plan-run", "stage-base-model", "prepare-dataset", "train-qlora", "evaluate-model", "dequantize-and-merge",
              "evaluate-model-2", "register-model"]  # fmt: skip
     shown = [task(name, state) for name, state in zip(names, states, strict=False)]
@@ -55,7 +55,7 @@ def test_a_run_that_failed_exits_1_with_the_step_and_its_line(kfp: Kfp, run_yaml
     assert found["last_lines"] == ["[train_qlora] error: the loss is NaN at step 3"]
 
 
-def test_where_the_log_is_gone_the_servers_reason_is_told(kfp: Kfp, run_yaml: Path) -> None:
+def test_without_a_log_the_servers_reason_is_printed(kfp: Kfp, run_yaml: Path) -> None:
     failed = task(
         "train-qlora", "FAILED", pod_name="gone", error=api.GoogleRpcStatus(message="OOMKilled (exit code 137)")
     )
@@ -81,7 +81,7 @@ HISTORY = [api.V2beta1RuntimeStatus(state="CANCELING"), api.V2beta1RuntimeStatus
     "life",
     [
         [look("RUNNING"), look("CANCELING"), look("CANCELED")],
-        [look("RUNNING"), look("CANCELING"), look("FAILED")],  # so Argo calls a run that was ended
+        [look("RUNNING"), look("CANCELING"), look("FAILED")],  # Argo's state of a terminated run
         [look("FAILED", state_history=HISTORY)],
     ],
     ids=["cancelled", "called failed", "called failed, with a history"],
@@ -92,7 +92,7 @@ def test_a_cancelled_run_exits_4(kfp: Kfp, run_yaml: Path, life: list[dict[str, 
     assert (found["exit_code"], found["outcome"]) == (4, "cancelled")
 
 
-def test_a_run_that_vanishes_is_said(kfp: Kfp, run_yaml: Path) -> None:
+def test_a_run_that_was_deleted_is_an_error(kfp: Kfp, run_yaml: Path) -> None:
     kfp.life = [look("RUNNING"), {"vanish": True}]
     assert "is no longer on" in refused("submit", "--config", run_yaml, "--wait")
 

@@ -1,4 +1,4 @@
-"""A clock that goes on only while every actor sleeps: minutes pass in a moment, and no machine is too slow."""
+"""A clock that advances only while every actor sleeps: minutes pass at once, and no machine is too slow."""
 
 import heapq
 import itertools
@@ -36,7 +36,7 @@ class Clock:
             woken.set()
 
     def spawn(self, work: Callable[[], None]) -> None:
-        """Starts an actor; it counts as awake from now on."""
+        """Starts an actor, which is awake from now on."""
 
         def run() -> None:
             try:
@@ -55,8 +55,8 @@ class Clock:
         thread.start()
 
     def join(self) -> None:
-        """Waits until every actor is at its end, those included that others started."""
-        for thread in self._threads:  # grows while it is gone through
+        """Waits until every actor has ended, also those that other actors started."""
+        for thread in self._threads:  # it grows during the loop
             thread.join(60)
             assert not thread.is_alive()
         if self.failures:

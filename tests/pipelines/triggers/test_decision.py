@@ -1,4 +1,4 @@
-"""Whether data calls for a run: each state of the runs before, without any server."""
+"""Whether data calls for a run: every state of the earlier runs, without a server."""
 
 import pytest
 
@@ -26,10 +26,10 @@ def run(state: str, attempt: int = 1, stamp: str = "a", ended: float = 0.0) -> E
         ([run("FAILED", ended=NOW - 500)], "waiting", 1, "the next attempt is in 1 min 40 s"),
         ([run("FAILED"), run("FAILED", 2)], "failed", 2, "failed 2 times, last in run failed-2a"),
         ([run("CANCELED")], "cancelled", 1, "run canceled-1a was cancelled; --force starts it again"),
-        # The later of two that started at the same moment was ended as surplus; what counts is the earlier.
+        # Of two that started at the same moment a trigger ended the later one; the earlier one counts.
         ([run("FAILED", ended=NOW - 700), run("CANCELED", stamp="b")], "start", 2, "run failed-1a failed before"),
         ([run("CANCELED"), run("FAILED", stamp="b")], "cancelled", 1, "run canceled-1a"),
-        # One that was entered by hand, with the key and without a claim.
+        # A run that somebody started by hand with the key but without a claim.
         ([run("FAILED", 0, "")], "start", 1, "failed before"),
     ],
 )

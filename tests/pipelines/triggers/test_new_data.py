@@ -1,4 +1,4 @@
-"""What a trigger sees of the data: changes while it looks, quiet, and how many rows are new."""
+"""What a trigger sees of the data: changes during the listing, its age, and how many rows are new."""
 
 import gzip
 import os
@@ -26,7 +26,7 @@ def write(path: Path, rows: int) -> None:
 
 
 def saved(data: Path) -> str:
-    """The digest of the data as it lies there, its listing in the store."""
+    """The digest of the data as it is now, with its listing in the store."""
     listed = listing.make(str(data))
     listing.save(listed)
     return listing.data_digest(listed)

@@ -85,7 +85,7 @@ def test_while_one_runs_another_holds_off(tmp_path: Path) -> None:
             assert [run.state for run in second.earlier_runs()] == ["RUNNING"]
         with LocalRuns.lock(tmp_path, "other key", "tiny") as other:
             assert other.locked and other.earlier_runs() == [] and other.last_data_digest() == ""
-    with LocalRuns.lock(tmp_path, "key", "tiny") as third:  # the first died without a word
+    with LocalRuns.lock(tmp_path, "key", "tiny") as third:  # the first process died
         assert third.locked and [run.state for run in third.earlier_runs()] == ["FAILED"]
         third.begin(2, "digest")
         third.end("SUCCEEDED", "folder")

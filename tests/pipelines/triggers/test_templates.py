@@ -1,4 +1,4 @@
-"""What starts `qlora trigger` elsewhere: each by its linter or schema, and each command one that qlora knows."""
+"""The templates that run `qlora trigger`: each passes its linter or schema, and qlora knows each command."""
 
 import re
 import shlex
@@ -82,7 +82,7 @@ def test_three_lines_are_to_adapt_and_the_image_is_ours(path: Path) -> None:
 
 
 def commands() -> dict[str, list[str]]:
-    """The words after `qlora` in each."""
+    """The words after `qlora` in each template."""
     cronjob = load("cronjob.yaml")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
     sensor = job_of_the_sensor()["spec"]["template"]["spec"]["containers"][0]
     (run,) = (step["run"] for step in yaml.safe_load(WORKFLOW.read_text())["jobs"]["trigger"]["steps"] if "run" in step)
