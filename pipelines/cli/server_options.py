@@ -93,9 +93,9 @@ def wait(server: "Server", run_id: str, pipeline: "Compiled") -> dict[str, Any]:
     except InputError as error:
         say(f"error: {error}")
         return {"outcome": "unknown", "exit": 1}
-    if finished.outcome is watch.Outcome.FAILED:
+    if finished.outcome is watch.End.FAILED:
         first, *others = finished.last_lines
         say("\n  ".join([f"error: {finished.failed_step or 'the run'} failed: {first}", *others]))
-    elif finished.outcome is watch.Outcome.GATE_SAID_NO:
+    elif finished.outcome is watch.End.GATE_SAID_NO:
         say("Not registered: rejected by the gate; the run's reports say why.")
     return finished._asdict() | {"outcome": finished.outcome.name.lower(), "exit": int(finished.outcome)}

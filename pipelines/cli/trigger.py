@@ -122,7 +122,7 @@ def _report(decision: "Decision", snapshot: "Snapshot", as_json: bool, url: str 
 
 
 def _run_here(run: Run, runs: Path, attempts: "LocalRuns", as_json: bool) -> dict[str, Any]:
-    from qlora_pipelines.pipelines.kfp_api.watch import Outcome
+    from qlora_pipelines.pipelines.kfp_api.watch import End
     from qlora_pipelines.pipelines.local import runner, summary
 
     try:
@@ -130,10 +130,10 @@ def _run_here(run: Run, runs: Path, attempts: "LocalRuns", as_json: bool) -> dic
     except KeyboardInterrupt:
         attempts.end("CANCELED")
         say("cancelled")
-        return {"outcome": "cancelled", "exit": int(Outcome.CANCELLED)}
+        return {"outcome": "cancelled", "exit": int(End.CANCELLED)}
     attempts.end("FAILED" if finished.error else "SUCCEEDED", str(finished.folder))
     if not as_json:
         click.echo(summary.text(finished), err=bool(finished.error))
-    outcome = Outcome.FAILED if finished.error else Outcome.DONE if finished.registered else Outcome.GATE_SAID_NO
-    result = {"outcome": outcome.name.lower(), "exit": int(outcome)}
+    end = End.FAILED if finished.error else End.DONE if finished.registered else End.GATE_SAID_NO
+    result = {"outcome": end.name.lower(), "exit": int(end)}
     return result | {"folder": str(finished.folder), "error": finished.error}

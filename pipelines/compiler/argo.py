@@ -38,13 +38,13 @@ for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
 
 FILES = "/tmp/qlora"
 REPORTS = {
-    "plan_report": "1-plan",
-    "data_report": "2-data",
-    "training_report": "3-training",
-    "tuned_report": "4-tuned",
-    "merged_report": "5-merged",
+    "plan-run": "1-plan",
+    "prepare-dataset": "2-data",
+    "train-qlora": "3-training",
+    "evaluate-model": "4-tuned",
+    "evaluate-model-2": "5-merged",
 }
-"""Names of the reports in MLflow, by register_model's inputs."""
+"""Names of the tasks' reports in MLflow."""
 RUN_ID = "{{$.pipeline_job_uuid}}"
 TOLERATIONS = [{"key": placement.ACCELERATOR, "operator": "Exists", "effect": "NoSchedule"}]
 
@@ -130,7 +130,10 @@ def _parameters(step: ir.Task) -> list[tuple[str, str, ir.Source]]:
 def _container(step: ir.Task, cluster: Cluster) -> Container:
     needs, options = placement.STEPS[step.step], _options(step.step)
     parameters = {name: option for name, option, _ in _parameters(step)}
-    artifacts = {name: _flag(name) if name in options else f"--reports={REPORTS[name]}" for name in step.artifacts}
+    artifacts = {
+        name: _flag(name) if name in options else f"--reports={REPORTS[source.task]}"
+        for name, source in step.artifacts.items()
+    }
     outputs = [name for name in step.output_artifacts if name in options]
     return Container(
         name=step.name,

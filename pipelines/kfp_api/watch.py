@@ -24,7 +24,7 @@ FINAL_STATES = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 REGISTRATION = "register-model"
 
 
-class Outcome(enum.IntEnum):
+class End(enum.IntEnum):
     """How a run ended; the numbers are the command's exit codes."""
 
     DONE = 0
@@ -36,7 +36,7 @@ class Outcome(enum.IntEnum):
 class FinishedRun(NamedTuple):
     """How a run ended: the step that failed, the last lines of its log, and the last state of each step."""
 
-    outcome: Outcome
+    outcome: End
     failed_step: str
     last_lines: list[str]
     steps: dict[str, str]
@@ -71,15 +71,15 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
             break
         time.sleep(POLL_INTERVAL)
     if "CANCELING" in run_states or runs.state(run) == "CANCELED":
-        return FinishedRun(Outcome.CANCELLED, "", [], states)
+        return FinishedRun(End.CANCELLED, "", [], states)
     if run.state == "FAILED":
         failed = next((name for name, task in steps.items() if task.state == "FAILED"), "")
         lines = _last_lines(server, run, steps[failed]) if failed else _reason(run)
-        return FinishedRun(Outcome.FAILED, failed, lines, states)
+        return FinishedRun(End.FAILED, failed, lines, states)
     # A run that the gate rejects ends without an error and without registration.
     registration = pipeline.steps.get(REGISTRATION)
     rejected = steps and registration and states.get(registration) != "SUCCEEDED"
-    return FinishedRun(Outcome.GATE_SAID_NO if rejected else Outcome.DONE, "", [], states)
+    return FinishedRun(End.GATE_SAID_NO if rejected else End.DONE, "", [], states)
 
 
 def _get(server: Server, run_id: str) -> V2beta1Run:
@@ -123,6 +123,6 @@ def _last_lines(server: Server, run: V2beta1Run, task: V2beta1PipelineTaskDetail
 def _reason(item: Any) -> list[str]:
     """The message of a run's or a step's error."""
     for error in [item.error, *(status.error for status in reversed(item.state_history or []))]:
-        if error and error.message:
-            return str(error.message).strip().splitlines()[:LAST_LINES]
+        if error and (message := str(error.message or "").strip()):
+            return message.splitlines()[:LAST_LINES]
     return ["the server gives no reason; the step's log is in the UI"]
