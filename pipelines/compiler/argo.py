@@ -78,7 +78,7 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
         DAG(name="pipeline"),
     ):
         for step in ir.tasks(pipeline):
-            parameters = {name: value(source) for name, _, source in _parameters(step)}
+            parameters = {name: value(source) for name, source in step.parameters.items()}
             artifacts = {name: tasks[each.task].get_artifact(each.name) for name, each in step.artifacts.items()}
             tasks[step.name] = Task(
                 name=step.name,
@@ -112,24 +112,9 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _parameters(step: ir.Task) -> list[tuple[str, str, ir.Source]]:
-    """Each parameter of a step's template: its name, its option of `qlora step`, and where its value comes from.
-
-    A dict is one parameter per entry, `--evidence=NAME=VALUE`: Argo replaces references in values only.
-    """
-    options = _options(step.step)
-    found = []
-    for name, source in step.parameters.items():
-        if isinstance(source.constant, dict):
-            found += [(f"{name}_{key}", f"{_flag(name)}={key}", entry) for key, entry in source.constant.items()]
-        else:
-            found.append((name, _flag(name) if name in options else f"--evidence={name}", source))
-    return found
-
-
 def _container(step: ir.Task, cluster: Cluster) -> Container:
     needs, options = placement.STEPS[step.step], _options(step.step)
-    parameters = {name: option for name, option, _ in _parameters(step)}
+    parameters = {name: _flag(name) if name in options else f"--evidence={name}" for name in step.parameters}
     artifacts = {
         name: _flag(name) if name in options else f"--reports={REPORTS[source.task]}"
         for name, source in step.artifacts.items()

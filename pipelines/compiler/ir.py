@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 CONDITION = re.compile(r"inputs\.parameter_values\['(?P<name>[^']+)'\] == true$")
-PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +15,7 @@ class Source:
     Attributes:
         task: the task whose output it is, or ''.
         name: the output's or the parameter's name.
-        constant: the value itself, where it is one; of a dict each value is a Source.
+        constant: the value itself, where it is one.
     """
 
     task: str = ""
@@ -56,10 +55,7 @@ def tasks(pipeline: dict[str, Any]) -> list[Task]:
 
 
 def _needs(task: Task) -> set[str]:
-    sources = [*task.parameters.values(), *task.artifacts.values(), *task.conditions]
-    dicts = [source.constant for source in sources if isinstance(source.constant, dict)]
-    sources += [entry for each in dicts for entry in each.values()]
-    return {source.task for source in sources} - {""}
+    return {source.task for source in [*task.parameters.values(), *task.artifacts.values(), *task.conditions]} - {""}
 
 
 def needs(task: Task) -> list[str]:
@@ -90,11 +86,7 @@ def _flatten(
             step=container["args"][-1],
             image=container["image"],
             # Not what placement registered beside them: that is the pod's, not the step's.
-            parameters={
-                key: _entries(value, parameters)
-                for key, value in parameters.items()
-                if key in declared.get("parameters", {})
-            },
+            parameters={key: value for key, value in parameters.items() if key in declared.get("parameters", {})},
             artifacts=artifacts,
             conditions=conditions,
             outputs=tuple(outputs.get("parameters", {})),
@@ -110,15 +102,3 @@ def _source(binding: dict[str, Any], scope: dict[str, Source]) -> Source:
     if output := binding.get("taskOutputArtifact"):
         return Source(output["producerTask"], output["outputArtifactKey"])
     return Source(constant=binding["runtimeValue"]["constant"])
-
-
-def _entries(source: Source, inputs: dict[str, Source]) -> Source:
-    """Makes each value of a dict a Source: a placeholder stands for another input of the same task."""
-    if not isinstance(source.constant, dict):
-        return source
-    return Source(
-        constant={
-            name: inputs[found[1]] if (found := PLACEHOLDER.fullmatch(str(value))) else Source(constant=value)
-            for name, value in source.constant.items()
-        }
-    )
