@@ -52,7 +52,7 @@ class QuantizedWeight:
             return _quantize_piece(values, quantization.quant_type)
 
         small = (part for piece in pieces for part in piece.split(PIECE))
-        quantised = [found for _, found in streams.ahead(quantize, small, os.cpu_count() or 1)]
+        quantised = [found for _, found in streams.prefetch(quantize, small, os.cpu_count() or 1)]
         self.shape, self.quantization = shape, quantization
         self.packed = torch.cat([packed for packed, _ in quantised])
         self.absmax = torch.cat([absmax for _, absmax in quantised])

@@ -12,8 +12,8 @@ from qlora_pipelines.components.core.models import safetensors_files
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.models.safetensors_files import FLOATS
 from qlora_pipelines.components.core.runtime import Progress
-from qlora_pipelines.components.core.store import streams
-from qlora_pipelines.components.core.store.streamed_attempts import StreamedAttempt
+from qlora_pipelines.components.core.store import storage, streams
+from qlora_pipelines.components.core.store.attempts import Attempt
 from qlora_pipelines.components.dequantize_and_merge.layout import MergedLayout, OutputTensor
 from qlora_pipelines.components.dequantize_and_merge.requantization import QuantizedWeight
 
@@ -22,7 +22,7 @@ Pieces = Iterator[tuple[Rows, Any]]
 """Bytes of a tensor that is copied, else values in the dtype of the file, as (out, in)."""
 
 
-def write(layout: MergedLayout, quantization: Quantization, attempt: StreamedAttempt, folder: str, note: str) -> None:
+def write(layout: MergedLayout, quantization: Quantization, attempt: Attempt, folder: str, note: str) -> None:
     """Writes the merged model's weights, and their index where there are several files.
 
     Args:
@@ -39,7 +39,7 @@ def write(layout: MergedLayout, quantization: Quantization, attempt: StreamedAtt
     rows = [(tensor, first, last) for tensor in tensors for first, last in tensor.row_ranges()]
     progress = Progress("merging, tensors", len(tensors))
     done = itertools.count(1)
-    with _one_thread_per_operation(), contextlib.closing(streams.ahead(_read, rows)) as pieces:
+    with _one_thread_per_operation(), contextlib.closing(streams.prefetch(_read, rows)) as pieces:
         for shard in layout.shards:
             header = safetensors_files.write_header((t.name, t.dtype, t.source.shape) for t in shard.tensors)
             with attempt.open(f"{folder}/{shard.name}") as writer:
@@ -98,7 +98,7 @@ def _merged(tensor: OutputTensor, pieces: Pieces, quantization: Quantization, no
         # The merge's only rounding, to the dtype of the file.
         return found.to(getattr(torch, FLOATS[tensor.dtype])).contiguous().view(-1).view(torch.uint8).numpy()
 
-    for _, data in streams.ahead(merge, pieces, os.cpu_count() or 1):
+    for _, data in streams.prefetch(merge, pieces, os.cpu_count() or 1):
         yield data
 
 
@@ -124,7 +124,7 @@ def check_room(layout: MergedLayout, uri: str) -> None:
     Raises:
         TransientError: it has not.
     """
-    free = streams.free_bytes(uri)
+    free = storage.free_bytes(uri)
     if free is not None and free < layout.size:
         raise TransientError(
             f"{uri}: the merged model needs {layout.size / 1e9:,.2f} GB, and the disk has {free / 1e9:,.2f} GB left"

@@ -10,7 +10,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, base_weights, loading
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, storage, streamed_attempts
+from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
 from qlora_pipelines.components.dequantize_and_merge import layout, parameter_names, requantization, streaming
 
@@ -55,7 +55,7 @@ def run(
     finished = attempts.find(key_uri, merge_base=merge_base)
     if finished is not None:
         log(f"merged already: {finished.uri}")
-        streamed_attempts.clear(key_uri)
+        attempts.clear(key_uri)
         return Result(finished.uri)
     trained = attempts.read(adapter)
     if (revision := trained.info.get("base_revision")) != base_revision:
@@ -74,7 +74,7 @@ def run(
         merged = layout.make(base, names, edits, digests, int(config.max_shard_gb * 1e9))
         streaming.check_room(merged, key_uri)
         log(f"merging into the {merge_base} base: {merged.size / 1e9:,.2f} GB in {len(merged.shards)} files")
-        with streamed_attempts.attempt(key_uri) as attempt:
+        with attempts.attempt(key_uri, wait=True) as attempt:
             streaming.write(merged, Quantization(**trained.info["quantization"]), attempt, MODEL, _note(trained.info))
             configs = {"config.json": layout.merged_config(base_config, merged), GENERATION: _generation_config(folder)}
             for name, content in configs.items():

@@ -18,8 +18,8 @@ from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.registry import champion, mlflow_client
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
-from qlora_pipelines.components.core.store import attempts, keys, storage, streams
-from qlora_pipelines.components.plan_run import base_checks, disk, fit, probing, sampling, weight_files
+from qlora_pipelines.components.core.store import attempts, keys, storage
+from qlora_pipelines.components.plan_run import base_checks, disk, fit, sampling, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,8 @@ def check(config: RunConfig, folder: Path) -> Access:
 
 def _store(found: Access) -> None:
     with found.about("store"):
-        found.note("ok", "store", f"{probing.store()} can be written, read and deleted in")
+        storage.check_writable(storage.root())
+        found.note("ok", "store", f"{storage.root()} can be written, read and deleted in")
 
 
 def _mlflow(found: Access, config: RunConfig) -> None:
@@ -219,7 +220,7 @@ def _checkpoint(training_key: str) -> int:
 
 
 def _room(found: Access, config: RunConfig, plan: fit.Plan) -> None:
-    free = streams.free_bytes(storage.root())
+    free = storage.free_bytes(storage.root())
     written = disk_of(found, config, plan)["store, written by this run"]
     if free is not None and free < written:
         found.note(

@@ -10,7 +10,6 @@ import dataclasses
 import gc
 import json
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.store import local_files, storage
 from qlora_pipelines.components.prepare_dataset import preparing
 from qlora_pipelines.components.prepare_dataset.data_report import Kept, write_report
 from qlora_pipelines.components.prepare_dataset.duplicates import Index
@@ -100,7 +99,9 @@ def run(
         contamination = Contamination()
         with (
             preparing.workers(config, tokenizer_folder, encoder) as prepare,
-            _aside(rejected) as rejections,
+            # A run that stops later still leaves the reasons there.
+            local_files.replacing(Path(rejected)) as aside,
+            aside.open("w", encoding="utf-8") as rejections,
             _staging(folder / "staged") as staged,
         ):
             read = _read(prepare(_chunks(files, folder, config)), index, contamination, rejections, staged)
@@ -200,19 +201,6 @@ def _check_left(found: Any, rows: int) -> None:
                 f"no row is left to {name} on, of {rows} read: {int((found >= Fate.EXACT).sum())} are duplicates,"
                 f" {rows - len(found)} were rejected"
             )
-
-
-@contextlib.contextmanager
-def _aside(path: str) -> Iterator[Any]:
-    """A text file that appears under its name when whole; a run that stops later still leaves the reasons there."""
-    target = Path(path)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            yield file
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

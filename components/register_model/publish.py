@@ -1,32 +1,14 @@
 """A registered version's files: next to the merged model, or in a store of registered models of their own."""
 
-import functools
-import os
-import uuid
-from typing import Any
-
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest
 from qlora_pipelines.components.core.runtime import Progress, log
-from qlora_pipelines.components.core.store import attempts, storage, transfer
+from qlora_pipelines.components.core.store import attempts, models_store, s3, storage, streams
 
 ADAPTER = "adapter"
 """Folder of the adapter below the version's."""
 COPY_PART = 512 << 20
 STREAM_PART = 64 << 20
-
-
-class _Stream:
-    """A file by URI as boto3 reads it for an upload; read_range resumes after a cut connection."""
-
-    def __init__(self, uri: str, size: int) -> None:
-        self.uri, self.size, self.at = uri, size, 0
-
-    def read(self, amount: int = -1) -> bytes:
-        left = self.size - self.at
-        data = transfer.read_range(self.uri, self.at, left if amount < 0 else min(amount, left))
-        self.at += len(data)
-        return data
 
 
 def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[str, manifest.Files]:
@@ -46,13 +28,13 @@ def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tupl
     Raises:
         InputError: an address cannot be read or written, or MLflow's S3 is another and no place on it is named.
     """
-    target, endpoint = os.environ.get(transfer.MODELS_VARIABLE, ""), transfer.models_endpoint()
-    transfer.check_address(target, transfer.MODELS_VARIABLE)
+    target, endpoint = models_store.root(), models_store.endpoint()
+    storage.check_address(target, models_store.VARIABLE)
     if target and not storage.is_s3(target):
-        raise InputError(f"{transfer.MODELS_VARIABLE} {target}: give an s3:// prefix")
+        raise InputError(f"{models_store.VARIABLE} {target}: give an s3:// prefix")
     if endpoint and not target and storage.is_s3(merged.uri):
         raise InputError(
-            f"MLflow's S3 endpoint {endpoint} is another than the store's: set {transfer.MODELS_VARIABLE} to an s3://"
+            f"MLflow's S3 endpoint {endpoint} is another than the store's: set {models_store.VARIABLE} to an s3://"
             " prefix there, or unset MLFLOW_S3_ENDPOINT_URL"
         )
     uri = storage.join(target, merge_key) if target else merged.uri
@@ -62,7 +44,8 @@ def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tupl
         for folder, source in sources.items()
         for name, file in _with_manifest(source).items()
     }
-    present = _sizes(uri, endpoint)
+    there = s3.objects(uri, endpoint) if storage.is_s3(uri) else storage.files(uri)
+    present = {found.path: found.size for found in there}
     missing = {
         storage.join(uri, name): (source, file["size"])
         for name, (source, file) in wanted.items()
@@ -81,9 +64,8 @@ def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tupl
 
 def use_endpoint_of(uri: str) -> None:
     """From now on reads and writes at the endpoint of a version's folder; the store may then be out of reach."""
-    target = os.environ.get(transfer.MODELS_VARIABLE, "")
-    if target and uri.startswith(f"{target.rstrip('/')}/"):
-        transfer.use_endpoint(transfer.models_endpoint())
+    if (target := models_store.root()) and uri.startswith(f"{target}/"):
+        models_store.use()
 
 
 def files_at(uri: str) -> manifest.Files:
@@ -101,39 +83,12 @@ def _with_manifest(work: attempts.Finished) -> manifest.Files:
     return work.files | {attempts.MANIFEST: manifest.entry(content)}
 
 
-def _sizes(uri: str, endpoint: str) -> dict[str, int]:
-    """Bytes of every file in a folder by path; an s3:// address is one of the endpoint."""
-    if not endpoint or not storage.is_s3(uri):
-        return storage.sizes(uri)
-    bucket, prefix = storage.s3_location(f"{uri}/")
-    pages = _client(endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    with storage.s3_errors(uri):
-        return {item["Key"].removeprefix(prefix): item["Size"] for page in pages for item in page.get("Contents", [])}
-
-
 def _copy(source: str, target: str, size: int, endpoint: str) -> None:
     if not storage.is_s3(target):
-        aside = storage.local_path(target).with_name(f".{uuid.uuid4().hex}")
-        storage.upload_file(storage.local_path(source), str(aside))
-        aside.replace(storage.local_path(target))
-        return
-    from boto3.s3.transfer import TransferConfig
-
-    inside = not endpoint and storage.is_s3(source)
-    part = COPY_PART if inside else STREAM_PART
-    parts = TransferConfig(multipart_threshold=part, multipart_chunksize=part)
-    bucket, key = storage.s3_location(target)
-    with storage.s3_errors(target):
-        if inside:
-            from_bucket, from_key = storage.s3_location(source)
-            storage.s3_client().copy({"Bucket": from_bucket, "Key": from_key}, bucket, key, Config=parts)
-        else:
-            client: Any = _client(endpoint) if endpoint else storage.s3_client()
-            client.upload_fileobj(_Stream(source, size), bucket, key, Config=parts)
-
-
-@functools.cache
-def _client(endpoint: str) -> Any:
-    import boto3
-
-    return boto3.client("s3", endpoint_url=endpoint)
+        storage.upload_file(storage.local_path(source), target)
+    elif not endpoint and storage.is_s3(source):
+        s3.copy(source, target)
+    else:
+        with streams.writing(target, endpoint) as writer:
+            for start in range(0, size, storage.PART):
+                writer.write(storage.read_range(source, start, storage.PART))

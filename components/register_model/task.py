@@ -15,7 +15,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import champion, manifest, mlflow_client, signing, versions
 from qlora_pipelines.components.core.registry.mlflow_client import retry, suppress
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, storage, transfer
+from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.register_model import mlflow_files, model_card, provenance, publish
 
 Config = RegisterConfig
@@ -56,7 +56,7 @@ def run(
         InputError: MLflow does not answer or refuses, or a file of the model is gone or altered.
     """
     for uri, what in ((merged_uri, "merged model"), (adapter_uri, "adapter")):
-        transfer.check_address(uri, what)
+        storage.check_address(uri, what)
     if not re.fullmatch(r"[\w-]+", merge_key):
         raise InputError(f"merge_key {merge_key!r}: letters, digits, - and _ are expected")
     key = signing.signing_key()
@@ -99,7 +99,7 @@ def _create(client: Any, name: str, merge_key: str, merged_uri: str, adapter_uri
     uri, files = publish.publish(attempts.read(merged_uri), adapter_uri, merge_key)
     publish.use_endpoint_of(uri)
     # MLflow takes any address, also one where there is nothing.
-    transfer.check_files(uri, files, "merged model", "run the merge again")
+    attempts.check_files(uri, files, f"merged model {uri}", "run the merge again")
     with suppress("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name)
     run = provenance.find_or_start_run(client, name, merge_key)
@@ -149,10 +149,12 @@ def _write_files(version: Any, key: str, made_from: Any) -> tuple[manifest.Manif
         The manifest, and the fingerprint of the key that signed, or `no`.
     """
     uri = version.source
-    transfer.check_address(uri, f"{version.name} version {version.version}")
+    storage.check_address(uri, f"{version.name} version {version.version}")
     if manifest.MANIFEST in storage.sizes(uri):
         found = manifest.read(uri)
-        transfer.check_files(uri, found.files, "registered model", f"delete {uri}/{manifest.MANIFEST} and run again")
+        attempts.check_files(
+            uri, found.files, f"registered model {uri}", f"delete {uri}/{manifest.MANIFEST} and run again"
+        )
     else:
         files = publish.files_at(uri)
         made = mlflow_files.make(uri, files, made_from.creation_timestamp, made_from.tags[versions.KEY_TAG])

@@ -24,7 +24,7 @@ class Result(NamedTuple):
     """What came out.
 
     Mean loss over the supervised tokens of the first and of the last steps, the steps made, the most memory in use at a
-    time in MiB, on the GPU or else in the process, and where the adapter lies in the store.
+    time in MiB, on the GPU or else in the process, and where the adapter is in the store.
     """
 
     first_loss: float
@@ -73,8 +73,8 @@ def run(
     if finished is None:
         uri = storage.join(storage.root(), "checkpoints", training_key)
         checkpoints = Checkpoints(uri, config.keep_checkpoints, made_from)
-        checkpoints.check_writable()
-        with retry.once(uri), watchdog.watched(), memory.explained(config, planned):
+        storage.check_writable(uri)  # before a model is loaded
+        with retry.fail_fast(uri), watchdog.watched(), memory.explained(config, planned):
             watchdog.allow(config.setup_limit_minutes)
             _check(config, train_set, dataset_digest)
             with tempfile.TemporaryDirectory() as name, attempts.attempt(key_uri) as attempt:
@@ -102,6 +102,7 @@ def run(
                 )
     else:
         log(f"this training is finished already: {finished.uri}")
+        attempts.clear(key_uri)
     with tempfile.TemporaryDirectory() as name:
         storage.upload(storage.download(finished.uri, Path(name)), adapter)
     losses, peak = finished.info["losses"], finished.info["peak_mib"]

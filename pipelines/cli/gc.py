@@ -12,7 +12,6 @@ Adapters and tokenizers stay: they are small, and a finished training is found b
 
 import dataclasses
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import click
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest, mlflow_client, versions
-from qlora_pipelines.components.core.store import attempts, storage, transfer
+from qlora_pipelines.components.core.store import attempts, models_store, storage
 from qlora_pipelines.pipelines.local import workspace
 
 DEPTH = {"checkpoints": 2, "merged": 3, "listings": 2, "bases": 3, "claims": 2}
@@ -47,14 +46,14 @@ def gc(dry_run: bool, days: float, as_json: bool) -> None:
       qlora gc --dry-run
     """
     workspace.use_existing()
-    store, models = storage.root().rstrip("/"), os.environ.get(transfer.MODELS_VARIABLE, "").rstrip("/")
+    store, models = storage.root().rstrip("/"), models_store.root()
     references = find_references(mlflow_client.connect())
     if not dry_run:
         check_registry(store, models, references)
     pieces = in_store(store, references, days)
     _remove(pieces, dry_run)
     if models:
-        transfer.use_endpoint(transfer.models_endpoint())
+        models_store.use()
         others = in_models_store(models, references, days)
         _remove(others, dry_run)
         pieces += others
@@ -147,20 +146,20 @@ def in_models_store(store: str, references: References, days: float) -> list[Pie
 def _remove(pieces: list[Piece], dry_run: bool) -> None:
     """Removes them; each stops counting as finished before its files go."""
     for piece in [] if dry_run else pieces:
-        transfer.remove(piece.uri, attempts.MANIFEST)
+        storage.remove(piece.uri, first=attempts.MANIFEST)
 
 
 def _pieces(store: str, depth: dict[str, int]) -> Iterator[tuple[str, int, float]]:
     """Address, bytes and age in days of every piece of work below a store."""
     sizes: dict[str, int] = {}
     written: dict[str, float] = {}
-    for file in transfer.dated(store):
+    for file in storage.files(store, hidden=True):
         parts = file.path.split("/")
         deep = depth.get(parts[0], depth.get("", 0))
         if deep and len(parts) >= deep:
             uri = storage.join(store, *parts[:deep])
             sizes[uri] = sizes.get(uri, 0) + file.size
-            written[uri] = max(written.get(uri, 0.0), file.written)
+            written[uri] = max(written.get(uri, 0.0), file.modified)
     for uri in sorted(sizes):
         yield uri, sizes[uri], (time.time() - written[uri]) / DAY
 

@@ -24,7 +24,7 @@ import yaml
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest, mlflow_client, signing, versions
 from qlora_pipelines.components.core.registry.manifest import Manifest
-from qlora_pipelines.components.core.store import storage, transfer
+from qlora_pipelines.components.core.store import attempts, models_store, storage
 from qlora_pipelines.pipelines.local import workspace
 
 JOURNAL, LOCK = ".parts", ".lock"
@@ -54,7 +54,7 @@ def pull(uri: str, folder: Path | None, public_key: str, kserve: bool, as_json: 
         raise click.UsageError("give --to DIR, --kserve, or both")
     workspace.use_existing()
     version = versions.resolve(mlflow_client.connect(with_store=False), uri)
-    transfer.use_endpoint(transfer.models_endpoint())
+    models_store.use()
     registered = manifest.of_version(version)
     found: dict[str, Any] = {
         "name": version.name,
@@ -91,7 +91,7 @@ def check_signature(version: Manifest, public_key: str) -> str:
     Raises:
         InputError: a public key is given and the version is unsigned, or signed otherwise.
     """
-    signed = signing.SIGNATURE in transfer.sizes(version.uri)
+    signed = signing.SIGNATURE in storage.sizes(version.uri)
     if not public_key:
         return "signed, not checked: no public key is given" if signed else "unsigned"
     if not signed:
@@ -151,7 +151,7 @@ def copy(version: Manifest, folder: Path, arrived: Callable[[int], None] = lambd
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _fetch_verified(version, partial, arrived)
             (partial / manifest.MANIFEST).write_bytes(version.content)
-            if signing.SIGNATURE in transfer.sizes(version.uri):
+            if signing.SIGNATURE in storage.sizes(version.uri):
                 signature = storage.read_bytes(storage.join(version.uri, signing.SIGNATURE))
                 (partial / signing.SIGNATURE).write_bytes(signature)
             (partial / JOURNAL).unlink()
@@ -190,11 +190,11 @@ def _fetch_verified(version: Manifest, partial: Path, arrived: Callable[[int], N
     journal = _Journal(partial / JOURNAL)
     resumed = bool(journal.parts)
     _fetch(version, partial, journal, arrived)
-    differing = _differing(version, partial)
+    differing = attempts.altered(str(partial), version.files)
     if differing and resumed:  # perhaps only what the earlier pull left: fetched once more before it is blamed
         journal.forget(differing)
         _fetch(version, partial, journal, lambda _: None)
-        differing = _differing(version, partial)
+        differing = attempts.altered(str(partial), version.files)
     if differing:
         journal.forget(differing)
         raise InputError(f"{version.uri}: {differing[0]} was altered: it is not the file that was registered")
@@ -203,9 +203,9 @@ def _fetch_verified(version: Manifest, partial: Path, arrived: Callable[[int], N
 def _fetch(version: Manifest, partial: Path, journal: _Journal, arrived: Callable[[int], None]) -> None:
     """Fetches the parts that have not arrived, several at a time."""
     sizes = {
-        (name, start): min(transfer.PART, file["size"] - start)
+        (name, start): min(storage.PART, file["size"] - start)
         for name, file in version.files.items()
-        for start in range(0, file["size"], transfer.PART)
+        for start in range(0, file["size"], storage.PART)
     }
     missing = [part for part in sizes if part not in journal.parts]
     needed, free = sum(sizes[part] for part in missing), shutil.disk_usage(partial).free
@@ -218,7 +218,7 @@ def _fetch(version: Manifest, partial: Path, journal: _Journal, arrived: Callabl
 
     def fetch(part: Part) -> int:
         name, start = part
-        data = transfer.read_range(storage.join(version.uri, name), start, sizes[part])
+        data = storage.read_range(storage.join(version.uri, name), start, sizes[part])
         if len(data) != sizes[part]:
             raise InputError(f"{version.uri}: {name} is not whole")
         with (partial / name).open("r+b") as file:
@@ -227,20 +227,9 @@ def _fetch(version: Manifest, partial: Path, journal: _Journal, arrived: Callabl
         journal.add(part)
         return len(data)
 
-    with ThreadPoolExecutor(transfer.PARALLEL) as pool:
+    with ThreadPoolExecutor(storage.PARALLEL) as pool:
         for size in pool.map(fetch, missing):  # where one fails, it cancels those that have not begun
             arrived(size)
-
-
-def _differing(version: Manifest, folder: Path) -> list[str]:
-    """The files that are not those of the manifest."""
-
-    def differs(name: str) -> bool:
-        path, file = folder / name, version.files[name]
-        return bool(path.stat().st_size != file["size"] or storage.sha256_file(path) != file["sha256"])
-
-    with ThreadPoolExecutor(transfer.PARALLEL) as pool:
-        return [name for name, found in zip(version.files, pool.map(differs, version.files), strict=True) if found]
 
 
 def _check_present(version: Manifest, folder: Path) -> None:
@@ -253,5 +242,5 @@ def _check_present(version: Manifest, folder: Path) -> None:
         raise InputError(f"{folder}: {name} is gone; remove the folder and pull again")
     for name in sorted(here - version.signed_files.keys() - {signing.SIGNATURE}):
         raise InputError(f"{folder}: {name} is none of the registered files; remove it and pull again")
-    for name in _differing(version, folder):
+    for name in attempts.altered(str(folder), version.files):
         raise InputError(f"{folder}: {name} was altered; remove the folder and pull again")

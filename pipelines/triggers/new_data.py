@@ -1,14 +1,10 @@
 """The data that a trigger looks at: its keys, whether it is still being written, and how much of it is new."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import tempfile
-import time
-from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from qlora_pipelines.components.core.config.run import RunConfig
@@ -50,13 +46,13 @@ def snapshot(config: RunConfig) -> Snapshot:
         tokenizer = base_model.tokenizer_digest(base_model.small_files(config.base_model, revision, Path(folder)))
     after = _stamps(config)
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name, ())[:2] != after.get(name, ())[:2]:
+        if before.get(name) != after.get(name):
             raise InputError(
                 f"data {name} changed while it was listed: somebody is writing there; try again later, or give"
                 " --quiet-minutes"
             )
     made = keys.of_run(config, base_revision=revision, data_digest=digest, tokenizer_digest=tokenizer)
-    return Snapshot(made, digest, listed, min((age for _, _, age in after.values()), default=float("inf")))
+    return Snapshot(made, digest, listed, _quiet_for(after))
 
 
 def new_rows(now: Listing, former_digest: str, enough: int) -> int:
@@ -102,40 +98,17 @@ def _count(uri: str, entry: Entry, enough: float) -> int:
         return sum(1 for _ in itertools.islice(rows, math.floor(enough) + 1))
 
 
-Stamps = dict[str, tuple[int, float, float]]
-"""Size, time of the last change by the store's clock, and seconds since, by file."""
-
-
-def _stamps(config: RunConfig) -> Stamps:
+def _stamps(config: RunConfig) -> dict[str, tuple[str, int, float]]:
+    """Source, size and time of the last change of each file; of data on the hub, none: at a commit nothing changes."""
     return {
-        name: stamp
+        storage.file_uri(uri, entry): (uri, entry.size, entry.modified)
         for uri in filter(None, (config.dataset_uri, config.eval_dataset_uri))
-        for name, stamp in (_s3_stamps(uri) if storage.is_s3(uri) else _local_stamps(uri))
+        if not hub.parse(uri)
+        for entry in storage.files(uri)
     }
 
 
-def _local_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
-    if hub.parse(uri):
-        return  # at a commit nothing changes
-    path = storage.local_path(uri)
-    now = time.time()
-    for file in [path] if path.is_file() else path.rglob("*"):
-        if any(part.startswith(".") for part in file.relative_to(path).parts):
-            continue  # not listed either
-        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-            stat = file.stat()
-            if file.is_file():
-                yield str(file), (stat.st_size, stat.st_mtime, max(0.0, now - stat.st_mtime))
-
-
-def _s3_stamps(uri: str) -> Iterator[tuple[str, tuple[int, float, float]]]:
-    """Ages are differences between the store's own times: its `Date` and each object's."""
-    bucket, key = storage.s3_location(uri)
-    with storage.s3_errors(uri):
-        pages = storage.s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/"))
-        for page in pages:
-            now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
-            for item in page.get("Contents", []):
-                if item["Key"] == key or item["Key"].startswith(f"{key.rstrip('/')}/"):
-                    written = item["LastModified"].timestamp()
-                    yield f"s3://{bucket}/{item['Key']}", (item["Size"], written, max(0.0, now - written))
+def _quiet_for(stamps: dict[str, tuple[str, int, float]]) -> float:
+    """Seconds since a file was last written, both times by the clock of the file's store."""
+    now = {uri: storage.clock(uri) for uri in {uri for uri, _, _ in stamps.values()}}
+    return min((max(0.0, now[uri] - written) for uri, _, written in stamps.values()), default=float("inf"))

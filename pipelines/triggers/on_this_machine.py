@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines.triggers.decision import EarlierRun
 
 
@@ -79,6 +80,4 @@ class LocalRuns:
         return json.loads(self.path.read_text()) if self.path.exists() else []
 
     def _write(self, items: list[dict[str, Any]]) -> None:
-        part = self.path.with_name(f"{self.path.stem}.part")
-        part.write_text(json.dumps(items, indent=1))
-        part.replace(self.path)
+        storage.write_bytes(str(self.path), json.dumps(items, indent=1).encode())

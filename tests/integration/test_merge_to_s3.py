@@ -14,7 +14,7 @@ import pytest
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import attempts, storage, streamed_attempts, streams
+from qlora_pipelines.components.core.store import attempts, s3, storage
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.dequantize_and_merge.conftest import REVISION, save_adapter, save_base
 
@@ -22,20 +22,20 @@ PART = 5 << 20
 """The smallest part that S3 takes: the tests' model has three of them."""
 CHILD = """
 import os, signal, sys
-from qlora_pipelines.components.core import streams
 from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.store import s3
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.integration.test_merge_to_s3 import PART, merge
 
-streams.PART = PART
-send = streams._Upload._send_part
+s3.PART = PART
+send = s3._Upload._send_part
 
 def send_once(upload, number, data):
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return send(upload, number, data)
 
-streams._Upload._send_part = send_once
+s3._Upload._send_part = send_once
 merge(sys.argv[1], sys.argv[2])
 """
 
@@ -49,8 +49,8 @@ def merge(base: str, adapter: str, key: str = "key") -> attempts.Finished:
 
 def left_behind(store: str) -> tuple[int, list[str]]:
     """How many uploads are open below a store, and the folders there that have no manifest."""
-    bucket, prefix = storage.s3_location(store)
-    uploads = storage.s3_client().list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+    bucket, prefix = s3.location(store)
+    uploads = s3.client().list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
     folders: dict[str, set[str]] = {}
     for entry in storage.listing(f"{store}/merged/key"):
         attempt, _, path = entry.path.partition("/")
@@ -78,9 +78,9 @@ def undisturbed(base: Path, adapter: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "PART", PART)
-    monkeypatch.setattr(streamed_attempts, "BEAT", 0.5)
-    monkeypatch.setattr(streamed_attempts, "DEAD_AFTER", 3.0)
+    monkeypatch.setattr(s3, "PART", PART)
+    monkeypatch.setattr(attempts, "BEAT", 0.5)
+    monkeypatch.setattr(attempts, "DEAD_AFTER", 3.0)
 
 
 def test_base_and_result_on_s3_give_the_same_files(
@@ -131,7 +131,7 @@ def test_a_store_that_goes_away_is_one_line_and_nothing_half_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
-    send = streams._Upload._send_part
+    send = s3._Upload._send_part
 
     def last(upload: Any, number: int, data: bytes) -> Any:
         if number == 2:
@@ -140,12 +140,12 @@ def test_a_store_that_goes_away_is_one_line_and_nothing_half_done(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_S3", between.address)
-        patch.setattr(streams._Upload, "_send_part", last)
-        storage.s3_client.cache_clear()
+        patch.setattr(s3._Upload, "_send_part", last)
+        s3.client.cache_clear()
         with pytest.raises(InputError, match=r"model\.safetensors: .*; check the address, the endpoint") as refused:
             merge(str(base), str(adapter))
         assert "\n" not in str(refused.value)
-    storage.s3_client.cache_clear()
+    s3.client.cache_clear()
     assert attempts.find(f"{own_store}/merged/key") is None
     assert merge(str(base), str(adapter)).files == undisturbed
     assert left_behind(own_store) == (0, [])
@@ -162,8 +162,8 @@ def test_connections_that_break_off_are_made_anew(
     storage.upload(base, f"{own_store}/base")
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", between.address)
-    storage.s3_client.cache_clear()
+    s3.client.cache_clear()
     between.cut_after(1_500_000, times=3)
     assert merge(f"{own_store}/base", str(adapter)).files == undisturbed
     assert between.cuts == 3
-    storage.s3_client.cache_clear()
+    s3.client.cache_clear()

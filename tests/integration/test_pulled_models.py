@@ -8,7 +8,7 @@ import pytest
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
-from qlora_pipelines.components.core.store import storage, transfer
+from qlora_pipelines.components.core.store import s3, storage
 from tests.integration import servers
 from tests.integration.registered import Make, MakeProxy, qlora, register, versions
 
@@ -34,8 +34,8 @@ def test_a_pull_that_is_refused_half_way_is_taken_up(
     register(name, make_merged(own_store, "one"))
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", between.address)
-    monkeypatch.setattr(transfer, "PART", 20_000)
-    real = transfer.read_range
+    monkeypatch.setattr(storage, "PART", 20_000)
+    real = storage.read_range
     asked = 0
 
     def read(uri: str, start: int, size: int) -> bytes:
@@ -46,7 +46,7 @@ def test_a_pull_that_is_refused_half_way_is_taken_up(
         return real(uri, start, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "read_range", read)
+        patch.setattr(storage, "read_range", read)
         result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     assert result.exit_code == 1 and "error: s3://" in result.output and not (tmp_path / "here").exists()
     between.refuse(False)
@@ -56,7 +56,7 @@ def test_a_pull_that_is_refused_half_way_is_taken_up(
         again.append(start)
         return real(uri, start, size)
 
-    monkeypatch.setattr(transfer, "read_range", counted)
+    monkeypatch.setattr(storage, "read_range", counted)
     result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     assert result.exit_code == 0, result.output
     parts = sum(-(-file["size"] // 20_000) for file in manifest.read(versions(name)[0].source).files.values())
@@ -88,17 +88,15 @@ def test_no_right_to_read_the_bucket_says_what_is_needed(
 ) -> None:
     uri, _ = make_merged(own_store, "one")
     register(name, (uri, "one"))
-    bucket, key = storage.s3_location(uri)
+    bucket, key = s3.location(uri)
     deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/{key}/*"}
-    storage.s3_client().put_bucket_policy(
-        Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]})
-    )
+    s3.client().put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
     try:
         result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     finally:
-        storage.s3_client().delete_bucket_policy(Bucket=bucket)
+        s3.client().delete_bucket_policy(Bucket=bucket)
     assert result.exit_code == 1
-    assert "access denied (403); a version registered by reference is read from the bucket itself" in result.output
+    assert "access denied (403); " in result.output and "a login to MLflow does not give them" in result.output
     assert f"need s3:GetObject and s3:ListBucket on s3://{bucket}" in result.output
 
 
@@ -111,7 +109,7 @@ def test_a_store_of_registered_models_on_the_same_endpoint_is_copied_to_within_t
     register(name, (uri, "one"))
     assert "copied within the server" in capsys.readouterr().out
     assert versions(name)[0].source == f"{s3_store}/models-{name}/one"
-    transfer.remove(uri, "manifest.json")  # nothing of it is needed any more
+    storage.remove(uri, "manifest.json")  # nothing of it is needed any more
     assert qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here").exit_code == 0
 
 
@@ -148,7 +146,7 @@ def test_a_store_of_registered_models_on_another_endpoint_is_streamed_to(
         evidence = {"listing_uri": listing, "data_digest": "d"}
         register(name, (uri, "one"), evidence=evidence)
         os.environ["AWS_ENDPOINT_URL_S3"] = own  # again, as another process would
-        storage.s3_client.cache_clear()
+        s3.client.cache_clear()
         assert register(name, (uri, "one"), evidence=evidence).outcome == "champion"
         run = mlflow_client.connect().get_run(versions(name)[0].run_id)
         assert len(run.inputs.dataset_inputs) == 1

@@ -15,7 +15,7 @@ import yaml
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest
-from qlora_pipelines.components.core.store import transfer
+from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.register_model import task
 from tests.components.register_model.registering import Killed, kill_after
 from tests.integration.registered import (
@@ -68,7 +68,7 @@ def test_six_at_once_make_one_version(make_merged: Make, own_store: str, name: s
         assert results == {task.Result(str(version.version), f"models:/{each}@champion", "champion")}
         assert aliases(each) == {"champion": str(version.version), "candidate": str(version.version)}
         whole = manifest.read(version.source, version.tags[manifest.MANIFEST_TAG])
-        transfer.check_files(whole.uri, whole.files, "registered model", "")
+        attempts.check_files(whole.uri, whole.files, "registered model", "")
     print(f"\n{rounds} races of 6 registrations: {rounds} versions")
 
 

@@ -10,7 +10,7 @@ import botocore.exceptions
 import pytest
 
 from qlora_pipelines.components.core.registry import mlflow_client
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.store import s3, storage
 from tests.integration.servers import ACCESS_KEY, Proxy, has_ceph
 
 
@@ -46,9 +46,9 @@ def test_the_proxy_cuts_and_refuses_and_signatures_pass_through_it(
 ) -> None:
     storage.write_bytes(f"{own_store}/large", b"x" * 1_000_000)
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
-    bucket, key = storage.s3_location(f"{own_store}/large")
-    s3 = client(between.address)
-    assert len(s3.get_object(Bucket=bucket, Key=key)["Body"].read()) == 1_000_000
+    bucket, key = s3.location(f"{own_store}/large")
+    own = client(between.address)
+    assert len(own.get_object(Bucket=bucket, Key=key)["Body"].read()) == 1_000_000
     between.cut_after(100_000, times=1)
     with pytest.raises(Exception, match=r"incomplete|IncompleteRead|Connection broken|reset"):
         client(between.address).get_object(Bucket=bucket, Key=key)["Body"].read()

@@ -41,7 +41,7 @@ class DataFile:
         """
         if self.source.startswith(hub.PREFIX):
             return hub.fetch(self.source, self.entry.path, self.entry.etag, folder)
-        return storage.fetch(self.uri, self.entry.etag, folder)
+        return storage.fetch(self.uri, self.entry, folder)
 
     def open(self) -> BinaryIO:
         """The file where it lies, to read from any place in it; of a remote one only what is read is transferred.

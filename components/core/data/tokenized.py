@@ -1,17 +1,17 @@
 """The tokenised sets that pass between steps: one Parquet file a side, verified by whoever reads it."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import keys
+from qlora_pipelines.components.core.store import keys, local_files
 
 ROW_GROUP = 10_000
 """Rows a row group holds: what reading and writing keep in memory at a time."""
@@ -69,7 +69,7 @@ class Digest:
 
 
 class Writer:
-    """Writes all sides of a data set, batch by batch; the files appear under their names when all are whole.
+    """Writes all sides of a data set, batch by batch; the files appear under their names at the end, all or none.
 
     Args:
         paths: by side, the Parquet file to write.
@@ -81,21 +81,21 @@ class Writer:
         import pyarrow.parquet
 
         self._tokenizer = tokenizer
-        self._paths = {side: Path(path) for side, path in paths.items()}
-        self._aside = {side: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for side, path in self._paths.items()}
+        self._stack = contextlib.ExitStack()
+        places = {side: self._stack.enter_context(local_files.replacing(Path(path))) for side, path in paths.items()}
         self._digests = {side: Digest() for side in paths}
         self._held: dict[str, list[Any]] = {side: [] for side in paths}
         self._beside = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: concurrent.futures.Future[None] | None = None
-        for path in self._paths.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
         # A token id's bytes are alike by place: split by place they are packed as small as in any way, and fastest.
         split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("input_ids", "labels")}
         self._files = {
-            side: pyarrow.parquet.ParquetWriter(
-                path, schema(), compression="zstd", use_dictionary=["group", "slice"], column_encoding=split
+            side: self._stack.enter_context(
+                pyarrow.parquet.ParquetWriter(
+                    path, schema(), compression="zstd", use_dictionary=["group", "slice"], column_encoding=split
+                )
             )
-            for side, path in self._aside.items()
+            for side, path in places.items()
         }
 
     def __enter__(self) -> "Writer":
@@ -125,7 +125,7 @@ class Writer:
             self._writing.result()
 
     def close(self) -> str:
-        """Finishes the files and returns the `dataset_digest`."""
+        """Finishes the files, which take their names when the block ends; returns the `dataset_digest`."""
         digests = {side: digest.hexdigest() for side, digest in self._digests.items()}
         for side, file in self._files.items():
             self._flush(side)
@@ -134,16 +134,12 @@ class Writer:
                 {"side": side, "digests": json.dumps(digests, sort_keys=True), "tokenizer": self._tokenizer}
             )
             file.close()
-        for side, path in self._paths.items():
-            self._aside[side].replace(path)
         return keys.digest(digests)
 
-    def __exit__(self, *_: object) -> None:
-        """Drops what is unfinished."""
+    def __exit__(self, *error: Any) -> None:
+        """Gives the files their names, or drops what is unfinished."""
         self._beside.shutdown()
-        for side, path in self._aside.items():
-            self._files[side].close()
-            path.unlink(missing_ok=True)
+        self._stack.__exit__(*error)
 
 
 def read(path: str, dataset_digest: str) -> list[Sample]:

@@ -4,14 +4,13 @@ import contextlib
 import os
 import re
 import time
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import keys, storage
+from qlora_pipelines.components.core.store import keys, local_files, storage
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 """What a tokenizer and a config consist of; weights are safetensors."""
@@ -69,8 +68,7 @@ def fetch(base_uri: str, folder: Path) -> Path:
     missing = [entry for entry in entries if not _is_whole(kept / entry.path, entry.size)]
     try:
         _remove_torn(Path(keep))
-        for entry in missing:
-            _fetch_file(storage.file_uri(base_uri, entry), kept / entry.path)
+        storage.download(base_uri, kept, missing)
     except OSError as error:
         raise InputError(
             f"{CACHE_VARIABLE} {keep}: {error.strerror}; the volume must have room, and user {os.getuid()} may write it"
@@ -83,18 +81,9 @@ def _is_whole(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _fetch_file(uri: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{uuid.uuid4().hex}.part")
-    bucket, key = storage.s3_location(uri)
-    with storage.s3_errors(uri):
-        storage.s3_client().download_file(bucket, key, str(aside))
-    aside.replace(target)
-
-
 def _remove_torn(keep: Path) -> None:
     """Removes what pods left behind that ended while they fetched: parts that nobody wrote to for a day."""
-    for part in keep.glob("*/.*.part"):
+    for part in keep.glob(f"*/.*{local_files.PART}"):
         with contextlib.suppress(FileNotFoundError):  # somebody else was first, or it is whole now
             if time.time() - part.stat().st_mtime > 86_400:
                 part.unlink()
@@ -157,10 +146,12 @@ def small_files(base_model: str, revision: str, folder: Path) -> Path:
                 base_model, revision=revision, allow_patterns=SMALL_FILES, local_dir=folder
             )
         return folder
-    for entry in storage.listing(base_model) if storage.is_s3(base_model) else []:
-        if any(Path(entry.path).match(pattern) for pattern in SMALL_FILES) and "/" not in entry.path:
-            storage.write_bytes(str(folder / entry.path), storage.read_bytes(storage.join(base_model, entry.path)))
-    return folder if storage.is_s3(base_model) else storage.local_path(base_model)
+    small = (
+        entry
+        for entry in storage.files(base_model)
+        if any(Path(entry.path).match(pattern) for pattern in SMALL_FILES) and "/" not in entry.path
+    )
+    return storage.download(base_model, folder, small)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -77,7 +77,7 @@ def _whole(uri: str) -> attempts.Finished | None:
     finished = None
     with contextlib.suppress(InputError):
         finished = attempts.read(uri) if uri else None
-    return finished if finished and not attempts.missing(finished) else None
+    return finished if finished and not attempts.missing(finished.uri, finished.files) else None
 
 
 def move(client: Any, model_name: str, version: str, former: str) -> None:

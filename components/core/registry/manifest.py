@@ -12,7 +12,7 @@ from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import versions
-from qlora_pipelines.components.core.store import storage, transfer
+from qlora_pipelines.components.core.store import storage
 
 MANIFEST = "registered.json"
 MANIFEST_TAG = "qlora.manifest_sha256"
@@ -63,7 +63,7 @@ def read(uri: str, sha256: str = "") -> Manifest:
         InputError: it is gone, altered, or names files outside its folder.
     """
     path = storage.join(uri, MANIFEST)
-    content = transfer.read_range(path, 0, 1 << 26)
+    content = storage.read_range(path, 0, 1 << 26)
     found = hashlib.sha256(content).hexdigest()
     if sha256 and found != sha256:
         raise InputError(f"{path} was altered: its sha256 is {found[:12]}, the registry says {sha256[:12]}")
@@ -98,9 +98,9 @@ def of_version(version: Any) -> Manifest:
     if MANIFEST_TAG not in version.tags:
         raise InputError(f"{what} is not whole: its registration was cut short; run its pipeline again")
     source = version.source.rstrip("/")
-    transfer.check_address(source, f"the source of {what}")
+    storage.check_address(source, f"the source of {what}")
     manifest = read(source, version.tags[MANIFEST_TAG])
-    present = transfer.sizes(source)
+    present = storage.sizes(source)
     for name, file in manifest.files.items():
         if present.get(name) != file["size"]:
             raise InputError(f"{source}: {name} {'was altered: its size is another' if name in present else 'is gone'}")

@@ -1,4 +1,4 @@
-"""A failure that would repeat is said once, instead of holding a GPU again for it."""
+"""A failure that would repeat is recorded, and a retry repeats its line instead of holding a GPU again for it."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ MARKER = "failed.txt"
 
 
 @contextlib.contextmanager
-def once(key_uri: str) -> Iterator[None]:
+def fail_fast(key_uri: str) -> Iterator[None]:
     """Leaves a marker under a key where the work fails for a reason that stays; a retry repeats its line and ends.
 
-    A first try begins by removing the marker: somebody started the run again, and may have mended the reason.
+    A first try begins by removing the marker: somebody started the run again, and may have fixed the reason.
 
     Args:
         key_uri: folder in the store of the work's key.

@@ -1,41 +1,41 @@
-"""Files by URI: a local folder or `s3://bucket/prefix`, the same few verbs for both.
-
-The S3 endpoint and the credentials come from boto3's own environment variables (`AWS_ENDPOINT_URL_S3`, ...).
-"""
+"""Files by URI: a local folder or `s3://bucket/prefix`, the same few verbs for both."""
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from qlora_pipelines.components.core.errors import InputError, TransientError
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-else:
-    S3Client = Any
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import local_files, s3
 
 STORE_VARIABLE = "QLORA_STORE"
-FETCH_ATTEMPTS = 3
+PARALLEL = 8
+"""Files, or parts of one, in work at a time."""
+PART = s3.PART
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Entry:
-    """One file of a listing: its path below the listed URI, size in bytes, and what tells its content apart."""
+    """One file of a listing.
+
+    `path` is below the listed URI, `size` in bytes; `etag` tells its content apart, and is '' where nobody asked for
+    that. `modified` is when it was written, in seconds since 1970 by the clock of its server or disk.
+    """
 
     path: str
     size: int
     etag: str
+    modified: float = dataclasses.field(default=0.0, compare=False)
 
 
 def root() -> str:
-    """The store: where bases, adapters and merged models live.
+    """The store: where bases, adapters and merged models are kept.
 
     Raises:
         InputError: QLORA_STORE is not set.
@@ -51,6 +51,24 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def check_address(uri: str, what: str) -> None:
+    """Refuses an address that would be taken for something else than it is.
+
+    Args:
+        uri: what to check: a local path, `file://` or `s3://`.
+        what: whose address it is, for the message.
+
+    Raises:
+        InputError: another scheme, or a step upwards in the path.
+    """
+    scheme, separator, path = uri.partition("://")
+    if separator and scheme not in ("s3", "file"):
+        hint = f"; give it as s3://{path}" if scheme in ("minio", "s3a", "s3n") else ""
+        raise InputError(f"{what} {uri}: {scheme}:// is not read here{hint}")
+    if ".." in (path or uri).split("/"):
+        raise InputError(f"{what} {uri}: an address may not contain ..")
+
+
 def join(uri: str, *parts: str) -> str:
     """Appends path parts to a URI."""
     return "/".join([uri.rstrip("/"), *parts])
@@ -61,42 +79,26 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://")).absolute()
 
 
-@functools.cache
-def s3_client() -> S3Client:
-    """The one S3 client of this process; it may be used by several threads."""
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
+def file_uri(uri: str, entry: Entry) -> str:
+    """The address of one file of a listing."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    single = entry.path == name and (is_s3(uri) or local_path(uri).is_file())
+    return uri if single else join(uri, entry.path)
 
 
-def s3_location(uri: str) -> tuple[str, str]:
-    """Bucket and key of an `s3://` URI."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
-
-
-def refused(uri: str, error: Exception) -> TransientError:
-    """What to raise where the S3 client raised `error` over `uri`."""
-    said = str(error).strip().replace(":\n", ": ").splitlines()[0]
-    return TransientError(f"{uri}: {said}; check the address, the endpoint and the credentials")
-
-
-@contextlib.contextmanager
-def s3_errors(uri: str) -> Iterator[None]:
-    """Turns what the S3 client and its connections raise into one line that names `uri`.
+def read_range(uri: str, start: int, size: int | None) -> bytes:
+    """`size` bytes of a file from `start` on (None: all); fewer only where the file ends.
 
     Raises:
-        InputError: in place of those.
+        InputError: there is no such file, or it cannot be read.
     """
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
-        raise refused(uri, error) from None
+    if size == 0:
+        return b""
+    if is_s3(uri):
+        return s3.read(uri, start, size)
+    with local_files.errors(uri, "read"), local_path(uri).open("rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def read_bytes(uri: str, size: int | None = None) -> bytes:
@@ -105,68 +107,7 @@ def read_bytes(uri: str, size: int | None = None) -> bytes:
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
-    if is_s3(uri):
-        bucket, key = s3_location(uri)
-        part = {"Range": f"bytes=0-{size - 1}"} if size else {}
-        with s3_errors(uri):
-            return s3_client().get_object(Bucket=bucket, Key=key, **part)["Body"].read()  # type: ignore[arg-type]
-    try:
-        with local_path(uri).open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise InputError(f"{uri}: {error.strerror}") from None
-
-
-def delete(uri: str) -> None:
-    """Deletes one file; none there is no error.
-
-    Raises:
-        InputError: it may not be deleted.
-    """
-    if is_s3(uri):
-        bucket, key = s3_location(uri)
-        with s3_errors(uri):
-            s3_client().delete_object(Bucket=bucket, Key=key)
-        return
-    try:
-        local_path(uri).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{uri}: cannot be deleted: {error.strerror}") from None
-
-
-def fetch(uri: str, etag: str, folder: Path) -> Path:
-    """A local file with the content that a listing saw at `uri`: the very file where it is local, else a copy.
-
-    Args:
-        uri: one file.
-        etag: what the listing says tells its content apart; an object of another content is refused.
-        folder: where the copy goes.
-
-    Raises:
-        InputError: the object changed, or cannot be read.
-    """
-    if not is_s3(uri):
-        return local_path(uri)
-    from botocore.exceptions import BotoCoreError, ClientError
-    from urllib3.exceptions import HTTPError
-
-    bucket, key = s3_location(uri)
-    target = folder / uuid.uuid4().hex
-    for left in reversed(range(FETCH_ATTEMPTS)):
-        try:
-            found = s3_client().get_object(Bucket=bucket, Key=key)
-            # The answer's own ETag: it is that of the very bytes that follow.
-            if etag != f"etag:{found['ETag'].strip(chr(34))}":
-                raise InputError(f"{uri} changed since it was listed; start a new run")
-            with target.open("wb") as file:
-                shutil.copyfileobj(found["Body"], file, 1 << 20)
-            return target
-        except ClientError as error:
-            raise refused(uri, error) from None
-        except (BotoCoreError, HTTPError) as error:
-            if not left:
-                raise refused(uri, error) from None
-    raise AssertionError("unreachable")
+    return read_range(uri, 0, size)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -176,86 +117,113 @@ def write_bytes(uri: str, data: bytes) -> None:
         InputError: the place cannot be written.
     """
     if is_s3(uri):
-        bucket, key = s3_location(uri)
-        with s3_errors(uri):
-            s3_client().put_object(Bucket=bucket, Key=key, Body=data)
+        s3.write(uri, data)
+    else:
+        with local_files.errors(uri, "written"), local_files.replacing(local_path(uri), sync=True) as path:
+            path.write_bytes(data)
+
+
+def delete(uri: str) -> None:
+    """Deletes one file; none there is no error.
+
+    Raises:
+        InputError: it may not be deleted.
+    """
+    if is_s3(uri):
+        s3.delete(uri)
+    else:
+        with local_files.errors(uri, "deleted"):
+            local_path(uri).unlink(missing_ok=True)
+
+
+def check_writable(uri: str) -> None:
+    """Writes, reads and deletes a small file.
+
+    Raises:
+        InputError: one of them is not possible; it says which address was tried.
+    """
+    probe = join(uri, f"probe-{uuid.uuid4().hex}")
+    write_bytes(probe, b"written to see whether it can be, and deleted again")
+    read_bytes(probe)
+    delete(probe)
+
+
+def files(uri: str, *, hidden: bool = False) -> Iterator[Entry]:
+    """Every file at a URI, without reading any: the file itself, or all below a folder or prefix.
+
+    Args:
+        uri: a file, a folder or a prefix; where nothing is, there are no files.
+        hidden: whether local files are wanted that are hidden, or in a hidden folder: they are being written.
+
+    Raises:
+        InputError: they cannot be listed.
+    """
+    if is_s3(uri):
+        for found in s3.objects(uri):
+            if not found.path.endswith("/"):
+                yield Entry(found.path, found.size, f"etag:{found.etag}", found.modified)
         return
     path = local_path(uri)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # its folder may be none
-            aside.unlink()
-        raise InputError(f"{uri}: cannot be written: {error.strerror}") from None
+    base = path.parent if path.is_file() else path
+    for file in [path] if path.is_file() else path.rglob("*"):
+        name = file.relative_to(base).as_posix()
+        if hidden or not any(part.startswith(".") for part in name.split("/")):
+            with contextlib.suppress(FileNotFoundError):  # gone since the folder was read
+                stat = file.stat()
+                if file.is_file():
+                    yield Entry(name, stat.st_size, "", stat.st_mtime)
 
 
 def listing(uri: str) -> list[Entry]:
-    """All files at a URI, sorted by path: the file itself, or everything below a folder or prefix.
-
-    Local files are told apart by their sha256, objects by their ETag. Hidden files are left out.
-    Nothing there is an empty list.
-    """
-    return sorted(_s3_entries(uri) if is_s3(uri) else _local_entries(local_path(uri)))
+    """What `files` gives, sorted by path, local files told apart by their sha256 and objects by their ETag."""
+    found = files(uri)
+    if not is_s3(uri):
+        found = (
+            dataclasses.replace(entry, etag=f"sha256:{sha256_file(local_path(file_uri(uri, entry)))}")
+            for entry in found
+        )
+    return sorted(found)
 
 
 def sizes(uri: str) -> dict[str, int]:
-    """Size in bytes of every file below a folder or prefix, by path, without reading any.
+    """Size in bytes of every file at a URI, by path, without reading any."""
+    return {entry.path: entry.size for entry in files(uri)}
 
-    What is being written aside is left out.
+
+def clock(uri: str) -> float:
+    """The time by the clock that stamps the files at a URI, in seconds since 1970."""
+    return s3.clock(uri) if is_s3(uri) else time.time()
+
+
+def fetch(uri: str, entry: Entry, folder: Path) -> Path:
+    """A local file with the content that a listing saw: the very file where it is local, else a copy in `folder`.
+
+    Raises:
+        InputError: the object changed since it was listed, or cannot be read.
     """
-    if is_s3(uri):
-        return {entry.path: entry.size for entry in _s3_entries(uri)}
-    folder = local_path(uri)
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def _local_entries(path: Path) -> Iterator[Entry]:
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    base = path.parent if path.is_file() else path
-    for file in files:
-        name = file.relative_to(base).as_posix()
-        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            yield Entry(name, file.stat().st_size, f"sha256:{sha256_file(file)}")
-
-
-def _s3_entries(uri: str) -> Iterator[Entry]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, key = s3_location(uri)
-    folder = key.rstrip("/") + "/" if key else ""
-    try:
-        for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key.rstrip("/")):
-            for item in page.get("Contents", []):
-                name = item["Key"]
-                # A prefix also matches its neighbours ("data" and "data-old"): only the object itself or what is below.
-                path = name.rsplit("/", 1)[-1] if name == key else name.removeprefix(folder)
-                if (name == key or name.startswith(folder)) and not name.endswith("/"):
-                    yield Entry(path, item["Size"], f"etag:{item['ETag'].strip(chr(34))}")
-    except (ClientError, BotoCoreError) as error:
-        raise refused(uri, error) from None
-
-
-def file_uri(uri: str, entry: Entry) -> str:
-    """The address of one file of a listing."""
-    name = uri.rstrip("/").rsplit("/", 1)[-1]
-    single = entry.path == name and (is_s3(uri) or local_path(uri).is_file())
-    return uri if single else join(uri, entry.path)
-
-
-def download(uri: str, folder: Path) -> Path:
-    """A local folder with the files at `uri`: the very folder where it is local, else a copy in `folder`."""
     if not is_s3(uri):
         return local_path(uri)
-    bucket, _ = s3_location(uri)
-    for entry in listing(uri):
-        target = folder / entry.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with s3_errors(uri):
-            s3_client().download_file(bucket, s3_location(join(uri, entry.path))[1], str(target))
+    target = folder / uuid.uuid4().hex
+    s3.download(uri, entry.size, entry.etag.removeprefix("etag:"), target)
+    return target
+
+
+def download(uri: str, folder: Path, entries: Iterable[Entry] | None = None) -> Path:
+    """A local folder with the files at `uri`: the very folder where it is local, else a copy in `folder`.
+
+    Args:
+        uri: a folder or a prefix.
+        folder: where the copies go; each appears under its name when whole.
+        entries: those of a listing to copy; None: all.
+
+    Raises:
+        InputError: an object changed since it was listed, or cannot be read.
+    """
+    if not is_s3(uri):
+        return local_path(uri)
+    for entry in listing(uri) if entries is None else entries:
+        with local_files.replacing(folder / entry.path) as path:
+            s3.download(file_uri(uri, entry), entry.size, entry.etag.removeprefix("etag:"), path)
     return folder
 
 
@@ -266,23 +234,61 @@ def upload(folder: Path, uri: str) -> None:
 
 
 def upload_file(file: Path, uri: str) -> None:
-    """Copies one local file to a URI; on S3 it appears when whole.
+    """Copies one local file to a URI; it appears when whole.
 
     Raises:
         InputError: the place cannot be written.
     """
     if is_s3(uri):
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
+        with file.open("rb") as source, s3.writing(uri) as write:
+            while data := source.read(PART):
+                write(data)
+    else:
+        with local_files.errors(uri, "written"), local_files.replacing(local_path(uri)) as path:
+            shutil.copyfile(file, path)
 
-        bucket, key = s3_location(uri)
-        try:
-            s3_client().upload_file(str(file), bucket, key)
-        except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise refused(uri, error) from None
-        return
-    local_path(uri).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, local_path(uri))
+
+def remove(uri: str, first: str) -> None:
+    """Removes a file, or everything below a folder or prefix; none there is no error.
+
+    Args:
+        uri: what to remove.
+        first: name of the file that makes work count as finished: it goes first, so that nobody finds half of the rest.
+
+    Raises:
+        InputError: something may not be removed.
+    """
+    for entry in files(uri):
+        if entry.path.rsplit("/", 1)[-1] == first:
+            delete(file_uri(uri, entry))
+    if is_s3(uri):
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            list(pool.map(s3.delete, [found.uri for found in s3.objects(uri)]))
+    else:
+        with local_files.errors(uri, "removed"), contextlib.suppress(FileNotFoundError):
+            path = local_path(uri)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def free_bytes(uri: str) -> int | None:
+    """Room on the disk of a local URI, in bytes; None on S3."""
+    if is_s3(uri):
+        return None
+    path = local_path(uri)
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def sha256(uri: str, size: int) -> str:
+    """sha256 of a file of `size` bytes, in hexadecimal; one that cannot be read is an InputError."""
+    if not is_s3(uri):
+        with local_files.errors(uri, "read"):
+            return sha256_file(local_path(uri))
+    found = hashlib.sha256()
+    for start in range(0, size, PART):
+        found.update(s3.read(uri, start, PART))
+    return found.hexdigest()
 
 
 def sha256_file(path: Path) -> str:

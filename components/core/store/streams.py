@@ -1,26 +1,19 @@
 """Large files read and written piece by piece, on a local disk or on S3, with little memory and no disk in between."""
 
 import collections
-import concurrent.futures
 import contextlib
 import hashlib
 import os
-import time
-import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
-from qlora_pipelines.components.core.errors import InputError, TransientError
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import local_files, s3, storage
 
-PART = 16 << 20
-"""Bytes of a part of a multipart upload: S3 takes 10,000 parts, so files of up to 156 GiB."""
-UPLOADS = 4
-"""Parts of one file on their way at a time."""
-READ_ATTEMPTS = 5
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Write = Callable[[memoryview], None]
 
 
 class Reader:
@@ -29,71 +22,39 @@ class Reader:
     def __init__(self, uri: str, size: int) -> None:
         """Args: uri: a local path or `s3://` object. size: bytes it has."""
         self.uri, self.size = uri, size
-        self._file = None if storage.is_s3(uri) else _open(uri)
+        self._file = -1
+        if not storage.is_s3(uri):
+            with local_files.errors(uri, "read"):
+                self._file = os.open(storage.local_path(uri), os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytearray:
         """The `size` bytes from `offset` on.
 
         Raises:
-            InputError: they are not there.
-            TransientError: they cannot be read.
+            InputError: they are not there, or cannot be read.
         """
-        buffer = bytearray(size)
-        view = memoryview(buffer)
-        done = 0
-        if not size:
-            return buffer
-        for left in reversed(range(READ_ATTEMPTS)):
-            try:
-                with storage.s3_errors(self.uri):
-                    done += self._fill(view[done:], offset + done)
-            except TransientError:
-                # A connection that broke off in the middle; the client itself tries again only until an answer begins.
-                if not left or self._file is not None:
-                    raise
-                time.sleep(2.0 ** (READ_ATTEMPTS - left) / 10)
-                continue
-            if done == size:
-                return buffer
-        raise InputError(f"{self.uri}: ends at byte {offset + done}, and {offset + size} were expected")
-
-    def _fill(self, view: memoryview, offset: int) -> int:
-        if self._file is not None:
-            done = 0
-            with _disk_errors(self.uri, "read"):
-                while done < len(view) and (got := os.preadv(self._file, [view[done:]], offset + done)):
+        if self._file < 0:
+            buffer = bytearray(s3.read(self.uri, offset, size) if size else b"")
+            done = len(buffer)
+        else:
+            buffer, done = bytearray(size), 0
+            with local_files.errors(self.uri, "read"):
+                while done < size and (got := os.preadv(self._file, [memoryview(buffer)[done:]], offset + done)):
                     done += got
-            return done
-        bucket, key = storage.s3_location(self.uri)
-        wanted = f"bytes={offset}-{offset + len(view) - 1}"
-        body = storage.s3_client().get_object(Bucket=bucket, Key=key, Range=wanted)["Body"]
-        data = body.read()
-        view[: len(data)] = data
-        return len(data)
+        if done < size:
+            raise InputError(f"{self.uri}: ends at byte {offset + done}, and {offset + size} were expected")
+        return buffer
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
+        if self._file >= 0:
             os.close(self._file)
 
 
-def _open(uri: str) -> int:
-    with _disk_errors(uri, "read"):
-        return os.open(storage.local_path(uri), os.O_RDONLY)
-
-
-@contextlib.contextmanager
-def _disk_errors(uri: str, verb: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TransientError(f"{uri}: cannot be {verb}: {error.strerror}") from None
-
-
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4) -> Generator[tuple[Item, Result]]:
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4) -> Generator[tuple[Item, Result]]:
     """Each item with its result, in order, while the next `depth` are worked on in threads."""
-    with concurrent.futures.ThreadPoolExecutor(depth) as pool:
-        waiting: collections.deque[tuple[Item, concurrent.futures.Future[Result]]] = collections.deque()
+    with ThreadPoolExecutor(depth) as pool:
+        waiting: collections.deque[tuple[Item, Future[Result]]] = collections.deque()
         try:
             for item in items:
                 waiting.append((item, pool.submit(work, item)))
@@ -108,155 +69,72 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4)
                 future.cancel()
 
 
-class Sink(Protocol):
-    """Where a writer's bytes go."""
-
-    def write(self, data: memoryview) -> None:
-        """Takes bytes."""
-
-    def close(self) -> None:
-        """The file appears under its name."""
-
-    def abort(self) -> None:
-        """Nothing of it stays."""
-
-
 class Writer:
-    """One file written from its beginning to its end; it appears under its name when closed.
+    """Takes the bytes of one file from its beginning to its end; use `writing`."""
 
-    Hashing and writing go on in a thread of their own, at most four pieces behind.
-    """
-
-    def __init__(self, uri: str) -> None:
-        """Args: uri: a local path or `s3://` object."""
-        self.uri, self.size = uri, 0
-        self._sha256 = hashlib.sha256()
-        self._sink: Sink = _Upload(uri) if storage.is_s3(uri) else _File(uri)
-        self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._behind: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+    def __init__(self, write: Write, pool: ThreadPoolExecutor) -> None:
+        """Args: write: where the bytes go. pool: one thread, which hashes and writes."""
+        self._write, self._pool = write, pool
+        self._size, self._sha256 = 0, hashlib.sha256()
+        self._behind: collections.deque[Future[None]] = collections.deque()
 
     def write(self, data: Any) -> None:
         """Takes the next bytes, anything with a contiguous buffer; it must not change afterwards.
 
         Raises:
-            TransientError: an earlier piece could not be written.
+            InputError: an earlier piece could not be written.
         """
-        view = memoryview(data).cast("B")
-        self.size += len(view)
-        self._behind.append(self._pool.submit(self._take, view))
-        while len(self._behind) > 4:
-            self._behind.popleft().result()
+        self._behind.append(self._pool.submit(self._take, memoryview(data).cast("B")))
+        self.wait(4)
 
     def _take(self, view: memoryview) -> None:
+        self._size += len(view)
         self._sha256.update(view)
-        self._sink.write(view)
+        self._write(view)
 
-    def close(self) -> dict[str, Any]:
-        """Finishes the file.
-
-        Returns:
-            `size` in bytes and `sha256`, as manifests have them.
-
-        Raises:
-            TransientError: it could not be written.
-        """
-        while self._behind:
+    def wait(self, behind: int = 0) -> None:
+        """Waits until no more than so many pieces are unwritten."""
+        while len(self._behind) > behind:
             self._behind.popleft().result()
-        self._sink.close()
-        self._pool.shutdown()
-        return {"size": self.size, "sha256": self._sha256.hexdigest()}
 
-    def abort(self) -> None:
-        """Gives up; nothing of the file stays."""
-        self._pool.shutdown(cancel_futures=True)
-        self._sink.abort()
+    @property
+    def file(self) -> dict[str, Any]:
+        """`size` in bytes and `sha256` of what was written, as manifests have them."""
+        return {"size": self._size, "sha256": self._sha256.hexdigest()}
 
 
-class _File:
-    def __init__(self, uri: str) -> None:
-        self._uri, self._path = uri, storage.local_path(uri)
-        self._aside = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
-        with _disk_errors(uri, "written"):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._aside.open("wb", buffering=0)
+@contextlib.contextmanager
+def writing(uri: str, endpoint: str = "") -> Iterator[Writer]:
+    """A file to write from its beginning to its end, hashed and written in a thread of its own.
 
-    def write(self, data: memoryview) -> None:
-        with _disk_errors(self._uri, "written"):
-            while len(data):
-                data = data[self._file.write(data) :]
+    It appears under its name when the block ends, and not at all if that raises.
 
-    def close(self) -> None:
-        with _disk_errors(self._uri, "written"):
-            self._file.close()
-            self._aside.replace(self._path)
+    Args:
+        uri: a local path or `s3://` object.
+        endpoint: of S3; '': the store's.
 
-    def abort(self) -> None:
-        self._file.close()
-        self._aside.unlink(missing_ok=True)
+    Raises:
+        InputError: it cannot be written.
+    """
+    sink = s3.writing(uri, endpoint) if storage.is_s3(uri) else _local(uri)
+    with sink as write, ThreadPoolExecutor(1) as pool:
+        writer = Writer(write, pool)
+        yield writer
+        writer.wait()
 
 
-class _Upload:
-    """A multipart upload; a file smaller than a part is put whole."""
+@contextlib.contextmanager
+def _local(uri: str) -> Iterator[Write]:
+    with contextlib.ExitStack() as stack:
+        with local_files.errors(uri, "written"):
+            path = stack.enter_context(local_files.replacing(storage.local_path(uri)))
+            file = stack.enter_context(path.open("wb", buffering=0))
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._bucket, self._key = storage.s3_location(uri)
-        self._id = ""
-        self._part = bytearray()
-        self._parts: list[concurrent.futures.Future[Any]] = []
-        self._pool = concurrent.futures.ThreadPoolExecutor(UPLOADS)
+        def write(data: memoryview) -> None:
+            with local_files.errors(uri, "written"):
+                while len(data):
+                    data = data[file.write(data) :]
 
-    def write(self, data: memoryview) -> None:
-        while len(data):
-            room = PART - len(self._part)
-            self._part += data[:room]
-            data = data[room:]
-            if len(self._part) == PART:
-                self._send()
-
-    def _send(self) -> None:
-        if not self._id:
-            with storage.s3_errors(self._uri):
-                made = storage.s3_client().create_multipart_upload(Bucket=self._bucket, Key=self._key)
-            self._id = made["UploadId"]
-        if len(self._parts) >= UPLOADS:
-            self._parts[-UPLOADS].result()  # so many are on their way at most
-        self._parts.append(self._pool.submit(self._send_part, len(self._parts) + 1, bytes(self._part)))
-        self._part.clear()
-
-    def _send_part(self, number: int, data: bytes) -> Any:
-        with storage.s3_errors(self._uri):
-            sent = storage.s3_client().upload_part(
-                Bucket=self._bucket, Key=self._key, UploadId=self._id, PartNumber=number, Body=data
-            )
-        return {"PartNumber": number, "ETag": sent["ETag"]}
-
-    def close(self) -> None:
-        if not self._id:
-            storage.write_bytes(self._uri, bytes(self._part))
-        else:
-            if self._part:
-                self._send()
-            parts = [part.result() for part in self._parts]
-            with storage.s3_errors(self._uri):
-                storage.s3_client().complete_multipart_upload(
-                    Bucket=self._bucket, Key=self._key, UploadId=self._id, MultipartUpload={"Parts": parts}
-                )
-        self._pool.shutdown()
-
-    def abort(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        if self._id:
-            with storage.s3_errors(self._uri):
-                storage.s3_client().abort_multipart_upload(Bucket=self._bucket, Key=self._key, UploadId=self._id)
-
-
-def free_bytes(uri: str) -> int | None:
-    """Room on the disk of a local URI, in bytes; None on S3."""
-    if storage.is_s3(uri):
-        return None
-    path = storage.local_path(uri)
-    while not path.exists():
-        path = path.parent
-    found = os.statvfs(Path(path))
-    return found.f_bavail * found.f_frsize
+        yield write
+        with local_files.errors(uri, "written"):
+            stack.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_pipelines.components.core.store import attempts, streamed_attempts
+from qlora_pipelines.components.core.store import attempts
 from tests.components.dequantize_and_merge.conftest import Merge, save_adapter, tensors
 
 CHILD = """
@@ -25,12 +25,12 @@ how, base, adapter = sys.argv[1:]
 if how == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 else:
-    write = streams._File.write
-    def write_once(file, data):
-        write(file, data)
-        if os.lseek(file._file.fileno(), 0, os.SEEK_CUR) > 40_000:
+    take = streams.Writer._take
+    def take_once(writer, data):
+        take(writer, data)
+        if writer.file["size"] > 40_000:
             os.kill(os.getpid(), signal.SIGKILL)
-    streams._File.write = write_once
+    streams.Writer._take = take_once
 with step("dequantize_and_merge"):
     config = MergeConfig(merge_base="original")
     task.run(config, base_uri=base, base_revision=REVISION, adapter=adapter, merge_key="key")
@@ -40,6 +40,13 @@ with step("dequantize_and_merge"):
 @pytest.fixture
 def adapter(tmp_path: Path, base: Path) -> Path:
     return save_adapter(base, tmp_path / "adapter", target_modules="all-linear")
+
+
+def age(folder: Path) -> None:
+    """Makes the files of an attempt an hour old."""
+    hour_ago = time.time() - 3600
+    for path in folder.rglob("*"):
+        os.utime(path, (hour_ago, hour_ago))
 
 
 def interrupted(how: str, base: Path, adapter: Path, store: Path) -> subprocess.CompletedProcess[str]:
@@ -66,8 +73,7 @@ def test_a_killed_merge_is_done_again_with_the_same_result(
     assert interrupted("kill", base, adapter, tmp_path / "own_store").returncode == -signal.SIGKILL
     (torn,) = key.iterdir()
     assert attempts.find(str(key)) is None and any(path.is_file() for path in (torn / "model").iterdir())
-    hour_ago = time.time() - 3600
-    os.utime(torn / streamed_attempts.ALIVE, (hour_ago, hour_ago))
+    age(torn)
     merged = merge(base, adapter)
     assert [path.name for path in key.iterdir()] == [merged.parent.name]
     monkeypatch.setenv("QLORA_STORE", str(tmp_path / "undisturbed"))
@@ -82,8 +88,7 @@ def test_what_a_dead_attempt_left_next_to_a_finished_one_goes_at_the_next_start(
     merged = merge(base, adapter)
     dead = merged.parent.parent / "20200101T000000-dead"
     shutil.copytree(merged, dead / "model")
-    (dead / streamed_attempts.ALIVE).touch()
+    (dead / attempts.ALIVE).touch()
     assert merge(base, adapter) == merged and dead.exists(), "it may be alive"
-    hour_ago = time.time() - 3600
-    os.utime(dead / streamed_attempts.ALIVE, (hour_ago, hour_ago))
+    age(dead)
     assert merge(base, adapter) == merged and not dead.exists()

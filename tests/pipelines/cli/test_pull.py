@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
-from qlora_pipelines.components.core.store import transfer
+from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines.cli import pull
 from tests.pipelines.cli.registered import Make, qlora, refused, register
 
@@ -86,9 +86,9 @@ def test_a_pull_that_was_cut_short_is_taken_up_where_it_ended(
     make_merged: Make, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, _ = register(make_merged, store, "one")
-    monkeypatch.setattr(transfer, "PART", 20_000)
+    monkeypatch.setattr(storage, "PART", 20_000)
     asked: list[tuple[str, int]] = []
-    real, lock = transfer.read_range, threading.Lock()
+    real, lock = storage.read_range, threading.Lock()
 
     def cut(after: int) -> Callable[..., bytes]:
         def read(uri: str, start: int, size: int) -> bytes:
@@ -103,14 +103,14 @@ def test_a_pull_that_was_cut_short_is_taken_up_where_it_ended(
 
     version = manifest.read(uri)
     total = sum(file["size"] for file in version.files.values())
-    monkeypatch.setattr(transfer, "read_range", cut(after=5))
+    monkeypatch.setattr(storage, "read_range", cut(after=5))
     with pytest.raises(KeyboardInterrupt):
         pull.copy(version, tmp_path / "here")
     assert not (tmp_path / "here").exists()
-    monkeypatch.setattr(transfer, "read_range", real)
+    monkeypatch.setattr(storage, "read_range", real)
     counted: list[int] = []
     fetched: list[int] = []
-    monkeypatch.setattr(transfer, "read_range", lambda *given: fetched.append(given[2]) or real(*given))
+    monkeypatch.setattr(storage, "read_range", lambda *given: fetched.append(given[2]) or real(*given))
     assert pull.copy(version, tmp_path / "here", counted.append)
     assert sum(counted) == total and sum(fetched) < total
     assert (tmp_path / "here" / "model" / "model.safetensors").read_bytes() == (
@@ -174,7 +174,7 @@ def test_an_address_that_means_no_version(
     [
         ("/models/../etc", {}, "may not contain .."),
         ("minio://bucket/x", {}, "minio:// is not read here; give it as s3://bucket/x"),
-        ("/nowhere", {}, "/nowhere/registered.json: No such file or directory"),
+        ("/nowhere", {}, "/nowhere/registered.json: cannot be read: No such file or directory"),
         ("/nowhere", {manifest.MANIFEST_TAG: ""}, "is not whole: its registration was cut short"),
         ("/nowhere", {"qlora.merge_key": ""}, "was not registered by qlora"),
     ],

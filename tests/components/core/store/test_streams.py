@@ -4,37 +4,26 @@ from pathlib import Path
 import pytest
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import storage, streams
+from qlora_pipelines.components.core.store import streams
 
 
 def test_a_file_appears_under_its_name_when_whole(tmp_path: Path) -> None:
-    writer = streams.Writer(str(tmp_path / "folder" / "file"))
     pieces = [bytes([number]) * 1000 for number in range(20)]
-    for piece in pieces:
-        writer.write(piece)
-    assert not (tmp_path / "folder" / "file").exists()
-    found = writer.close()
+    with streams.writing(str(tmp_path / "folder" / "file")) as writer:
+        for piece in pieces:
+            writer.write(piece)
+        assert not (tmp_path / "folder" / "file").exists()
     whole = b"".join(pieces)
-    assert found == {"size": 20_000, "sha256": hashlib.sha256(whole).hexdigest()}
+    assert writer.file == {"size": 20_000, "sha256": hashlib.sha256(whole).hexdigest()}
     assert (tmp_path / "folder" / "file").read_bytes() == whole
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
 
 
 def test_a_file_given_up_leaves_nothing(tmp_path: Path) -> None:
-    writer = streams.Writer(str(tmp_path / "file"))
-    writer.write(b"half")
-    writer.abort()
+    with pytest.raises(RuntimeError), streams.writing(str(tmp_path / "file")) as writer:
+        writer.write(b"half")
+        raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_one_line() -> None:
-    """/dev/full is a device that has no room."""
-    with (
-        Path("/dev/full").open("wb", buffering=0) as full,
-        pytest.raises(InputError, match="file: cannot be written: No space left on device"),
-        streams._disk_errors("file", "written"),
-    ):
-        full.write(b"x")
 
 
 def test_bytes_from_any_place_are_read(tmp_path: Path) -> None:
@@ -54,15 +43,9 @@ def test_results_come_in_order_and_errors_where_they_belong() -> None:
             raise InputError("seven")
         return item * item
 
-    assert list(streams.ahead(work, range(5))) == [(n, n * n) for n in range(5)]
+    assert list(streams.prefetch(work, range(5))) == [(n, n * n) for n in range(5)]
     seen = []
     with pytest.raises(InputError, match="seven"):
-        for item, _ in streams.ahead(work, range(20)):
+        for item, _ in streams.prefetch(work, range(20)):
             seen.append(item)
     assert seen == list(range(7))
-
-
-def test_room_is_that_of_the_disk(tmp_path: Path) -> None:
-    assert (streams.free_bytes(str(tmp_path / "not" / "there")) or 0) > 0
-    assert streams.free_bytes("s3://bucket/key") is None
-    assert storage.is_s3("s3://bucket/key")
