@@ -7,8 +7,6 @@ from qlora_pipelines.components.core.store import attempts, models_store, s3, st
 
 ADAPTER = "adapter"
 """Folder of the adapter below the version's."""
-COPY_PART = 512 << 20
-STREAM_PART = 64 << 20
 
 
 def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[str, manifest.Files]:

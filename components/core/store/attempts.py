@@ -51,7 +51,7 @@ class Finished:
 def find(key_uri: str, **wanted: Any) -> Finished | None:
     """The finished work under a key (the earliest attempt where there are several), or None.
 
-    Work that has lost files since is named in the log and passed over, so that it is done anew.
+    Work that has lost files since is named in the log and passed over, so that it is done again.
 
     Args:
         key_uri: where the key's attempts are.
@@ -81,7 +81,7 @@ def read(uri: str) -> Finished:
         manifest = json.loads(storage.read_bytes(path))
         return Finished(uri=uri, info=dict(manifest["info"]), files=dict(manifest["files"]))
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged; remove its folder, and its work is done anew") from None
+        raise InputError(f"{path} is damaged; remove its folder, and its work is done again") from None
 
 
 def missing(uri: str, files: dict[str, dict[str, Any]]) -> list[str]:

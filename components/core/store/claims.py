@@ -91,7 +91,7 @@ def settle(key_uri: str, claim: Claim, run_id: str, written: float) -> None:
 
 
 def place(training_key: str, model_name: str) -> str:
-    """Where the claims of one training and model name lie in the store."""
+    """Where the claims of one training and model name are in the store."""
     return storage.join(storage.root(), "claims", training_key, model_name)
 
 

@@ -1,6 +1,6 @@
 """Keys by content: what a run will make, named before any work is done.
 
-    data_digest   what lies at the data's address (paths, sizes, hashes)
+    data_digest   what is at the data's address (paths, sizes, hashes)
     data_key      data_digest + preparation options + tokenizer
     training_key  base_revision + data_key + training options, number of processes included
     merge_key     training_key + merge options

@@ -28,6 +28,10 @@ TRIES = 5
 _COPIED_AT_ONCE = 512 << 20
 
 
+class Unreachable(TransientError):
+    """The server does not answer, or a connection was cut: another try may get through at once."""
+
+
 class Object(NamedTuple):
     """One object of a listing; `path` is its key below the listed address, `modified` is in seconds since 1970."""
 
@@ -63,24 +67,13 @@ def location(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _explained(uri: str, error: Exception) -> TransientError:
-    """What to raise where the client raised `error`: one line that names `uri` and says what to do."""
-    code = str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
-    if code in ("NoSuchKey", "404"):
-        return TransientError(f"{uri}: there is no such object")
-    if code in ("AccessDenied", "403", "Forbidden"):
-        return TransientError(
-            f"{uri}: access denied (403); these credentials need s3:GetObject and s3:ListBucket on"
-            f" s3://{location(uri)[0]}, and to write there s3:PutObject and s3:DeleteObject; a login to MLflow does not"
-            " give them"
-        )
-    said = str(error).strip().replace(":\n", ": ").splitlines()[0]
-    return TransientError(f"{uri}: {said}; check the address, the endpoint and the credentials")
-
-
 @contextlib.contextmanager
 def errors(uri: str) -> Iterator[None]:
-    """Turns what the client and its connections raise into a TransientError that names `uri`."""
+    """Turns what the client and its connections raise into one line that names `uri` and says what to do.
+
+    Raises:
+        TransientError: the server refuses; or, as Unreachable, it could not be asked.
+    """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from urllib3.exceptions import HTTPError
@@ -88,7 +81,17 @@ def errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
-        raise _explained(uri, error) from None
+        code = error.response["Error"].get("Code", "") if isinstance(error, ClientError) else ""
+        said = str(error).strip().replace(":\n", ": ").splitlines()[0]
+        line = f"{said}; check the address, the endpoint and the credentials"
+        if code in ("NoSuchKey", "404"):
+            line = "there is no such object"
+        elif code in ("AccessDenied", "403", "Forbidden"):
+            line = (
+                f"access denied (403); these credentials need s3:GetObject and s3:ListBucket on s3://{location(uri)[0]},"
+                " and to write there s3:PutObject and s3:DeleteObject; a login to MLflow does not give them"
+            )
+        raise (TransientError if code else Unreachable)(f"{uri}: {line}") from None
 
 
 def objects(uri: str, endpoint: str = "") -> Iterator[Object]:
@@ -126,23 +129,19 @@ def read(uri: str, start: int = 0, size: int | None = None, etag: str = "") -> b
     Raises:
         InputError: the object is another than the listed one.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-    from urllib3.exceptions import HTTPError
-
     bucket, key = location(uri)
     part: Any = {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"} if start or size else {}
     for left in reversed(range(TRIES)):
         try:
-            found = client().get_object(Bucket=bucket, Key=key, **part)
-            # The answer's own ETag: it is that of the very bytes that follow.
-            if etag and found["ETag"].strip('"') != etag:
-                raise InputError(f"{uri} changed since it was listed; start a new run")
-            return found["Body"].read()
-        except ClientError as error:
-            raise _explained(uri, error) from None
-        except (BotoCoreError, HTTPError) as error:
+            with errors(uri):
+                found = client().get_object(Bucket=bucket, Key=key, **part)
+                # The answer's own ETag: it is that of the very bytes that follow.
+                if etag and found["ETag"].strip('"') != etag:
+                    raise InputError(f"{uri} changed since it was listed; start a new run")
+                return found["Body"].read()
+        except Unreachable:
             if not left:
-                raise _explained(uri, error) from None
+                raise
             # The client itself tries again only until an answer begins. Pauses of 0.2, 0.4, 0.8 and 1.6 s.
             time.sleep(2.0 ** (TRIES - left) / 10)
     raise AssertionError("unreachable")

@@ -52,7 +52,7 @@ def is_s3(uri: str) -> bool:
 
 
 def check_address(uri: str, what: str) -> None:
-    """Refuses an address that would be taken for something else than it is.
+    """Refuses an address that would be taken for something that it is not.
 
     Args:
         uri: what to check: a local path, `file://` or `s3://`.
@@ -258,12 +258,13 @@ def remove(uri: str, first: str) -> None:
     Raises:
         InputError: something may not be removed.
     """
-    for entry in files(uri):
-        if entry.path.rsplit("/", 1)[-1] == first:
-            delete(file_uri(uri, entry))
+    there = [file.uri for file in s3.objects(uri)] if is_s3(uri) else [file_uri(uri, file) for file in files(uri)]
+    for file in there:
+        if file.endswith(f"/{first}"):
+            delete(file)
     if is_s3(uri):
         with ThreadPoolExecutor(PARALLEL) as pool:
-            list(pool.map(s3.delete, [found.uri for found in s3.objects(uri)]))
+            list(pool.map(s3.delete, there))
     else:
         with local_files.errors(uri, "removed"), contextlib.suppress(FileNotFoundError):
             path = local_path(uri)

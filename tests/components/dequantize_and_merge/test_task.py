@@ -10,7 +10,7 @@ import pytest
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
-from qlora_pipelines.components.core.store import attempts, streams
+from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.conftest import TinyRun
 
@@ -139,7 +139,7 @@ def test_a_weight_that_is_not_what_training_had_is_named(
 def test_a_model_that_fits_no_disk_is_refused_before_anything_is_written(
     merge: Callable[..., str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "free_bytes", lambda uri: 1000)
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: 1000)
     with pytest.raises(InputError, match=r"the merged model needs 0\.00 GB, and the disk has 0\.00 GB left"):
         merge("no-room")
     assert not (store / "store" / "merged" / "no-room").exists()

@@ -10,7 +10,7 @@ import pytest
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import mlflow_client
-from qlora_pipelines.components.core.store import attempts, storage, streams
+from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.plan_run import access, task
 from tests.conftest import conversation, write_jsonl
 
@@ -215,7 +215,7 @@ def test_layers_that_would_mix_packed_conversations(place: Path, config: dict[st
 
 
 def test_a_store_without_room(place: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "free_bytes", lambda _: 1 << 10)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: 1 << 10)
     assert refused(place, config) == (
         f"{place}/store has 0.0 GiB free, and this run writes 0.0 GiB: make room, or name another place in QLORA_STORE"
     )

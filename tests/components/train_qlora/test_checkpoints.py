@@ -58,7 +58,7 @@ def break_manifest(newest: Path) -> None:
         (tear_off_manifest, "it was not finished"),
         (cut_short, "adapter_model.safetensors has 1 of 2 bytes"),
         (alter, "adapter_model.safetensors has another content than it was written with"),
-        (break_manifest, "manifest.json is damaged; remove its folder, and its work is done anew"),
+        (break_manifest, "manifest.json is damaged; remove its folder, and its work is done again"),
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_it_taken(

@@ -71,10 +71,21 @@ def test_a_model_is_registered(first: tuple[int, dict[str, object], str], folder
     reports = {path.name for path in (Path(str(outcome["folder"])) / "reports").iterdir()}
     assert reports == {"1-plan.html", "2-data.html", "3-training.html", "4-tuned.html", "5-merged.html"}
     tags = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_model_version("tiny", "1").tags
-    evidence = (
-        "base_model base_revision base_uri data_digest dataset_digest training_key run_config pipeline_run_id loss"
-        " base_loss exact_match base_exact_match adapter_uri"
-    ).split()
+    evidence = [
+        "base_model",
+        "base_revision",
+        "base_uri",
+        "data_digest",
+        "dataset_digest",
+        "training_key",
+        "run_config",
+        "pipeline_run_id",
+        "loss",
+        "base_loss",
+        "exact_match",
+        "base_exact_match",
+        "adapter_uri",
+    ]
     assert {f"qlora.{name}" for name in evidence} <= tags.keys()
     assert float(tags["qlora.loss"]) < float(tags["qlora.base_loss"])
 
