@@ -65,7 +65,8 @@ def fetch(base_uri: str, folder: Path) -> Path:
         return storage.download(base_uri, folder)
     entries = storage.listing(base_uri)
     kept = Path(keep) / keys.digest([[entry.path, entry.size, entry.etag] for entry in entries])
-    missing = [entry for entry in entries if not _is_whole(kept / entry.path, entry.size)]
+    present = storage.sizes(str(kept))
+    missing = [entry for entry in entries if present.get(entry.path) != entry.size]
     try:
         _remove_torn(Path(keep))
         storage.download(base_uri, kept, missing)
@@ -75,10 +76,6 @@ def fetch(base_uri: str, folder: Path) -> Path:
         ) from None
     log(f"base: {len(entries) - len(missing)} of {len(entries)} files were kept in {keep}")
     return kept
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _remove_torn(keep: Path) -> None:

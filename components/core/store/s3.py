@@ -89,7 +89,8 @@ def errors(uri: str) -> Iterator[None]:
         elif code in ("AccessDenied", "403", "Forbidden"):
             line = (
                 f"access denied (403); these credentials need s3:GetObject and s3:ListBucket on s3://{location(uri)[0]},"
-                " and to write there s3:PutObject and s3:DeleteObject; a login to MLflow does not give them"
+                " and to write there s3:PutObject, s3:DeleteObject and s3:ListBucketMultipartUploads; a login to MLflow"
+                " does not give them"
             )
         raise (TransientError if code else Unreachable)(f"{uri}: {line}") from None
 

@@ -22,10 +22,8 @@ class Reader:
     def __init__(self, uri: str, size: int) -> None:
         """Args: uri: a local path or `s3://` object. size: bytes it has."""
         self.uri, self.size = uri, size
-        self._file = -1
-        if not storage.is_s3(uri):
-            with local_files.errors(uri, "read"):
-                self._file = os.open(storage.local_path(uri), os.O_RDONLY)
+        with local_files.errors(uri, "read"):
+            self._file = None if storage.is_s3(uri) else storage.local_path(uri).open("rb", buffering=0)
 
     def read(self, offset: int, size: int) -> bytearray:
         """The `size` bytes from `offset` on.
@@ -33,22 +31,17 @@ class Reader:
         Raises:
             InputError: they are not there, or cannot be read.
         """
-        if self._file < 0:
+        if self._file is None:
             buffer = bytearray(s3.read(self.uri, offset, size) if size else b"")
             done = len(buffer)
         else:
-            buffer, done = bytearray(size), 0
+            buffer, done, file = bytearray(size), 0, self._file.fileno()
             with local_files.errors(self.uri, "read"):
-                while done < size and (got := os.preadv(self._file, [memoryview(buffer)[done:]], offset + done)):
+                while done < size and (got := os.preadv(file, [memoryview(buffer)[done:]], offset + done)):
                     done += got
         if done < size:
             raise InputError(f"{self.uri}: ends at byte {offset + done}, and {offset + size} were expected")
         return buffer
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file >= 0:
-            os.close(self._file)
 
 
 def prefetch(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4) -> Generator[tuple[Item, Result]]:

@@ -32,7 +32,6 @@ def test_bytes_from_any_place_are_read(tmp_path: Path) -> None:
     assert reader.read(10, 5) == bytes(range(10, 15)) and reader.read(100, 0) == b""
     with pytest.raises(InputError, match="ends at byte 100, and 104 were expected"):
         reader.read(90, 14)
-    reader.close()
     with pytest.raises(InputError, match="cannot be read: No such file"):
         streams.Reader(str(tmp_path / "none"), 1)
 
