@@ -33,8 +33,6 @@ def read(name: str, revision: str) -> Weights:
     """
     tensors = base_weights.read(name, revision)
     files = dict.fromkeys(tensor.file for tensor in tensors.values())
-    for file in files:
-        file.close()
     return Weights({name: tensor.shape for name, tensor in tensors.items()}, tuple(file.size for file in files))
 
 

@@ -75,6 +75,3 @@ class _HubFile:
         with hub.errors(*self._errors):
             self._file.seek(offset)
             return bytearray(self._file.read(size))
-
-    def close(self) -> None:
-        self._file.close()

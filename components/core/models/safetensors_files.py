@@ -37,9 +37,6 @@ class File(Protocol):
     def read(self, offset: int, size: int) -> bytearray:
         """The `size` bytes from `offset` on."""
 
-    def close(self) -> None:
-        """Closes the file."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
