@@ -22,7 +22,7 @@ def finetune(
     base_revision: str = "",
     eval_dataset_uri: str = "",
     max_length: int = 1024,
-    epochs: float = 1.0,
+    num_train_epochs: float = 1.0,
     learning_rate: float = 0.0002,
     lora_r: int = 16,
     seed: int = 42,
@@ -46,7 +46,7 @@ def finetune(
         base_revision: Branch, tag or commit of a Hugging Face model; empty is main.
         eval_dataset_uri: Evaluation data; empty holds out a share of the training data.
         max_length: Longest conversation in tokens.
-        epochs: Passes over the training rows.
+        num_train_epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         lora_r: Rank of the adapter.
         seed: Seed of order, initialisation and dropout.
@@ -70,7 +70,7 @@ def finetune(
             eval_dataset_uri=eval_dataset_uri,
             model_name=model_name,
             max_length=max_length,
-            epochs=epochs,
+            num_train_epochs=num_train_epochs,
             learning_rate=learning_rate,
             lora_r=lora_r,
             seed=seed,
@@ -100,7 +100,7 @@ def finetune(
             base_uri=base["base_uri"],
             base_revision=plan["base_revision"],
             training_key=plan["training_key"],
-            epochs=epochs,
+            num_train_epochs=num_train_epochs,
             learning_rate=learning_rate,
             lora_r=lora_r,
             seed=seed,

@@ -1,19 +1,25 @@
-"""A run's YAML file: what is trained and how, and where its steps are placed, in one list of names."""
+"""A run's YAML file: what is trained and how, where the steps run, and the parameters that the pipeline gets."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qlora_pipelines.components.core.config.base import nearest
+from qlora_pipelines.components.core.config.base import unknown
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.pipelines.placement import Placement
 
 SET_BY_TRIGGER = ("training_key", "claim")
 """Parameters of the pipeline that no file sets."""
+NAMES = (*RunConfig.model_fields, *Placement.model_fields)
+"""Every option that a run's file may have."""
+LIMIT = 10_000
+"""Bytes that all parameters of one run may have; Kubeflow Pipelines' own limit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,23 +70,96 @@ def read(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
-def of(values: dict[str, Any]) -> Run:
+def of(values: dict[str, Any], known: Collection[str] = NAMES) -> Run:
     """A run from its options by name.
+
+    Args:
+        values: the options.
+        known: the names that may be given. Those that a run's file cannot have are checked no further.
 
     Raises:
         InputError: one is unknown, missing or wrong.
     """
-    known = [*RunConfig.model_fields, *Placement.model_fields]
     for name in values:
         if name not in known:
-            raise InputError(f"unknown option {name}{nearest(str(name), known)}")
+            raise InputError(unknown(name, known, RunConfig.renamed))
     placed = {name: value for name, value in values.items() if name in Placement.model_fields}
-    config = RunConfig.parse(**{name: value for name, value in values.items() if name not in placed})
+    config = RunConfig.parse(**{name: value for name, value in values.items() if name in RunConfig.model_fields})
     processes = config.for_step("train_qlora").processes
     placement = Placement.parse(**{"gpu_count": processes} | placed)
     if processes != int(placement.gpu_count):
         raise InputError(
             f"gpu_count is {placement.gpu_count} but options.train_qlora.processes is {processes}: training runs one"
-            " process a GPU, so leave gpu_count out or give both the same"
+            " process per GPU, so leave gpu_count out or give both the same"
         )
     return Run(config, placement)
+
+
+def override(values: dict[str, Any], settings: Iterable[str], takes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The values with NAME=VALUE put over them; `options.STEP.NAME=VALUE` sets an option of a step.
+
+    Raises:
+        InputError: a setting is not of this form.
+    """
+    values = json.loads(json.dumps(values, default=str))
+    for setting in settings:
+        name, equal, text = setting.partition("=")
+        if not equal or not name:
+            raise InputError(f"--set {setting}: give NAME=VALUE")
+        *groups, last = name.split(".")
+        if groups and groups[0] != "options":
+            raise InputError(f"--set {setting}: only options has parts; give options.STEP.NAME=VALUE")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise InputError(f"--set {setting}: {group} is no group of options in the file")
+        place[last] = text
+        if takes.get(name, {}).get("parameterType") != "STRING" or name == "options":
+            with contextlib.suppress(yaml.YAMLError):  # then it stays text
+                place[last] = yaml.safe_load(text)
+    return values
+
+
+def check(values: dict[str, Any], takes: dict[str, dict[str, Any]]) -> tuple[Run, dict[str, Any]]:
+    """The run, and its parameters as the API takes them: those that are not the pipeline's own defaults.
+
+    Args:
+        values: as `read` and `override` give them.
+        takes: the pipeline's parameters, from its spec. One that this installation does not know is passed on.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    known = [name for name in takes if name not in SET_BY_TRIGGER]
+    run = of(values, known)
+    found = {
+        name: _typed(name, value, takes[name]["parameterType"])
+        for name, value in (values | run.arguments()).items()
+        if name in values or (name in known and value != takes[name].get("defaultValue"))
+    }
+    for name in known:
+        if name not in found and not takes[name].get("isOptional"):
+            raise InputError(f"{name} is required")
+    size = len(json.dumps(found).encode())
+    if size > LIMIT:
+        raise InputError(f"the parameters have {size} bytes and Kubeflow Pipelines takes {LIMIT}: shorten options")
+    return run, found
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    if kind == "STRING":
+        # The JSON objects of a run's form: `options`, node selectors.
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if kind in ("NUMBER_INTEGER", "NUMBER_DOUBLE"):
+        whole = kind == "NUMBER_INTEGER"
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)  # YAML reads 1e-4 as text
+        if isinstance(value, int | float) and not isinstance(value, bool) and (not whole or float(value).is_integer()):
+            return int(value) if whole else float(value)
+        raise InputError(f"{name}: give a {'whole number' if whole else 'number'} (got {value!r})")
+    wanted = {"BOOLEAN": bool, "LIST": list, "STRUCT": dict}[kind]
+    if not isinstance(value, wanted):
+        raise InputError(f"{name}: give a {wanted.__name__} (got {value!r})")
+    return value

@@ -107,7 +107,7 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
         hidden=int(embeddings.shape[1]),
         vocabulary=int(embeddings.shape[0]),
         share_of_experts=chosen / experts if experts and chosen else 1.0,
-        optimiser_bits=8 if train.optimizer == "paged_adamw_8bit" else 32,
+        optimiser_bits=8 if train.optim == "paged_adamw_8bit" else 32,
     )
 
 

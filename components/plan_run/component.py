@@ -16,7 +16,7 @@ def plan_run(
     base_revision: str = "",
     eval_dataset_uri: str = "",
     max_length: int = 1024,
-    epochs: float = 1.0,
+    num_train_epochs: float = 1.0,
     learning_rate: float = 0.0002,
     lora_r: int = 16,
     seed: int = 42,
@@ -53,7 +53,7 @@ def plan_run(
         base_revision: Branch, tag or commit of a Hugging Face model; empty is main.
         eval_dataset_uri: Evaluation data; empty holds out a share of the training data.
         max_length: Longest conversation in tokens.
-        epochs: Passes over the training rows.
+        num_train_epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         lora_r: Rank of the adapter.
         seed: Seed of order, initialisation and dropout.
@@ -91,7 +91,7 @@ def plan_run(
             eval_dataset_uri=eval_dataset_uri,
             model_name=model_name,
             max_length=max_length,
-            epochs=epochs,
+            num_train_epochs=num_train_epochs,
             learning_rate=learning_rate,
             lora_r=lora_r,
             seed=seed,

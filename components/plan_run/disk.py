@@ -38,7 +38,7 @@ def need(
     base = sum(base_files) or merged
     adapter = memory.adapter_bytes(architecture)
     checkpoint = adapter + memory.optimiser_bytes(architecture)
-    written = (base if from_hub else 0) + (train.keep_checkpoints + 1) * checkpoint + adapter + merged
+    written = (base if from_hub else 0) + (train.save_total_limit + 1) * checkpoint + adapter + merged
     found = {
         "base model": base,
         "checkpoint": checkpoint,

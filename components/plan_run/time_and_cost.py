@@ -45,14 +45,14 @@ def work(train: TrainConfig, rows: int, tokens_a_row: float) -> Work:
     """Counts steps as train_qlora makes them.
 
     Args:
-        train: packing and the length of a packed row, accumulation, processes, epochs, max_steps.
+        train: packing and the length of a packed row, accumulation, processes, num_train_epochs, max_steps.
         rows: training rows.
         tokens_a_row: their mean length after cutting at max_length.
     """
     tokens = round(rows * tokens_a_row)
     packed = max(1, math.ceil(tokens / train.batch_tokens / FULL)) if train.packing else rows
     an_epoch = math.ceil(packed / train.gradient_accumulation_steps / train.processes)
-    steps = train.max_steps or math.ceil(train.epochs * an_epoch)
+    steps = train.max_steps or math.ceil(train.num_train_epochs * an_epoch)
     return Work(rows, tokens, packed, steps, round(steps / an_epoch * tokens))
 
 

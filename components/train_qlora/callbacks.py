@@ -67,8 +67,8 @@ class Save(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decides whether this step is saved; the last one is not: the adapter follows."""
-        late = launch.agreed(time.monotonic() - self.saved > self.config.checkpoint_minutes * 60)
-        due = late or state.global_step % self.config.checkpoint_steps == 0
+        late = launch.agreed(time.monotonic() - self.saved > self.config.save_minutes * 60)
+        due = late or state.global_step % self.config.save_steps == 0
         control.should_save = due and state.global_step < state.max_steps
         watchdog.allow(self.config.step_limit_minutes)
 

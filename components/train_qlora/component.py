@@ -16,7 +16,7 @@ def train_qlora(
     training_key: str,
     adapter: dsl.Output[dsl.Model],
     report: dsl.Output[dsl.HTML],
-    epochs: float = 1.0,
+    num_train_epochs: float = 1.0,
     learning_rate: float = 0.0002,
     lora_r: int = 16,
     seed: int = 42,
@@ -34,7 +34,7 @@ def train_qlora(
         training_key: Names the adapter; a finished one of this key is returned at once.
         adapter: Folder with the adapter as peft reads it, tokenizer and manifest.
         report: Loss curve and options.
-        epochs: Passes over the training rows.
+        num_train_epochs: Passes over the training rows.
         learning_rate: Peak learning rate.
         lora_r: Rank of the adapter.
         seed: Seed of order, initialisation and dropout.
@@ -54,7 +54,9 @@ def train_qlora(
 
     with step("train_qlora"):
         return task.run(
-            task.Config.parse(options, epochs=epochs, learning_rate=learning_rate, lora_r=lora_r, seed=seed),
+            task.Config.parse(
+                options, num_train_epochs=num_train_epochs, learning_rate=learning_rate, lora_r=lora_r, seed=seed
+            ),
             train_set=train_set.path,
             dataset_digest=dataset_digest,
             base_uri=base_uri,

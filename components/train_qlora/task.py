@@ -72,7 +72,7 @@ def run(
     finished = _finished(key_uri, made_from)
     if finished is None:
         uri = storage.join(storage.root(), "checkpoints", training_key)
-        checkpoints = Checkpoints(uri, config.keep_checkpoints, made_from)
+        checkpoints = Checkpoints(uri, config.save_total_limit, made_from)
         storage.check_writable(uri)  # before a model is loaded
         with retry.fail_fast(uri), watchdog.watched(), memory.explained(config, planned):
             watchdog.allow(config.setup_limit_minutes)

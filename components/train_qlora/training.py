@@ -78,7 +78,7 @@ def _train(job: Job) -> Trained:
     model = loading.load_quantized(base, Quantization.of(config), for_sharding=config.fsdp)
     digests = quantization.digests(model)
     if config.packing:
-        packed_attention.enable(model, config.attention)
+        packed_attention.enable(model, config.attn_implementation)
     steps = _steps(config, len(rows))
     run = MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0)
     trainer = _trainer(config, model, tokenizer, rows, steps, job.scratch)
@@ -105,7 +105,7 @@ def _train(job: Job) -> Trained:
 
 def _steps(config: TrainConfig, rows: int) -> int:
     per_step = config.gradient_accumulation_steps * config.processes
-    return config.max_steps or math.ceil(config.epochs * math.ceil(rows / per_step))
+    return config.max_steps or math.ceil(config.num_train_epochs * math.ceil(rows / per_step))
 
 
 def _check_tokenizer(train_set: str, tokenizer: Any, base: Path) -> None:
@@ -136,8 +136,8 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
             per_device_train_batch_size=1,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             learning_rate=config.learning_rate,
-            lr_scheduler_type=config.lr_schedule,
-            warmup_steps=math.ceil(config.warmup_share * steps),
+            lr_scheduler_type=config.lr_scheduler_type,
+            warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             gradient_checkpointing=config.gradient_checkpointing,
@@ -172,9 +172,9 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
 def _optimizer(config: TrainConfig, on_gpu: bool) -> str:
     """The name that transformers has for it."""
     if on_gpu:
-        return config.optimizer
-    _log(f"no GPU: {config.optimizer.removeprefix('paged_')} stays in the host's memory, nothing is paged")
-    return "adamw_torch" if config.optimizer == "paged_adamw_32bit" else "adamw_bnb_8bit"
+        return config.optim
+    _log(f"no GPU: {config.optim.removeprefix('paged_')} stays in the host's memory, nothing is paged")
+    return "adamw_torch" if config.optim == "paged_adamw_32bit" else "adamw_bnb_8bit"
 
 
 def _watch(trainer: Any, job: Job, steps: int, done: int, run: MlflowRun) -> None:

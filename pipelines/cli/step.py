@@ -1,5 +1,6 @@
 """Every step as a command: its config's fields and its paths are the options."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -41,6 +42,9 @@ def make(name: str) -> click.Command:
     for key, field in fields.items():
         default = "" if field.is_required() else f" [default: {json.dumps(field.default)}]"
         options.append(_option(key, field.annotation, field.description + default, required=field.is_required()))
+    for old, new in task.Config.renamed.items():
+        refuse = functools.partial(_refuse_old_name, new=_flag(new))
+        options.append(click.Option([_flag(old)], hidden=True, expose_value=False, callback=refuse))
     if "options" not in fields:
         options.append(click.Option(["--options"], default="{}", help="More of these options, as one JSON object."))
     options += [
@@ -67,7 +71,16 @@ def _option(name: str, annotation: Any, description: str, **more: Any) -> click.
     kind = annotation if annotation in (int, float, bool) else str
     if typing.get_origin(annotation) in (list, dict):
         kind, more = _from_json, more | {"metavar": "JSON"}
-    return click.Option([f"--{name.replace('_', '-')}", name], type=kind, help=description, **more)
+    return click.Option([_flag(name), name], type=kind, help=description, **more)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _refuse_old_name(context: click.Context, option: click.Parameter, value: str | None, *, new: str) -> None:
+    if value is not None:
+        raise click.UsageError(f"{option.opts[0]} is now {new}", context)
 
 
 def _from_json(text: str) -> Any:

@@ -38,7 +38,7 @@ def submit(
     """
     if bool(path) == upload_only:
         raise click.UsageError("give either --config run.yaml or --upload-only")
-    from qlora_pipelines.pipelines import run_file, run_parameters
+    from qlora_pipelines.pipelines import run_file
     from qlora_pipelines.pipelines.kfp_api import pipeline_versions, runs
 
     options = ServerOptions(**server_values)
@@ -48,8 +48,8 @@ def submit(
         done = "uploaded" if version.uploaded else "was there already"
         click.echo(json.dumps(version._asdict()) if as_json else f"{version.name} {done}")
         return
-    values = run_parameters.override(run_file.read(path), settings, pipeline.parameters)
-    _, parameters = run_parameters.check(values, pipeline.parameters)
+    values = run_file.override(run_file.read(path), settings, pipeline.parameters)
+    _, parameters = run_file.check(values, pipeline.parameters)
     name = runs.unique_name(str(parameters["model_name"]))
     request = options.request(pipeline, parameters, name, f"Started by qlora submit from {path.name}")
     server = options.connect()

@@ -70,7 +70,7 @@ def trigger(
       qlora trigger --config run.yaml --data s3://bucket/conversations --min-new-rows 500 --quiet-minutes 10
       qlora trigger --config pipelines/demo/demo.yaml --local
     """
-    from qlora_pipelines.pipelines import run_file, run_parameters
+    from qlora_pipelines.pipelines import run_file
     from qlora_pipelines.pipelines.triggers import new_data
     from qlora_pipelines.pipelines.triggers.decision import Rules, decide
     from qlora_pipelines.pipelines.triggers.on_kubeflow import KubeflowRuns
@@ -78,9 +78,9 @@ def trigger(
 
     options = ServerOptions(**server_values)
     pipeline = options.pipeline()
-    values = run_parameters.override(run_file.read(path), settings, pipeline.parameters)
+    values = run_file.override(run_file.read(path), settings, pipeline.parameters)
     values |= {"dataset_uri": data} if data else {}
-    run, parameters = run_parameters.check(values, pipeline.parameters)
+    run, parameters = run_file.check(values, pipeline.parameters)
     rules = Rules(max_attempts, retry_delay * 60, quiet_minutes * 60, min_new_rows, force)
     snapshot = new_data.snapshot(run.config)
     key, model_name = snapshot.keys.training_key, run.config.model_name

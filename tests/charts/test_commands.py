@@ -8,7 +8,7 @@ import click
 import mlflow.cli
 import pytest
 
-from qlora_pipelines.pipelines import run_file, run_parameters
+from qlora_pipelines.pipelines import run_file
 from qlora_pipelines.pipelines.cli.main import main
 from qlora_pipelines.pipelines.compiler import compiled
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
@@ -54,7 +54,7 @@ def test_trigger_reads_the_config_it_is_given(tmp_path: Path) -> None:
     for name, trigger in values("full")["triggers"].items():
         path = tmp_path / "run.yaml"
         path.write_text(maps[f"qlora-trigger-{name}"]["run.yaml"])
-        _, given = run_parameters.check(run_file.read(path), pipeline.parameters)
+        _, given = run_file.check(run_file.read(path), pipeline.parameters)
         assert given["model_name"] == trigger["config"]["model_name"]
 
 

@@ -18,7 +18,7 @@ CONFIG = TrainConfig(
     gradient_accumulation_steps=2,
     lora_dropout=0.1,  # random numbers: those of a resumed run must be the ones it would have drawn
     learning_rate=0.01,
-    checkpoint_steps=2,
+    save_steps=2,
 )
 KEY = "killed"
 LONGEST = 900.0

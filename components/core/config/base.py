@@ -2,18 +2,19 @@
 
 import difflib
 import json
-from typing import Annotated, Any, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
 
 from qlora_pipelines.components.core.errors import InputError
 
 NOT_IN_KEY: dict[str, JsonValue] = {"in_key": False}
-"""Marks an option that changes how a step works but not what comes out: it takes no part in any key."""
+"""Marks an option that changes how a step works but not its result: it is part of no key."""
 
 
 def _whole(value: object) -> object:
-    # Numbers inside a KFP struct arrive as floats.
+    # Numbers in a KFP struct arrive as floats.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -21,9 +22,12 @@ Int = Annotated[int, BeforeValidator(_whole)]
 
 
 class StepConfig(BaseModel):
-    """Base of all configs: frozen, and a name it does not know is an error that names the nearest one."""
+    """Base of all configs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """Options of version 0.1 that have another name now. The old name is refused, and the error gives the new one."""
 
     @classmethod
     def parse(cls, options: str | dict[str, Any] = "{}", /, **values: Any) -> Self:
@@ -36,11 +40,7 @@ class StepConfig(BaseModel):
         Raises:
             InputError: one line that names every option that is wrong, and how.
         """
-        if isinstance(options, str):
-            try:
-                options = json.loads(options or "{}")
-            except json.JSONDecodeError as error:
-                raise InputError(f"options is not JSON: {error}") from None
+        options = json_object(options)
         if not isinstance(options, dict):
             raise InputError(f"options must be a JSON object, got {type(options).__name__}")
         for name in options:
@@ -49,24 +49,20 @@ class StepConfig(BaseModel):
         try:
             return cls(**values, **options)
         except ValidationError as error:
-            raise InputError(cls._explain(error)) from None
+            raise InputError("; ".join(cls._explain(found) for found in error.errors())) from None
 
     @classmethod
-    def _explain(cls, error: ValidationError) -> str:
-        return "; ".join(cls._explain_one(found) for found in error.errors())
-
-    @classmethod
-    def _explain_one(cls, found: Any) -> str:
+    def _explain(cls, found: Any) -> str:
         where = ".".join(str(part) for part in found["loc"])
         if found["type"] == "extra_forbidden":
-            return f"unknown option {where}{nearest(str(found['loc'][-1]), cls.model_fields)}"
+            return unknown(where, cls.model_fields, cls.renamed)
         if found["type"] == "missing":
             return f"{where} is required"
         message = found["msg"].removeprefix("Value error, ")
         return f"{where}: {message} (got {found['input']!r})" if where else message
 
     def key_fields(self) -> dict[str, Any]:
-        """The options that decide the result, for the keys by content."""
+        """The options that decide the result; the keys are made from them."""
         return {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
@@ -74,7 +70,25 @@ class StepConfig(BaseModel):
         }
 
 
-def nearest(name: str, known: Any) -> str:
-    """`"; did you mean X?"`, or what there is where nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
+def json_object(value: Any) -> Any:
+    """The content of JSON text; anything but text as it is.
+
+    Raises:
+        InputError: the text is not JSON.
+    """
+    try:
+        return json.loads(value or "{}") if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise InputError(f"options is not JSON: {error}") from None
+
+
+def unknown(name: str, known: Iterable[str], renamed: dict[str, str]) -> str:
+    """What to say about an option that does not exist: its new name, or else the nearest one."""
+    return f"{name} is now {renamed[name]}" if name in renamed else f"unknown option {name}{nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean X?"`, or all names there are where none is near."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(names)}"

@@ -1,22 +1,20 @@
 """The options of a whole run."""
 
-import json
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from qlora_pipelines.components.core.config.base import NOT_IN_KEY, Int, StepConfig, nearest
+from qlora_pipelines.components.core.config.base import NOT_IN_KEY, Int, StepConfig, json_object, nearest
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS, PrepareConfig, TrainConfig
 from qlora_pipelines.components.core.errors import InputError
 
-
-def _as(config: type[StepConfig], name: str) -> Any:
-    field = config.model_fields[name]
-    return field.default
+_PREPARE, _TRAIN = PrepareConfig.parse(), TrainConfig.parse()
 
 
 class RunConfig(StepConfig):
     """A whole run: the few options people change, and `options` for all others by step."""
+
+    renamed: ClassVar[dict[str, str]] = {"epochs": "num_train_epochs"}
 
     base_model: str = Field(description="folder or Hugging Face id of the base model", min_length=1)
     base_revision: str = Field("", description="branch, tag or commit of a Hugging Face model; empty: main")
@@ -25,33 +23,37 @@ class RunConfig(StepConfig):
     )
     eval_dataset_uri: str = Field("", description="evaluation data; empty: eval_share of the training data")
     model_name: str = Field(description="name of the registered model in MLflow", min_length=1)
-    max_length: Int = Field(_as(PrepareConfig, "max_length"), description="longest conversation, in tokens")
-    epochs: float = Field(_as(TrainConfig, "epochs"), description="passes over the training rows")
-    learning_rate: float = Field(_as(TrainConfig, "learning_rate"), description="peak learning rate")
-    lora_r: Int = Field(_as(TrainConfig, "lora_r"), description="rank of the adapter")
-    seed: Int = Field(_as(TrainConfig, "seed"), description="seed of order, initialisation and dropout")
+    max_length: Int = Field(_PREPARE.max_length, description="longest conversation, in tokens")
+    num_train_epochs: float = Field(_TRAIN.num_train_epochs, description="passes over the training rows")
+    learning_rate: float = Field(_TRAIN.learning_rate, description="peak learning rate")
+    lora_r: Int = Field(_TRAIN.lora_r, description="rank of the adapter")
+    seed: Int = Field(_TRAIN.seed, description="seed of order, initialisation and dropout")
     gpu_memory_gib: float = Field(
         0.0,
         ge=0,
         description="memory of the GPU that the run will get, in GiB; 0: not checked",
         json_schema_extra=NOT_IN_KEY,
     )
-    options: dict[str, dict[str, Any]] = Field({}, description="all other options: a JSON object by step")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_options(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("options"), str):
-            try:
-                values = {**values, "options": json.loads(values["options"] or "{}")}
-            except json.JSONDecodeError as error:
-                raise ValueError(f"options is not JSON: {error}") from None
-        return values
+    options: Annotated[dict[str, dict[str, Any]], BeforeValidator(json_object)] = Field(
+        {}, description="all other options: a JSON object by step"
+    )
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
-        wrong = [f"options.{step}: no such step{nearest(step, OPTION_STEPS)}" for step in self.options
-                 if step not in OPTION_STEPS]  # fmt: skip
+        renamed = [
+            f"options.{step}.{old} is now {new}"
+            for step, given in self.options.items()
+            if step in STEPS
+            for old, new in STEPS[step].renamed.items()
+            if old in given
+        ]
+        if renamed:
+            raise ValueError("; ".join(renamed))
+        wrong = [
+            f"options.{step}: no such step{nearest(step, OPTION_STEPS)}"
+            for step in self.options
+            if step not in OPTION_STEPS
+        ]
         for step in STEPS:
             try:
                 self.for_step(step)

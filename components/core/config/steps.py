@@ -5,7 +5,7 @@ against them or made from them. They live together because `plan_run` validates 
 steps do not import one another.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,7 +50,18 @@ class PrepareConfig(StepConfig):
 
 
 class TrainConfig(StepConfig):
-    """train_qlora."""
+    """train_qlora. What transformers' TrainingArguments has too is named and meant as there."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "optimizer": "optim",
+        "lr_schedule": "lr_scheduler_type",
+        "warmup_share": "warmup_steps",
+        "epochs": "num_train_epochs",
+        "attention": "attn_implementation",
+        "checkpoint_steps": "save_steps",
+        "checkpoint_minutes": "save_minutes",
+        "keep_checkpoints": "save_total_limit",
+    }
 
     quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit code that the base is held in")
     double_quant: bool = Field(True, description="quantise the scales too: 0.37 bits a parameter less")
@@ -68,16 +79,18 @@ class TrainConfig(StepConfig):
     modules_to_save: str = Field(
         "", description="modules to train whole beside the adapter, such as embed_tokens: names separated by commas"
     )
-    optimizer: Literal["paged_adamw_32bit", "paged_adamw_8bit"] = Field(
+    optim: Literal["paged_adamw_32bit", "paged_adamw_8bit"] = Field(
         "paged_adamw_32bit", description="AdamW with moments of so many bits; paged where there is a GPU"
     )
     learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
-    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = Field(
         "cosine", description="how the learning rate falls after its rise"
     )
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps over which the learning rate rises")
-    epochs: float = Field(1.0, gt=0, description="passes over the training rows")
-    max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as epochs make")
+    warmup_steps: float = Field(
+        0.05, ge=0, description="steps over which the learning rate rises; below 1: that fraction of all steps"
+    )
+    num_train_epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as num_train_epochs makes")
     packing: bool = Field(True, description="several conversations a row; false: one")
     batch_tokens: Int = Field(
         2048, ge=16, description="tokens a forward pass: conversations are packed to this length, none is cut"
@@ -87,20 +100,18 @@ class TrainConfig(StepConfig):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
     processes: Int = Field(1, ge=1, le=64, description="GPUs in the pod: one training process each")
-    fsdp: bool = Field(False, description="cut the base over the processes' GPUs: for one too large for a single GPU")
-    attention: Literal["sdpa", "flash_attention_2"] = Field(
+    fsdp: bool = Field(False, description="shard the base over the processes' GPUs: for one too large for a single GPU")
+    attn_implementation: Literal["sdpa", "flash_attention_2"] = Field(
         "sdpa", description="PyTorch's own kernels, or the flash-attn package on a GPU", json_schema_extra=NOT_IN_KEY
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, more time", json_schema_extra=NOT_IN_KEY
     )
-    checkpoint_steps: Int = Field(
+    save_steps: Int = Field(
         100, ge=1, description="a checkpoint is written every so many steps", json_schema_extra=NOT_IN_KEY
     )
-    checkpoint_minutes: float = Field(
-        10.0, gt=0, description="and when the last one is so old", json_schema_extra=NOT_IN_KEY
-    )
-    keep_checkpoints: Int = Field(2, ge=1, description="whole checkpoints that are kept", json_schema_extra=NOT_IN_KEY)
+    save_minutes: float = Field(10.0, gt=0, description="and when the last one is so old", json_schema_extra=NOT_IN_KEY)
+    save_total_limit: Int = Field(2, ge=1, description="whole checkpoints that are kept", json_schema_extra=NOT_IN_KEY)
     setup_limit_minutes: float = Field(
         60.0, gt=0, description="training that has not begun by then is stopped", json_schema_extra=NOT_IN_KEY
     )
@@ -113,11 +124,11 @@ class TrainConfig(StepConfig):
         if not self.fsdp:
             return self
         if self.processes == 1:
-            raise ValueError("fsdp cuts the base over several GPUs: set processes to their number")
+            raise ValueError("fsdp shards the base over several GPUs: set processes to their number")
         for option in ("use_dora", "modules_to_save"):
             if getattr(self, option):
                 raise ValueError(
-                    f"{option} and fsdp do not go together: it needs weights that are cut; unset one of them"
+                    f"{option} and fsdp do not go together: it needs weights that fsdp shards; unset one of them"
                 )
         if self.compute_dtype == "float16":
             raise ValueError("compute_dtype float16 and fsdp do not go together: take GPUs that have bfloat16")

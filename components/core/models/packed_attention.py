@@ -156,7 +156,7 @@ def enable(model: Any, kernel: str = "sdpa") -> None:
         raise InputError(why)
     if kernel == "flash_attention_2":
         if importlib.util.find_spec("flash_attn") is None:
-            raise InputError("attention flash_attention_2: the package flash-attn is not installed; take sdpa")
+            raise InputError("attn_implementation flash_attention_2: flash-attn is not installed; take sdpa")
         model.set_attn_implementation(kernel)
         return
     AttentionInterface.register(NAME, attention_forward)

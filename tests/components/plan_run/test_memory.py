@@ -94,16 +94,16 @@ def test_a_weight_that_fills_no_block_is_exact_too(double: bool) -> None:
         assert memory.quantised_bytes(shape[0] * shape[1], double) == quantised_bytes(layer), shape
 
 
-@pytest.mark.parametrize("optimizer", ["paged_adamw_32bit", "paged_adamw_8bit"])
-def test_adapter_and_optimiser_are_exactly_what_peft_and_bitsandbytes_hold(folder: Path, optimizer: str) -> None:
+@pytest.mark.parametrize("optim", ["paged_adamw_32bit", "paged_adamw_8bit"])
+def test_adapter_and_optimiser_are_exactly_what_peft_and_bitsandbytes_hold(folder: Path, optim: str) -> None:
     import bitsandbytes as bnb
 
-    train = TrainConfig.parse(lora_r=29, optimizer=optimizer)
+    train = TrainConfig.parse(lora_r=29, optim=optim)
     planned = architecture.read(folder, train)
     parameters = [parameter for parameter in trained(folder, train).parameters() if parameter.requires_grad]
     assert sorted(planned.adapter) == sorted(tuple(parameter.shape) for parameter in parameters)
     assert memory.adapter_bytes(planned) == sum(parameter.nbytes for parameter in parameters)
-    kind = bnb.optim.PagedAdamW32bit if optimizer == "paged_adamw_32bit" else bnb.optim.PagedAdamW8bit
+    kind = bnb.optim.PagedAdamW32bit if optim == "paged_adamw_32bit" else bnb.optim.PagedAdamW8bit
     optimiser = kind(parameters)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)

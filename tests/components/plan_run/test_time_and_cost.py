@@ -18,7 +18,7 @@ def llama() -> architecture.Architecture:
 
 
 def test_steps_are_counted_over_packed_rows() -> None:
-    train = TrainConfig(batch_tokens=1000, gradient_accumulation_steps=4, epochs=3)
+    train = TrainConfig(batch_tokens=1000, gradient_accumulation_steps=4, num_train_epochs=3)
     work = time_and_cost.work(train, rows=970, tokens_a_row=100)
     assert (work.tokens, work.packed_rows, work.steps) == (97_000, 100, 75)
     assert work.tokens_in_all == 3 * work.tokens
@@ -107,7 +107,7 @@ def test_what_is_held_out_is_not_trained_on() -> None:
 
 
 def test_disk_by_what_it_holds(llama: architecture.Architecture) -> None:
-    train = TrainConfig(lora_r=64, keep_checkpoints=2)
+    train = TrainConfig(lora_r=64, save_total_limit=2)
     found = disk.need(llama, train)
     adapter = 4 * llama.trainable
     assert found["base model"] == found["merged model"] == 2 * llama.parameters

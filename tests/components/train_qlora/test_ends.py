@@ -64,7 +64,7 @@ def test_a_full_disk_is_said_and_may_pass(tiny_run: TinyRun, tiny_model: Path, t
     small = tmp_path / "small"
     small.mkdir()
     mount = f'mount -t tmpfs -o size=300k none {small} && "$@"'
-    ended = step(tiny_run, tiny_model, small, "unshare", "-rm", "sh", "-c", mount, "sh", checkpoint_steps=1)
+    ended = step(tiny_run, tiny_model, small, "unshare", "-rm", "sh", "-c", mount, "sh", save_steps=1)
     assert ended.returncode == 1, ended.stderr
     last = ended.stdout.splitlines()[-1]
     assert last.startswith(f"[train_qlora] error: the disk is full at {small}")
@@ -120,7 +120,7 @@ def test_a_loss_that_becomes_no_number_keeps_the_checkpoint_before_it_and_is_not
 
     token = AutoTokenizer.from_pretrained(tiny_model)(" five", add_special_tokens=False).input_ids[-1]
     base = broken_at(tiny_model, tmp_path / "base", token)
-    config = TrainConfig(packing=False, checkpoint_steps=1, keep_checkpoints=1)
+    config = TrainConfig(packing=False, save_steps=1, save_total_limit=1)
     with pytest.raises(InputError, match=r"is no number at step \d+: lower learning_rate") as caught:
         train(tiny_run, base, tmp_path, config, "becomes-nan")
     at = int(str(caught.value).split("at step ")[1].split(":")[0])

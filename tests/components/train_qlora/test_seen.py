@@ -80,7 +80,7 @@ def test_each_logging_step_is_a_line_and_the_report_has_the_curve(
 
 
 def test_minutes_bring_a_checkpoint_where_steps_do_not(tiny_run: TinyRun, tiny_model: Path, tmp_path: Path) -> None:
-    config = SHORT.model_copy(update={"checkpoint_steps": 100, "checkpoint_minutes": 1e-6, "keep_checkpoints": 5})
+    config = SHORT.model_copy(update={"save_steps": 100, "save_minutes": 1e-6, "save_total_limit": 5})
     train(tiny_run, tiny_model, tmp_path, config, "by-the-clock")
     folder = Path(storage.join(storage.root(), "checkpoints", "by-the-clock"))
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-00000001", "step-00000002"]
@@ -117,7 +117,7 @@ def test_an_adapter_of_another_base_or_of_other_options_is_refused(
 
 
 def test_a_checkpoint_of_another_base_is_refused(tiny_run: TinyRun, tiny_model: Path, tmp_path: Path) -> None:
-    config = SHORT.model_copy(update={"checkpoint_steps": 2})
+    config = SHORT.model_copy(update={"save_steps": 2})
     train(tiny_run, tiny_model, tmp_path, config, "other-checkpoint")
     for manifest in Path(storage.join(storage.root(), "adapters", "other-checkpoint")).glob("*/manifest.json"):
         manifest.unlink()

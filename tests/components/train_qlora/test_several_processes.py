@@ -49,7 +49,7 @@ def test_two_processes_go_on_from_a_checkpoint_bit_for_bit(
 ) -> None:
     """Each process with its own random numbers, which dropout draws."""
     config = TrainConfig(
-        max_steps=3, batch_tokens=256, learning_rate=0.01, lora_dropout=0.2, processes=2, fsdp=fsdp, checkpoint_steps=2
+        max_steps=3, batch_tokens=256, learning_rate=0.01, lora_dropout=0.2, processes=2, fsdp=fsdp, save_steps=2
     )
     key = f"goes-on-{fsdp}"
     train(tiny_run, tiny_model, tmp_path / "first", config, key)

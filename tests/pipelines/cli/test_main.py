@@ -56,7 +56,10 @@ def test_wrong_use_exits_2() -> None:
         ("base_model: m\ndataset_uri: d\nmodel_name: n\nmemory: 64GiB\n", "memory: Kubernetes writes this 64Gi (got"),
         ("base_model: m\ndataset_uri: d\nmodel_name: n\ntolerations: '[{'\n", "tolerations: not JSON"),
         ("base_model: m\ndataset_uri: d\nmodel_name: a@b\n", "register_model: model_name"),
-        ("base_model: m\ndataset_uri: d\nmodel_name: n\nepochs: .inf\n", "epochs: Input should be a finite number"),
+        (
+            "base_model: m\ndataset_uri: d\nmodel_name: n\nnum_train_epochs: .inf\n",
+            "num_train_epochs: Input should be a finite number",
+        ),
         (
             "base_model: m\ndataset_uri: d\nmodel_name: n\noptions: {train_qlora: {batch_tokes: 1}}\n",
             "train_qlora: unknown option batch_tokes; did you mean batch_tokens?",
@@ -70,6 +73,31 @@ def test_a_bad_config_is_one_line_and_exit_1(config: str, message: str, tmp_path
     assert message in result.output
     assert result.output.count("\n") == 1 and result.output.startswith("error: ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train_qlora", "--warmup-share", "0.1"], "--warmup-share is now --warmup-steps"),
+        (["train_qlora", "--optimizer", "sgd"], "--optimizer is now --optim"),
+        (["plan_run", "--epochs", "2"], "--epochs is now --num-train-epochs"),
+    ],
+)
+def test_a_flag_of_an_old_name_is_refused_with_the_new_one(arguments: list[str], message: str) -> None:
+    result = qlora("step", *arguments)
+    assert result.exit_code == 2 and result.output.endswith(f"Error: {message}\n")
+    assert f"{arguments[1]} " not in qlora("step", arguments[0], "--help").output
+
+
+def test_an_old_name_in_a_config_is_refused_with_the_new_one(tmp_path: Path) -> None:
+    config = run_config(tmp_path, base_model="m", dataset_uri="d", epochs=2)
+    result = qlora("run", "--config", config)
+    assert (result.exit_code, result.output) == (1, f"error: config {config}: epochs is now num_train_epochs\n")
+    options = {"train_qlora": {"keep_checkpoints": 1}}
+    for given in (options, json.dumps(options)):
+        result = qlora("run", "--config", run_config(tmp_path, base_model="m", dataset_uri="d", options=given))
+        message = "options.train_qlora.keep_checkpoints is now save_total_limit"
+        assert (result.exit_code, result.output) == (1, f"error: config {config}: {message}\n")
 
 
 def test_a_config_that_is_no_text(tmp_path: Path) -> None:

@@ -40,5 +40,5 @@ def pipeline() -> Compiled:
 @pytest.fixture
 def run_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text("base_model: org/base\ndataset_uri: s3://bucket/data\nmodel_name: tickets\nepochs: 2\n")
+    path.write_text("base_model: org/base\ndataset_uri: s3://bucket/data\nmodel_name: tickets\nnum_train_epochs: 2\n")
     return path

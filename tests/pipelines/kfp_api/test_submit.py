@@ -25,7 +25,7 @@ def test_a_run_has_its_parameters_account_experiment_and_plugin_input(
     run = kfp.only_run()
     assert (found["exit_code"], found["run_id"], found["uploaded"]) == (0, run.run_id, True)
     assert run.runtime_config.parameters == {
-        "base_model": "org/base", "dataset_uri": "s3://bucket/data", "model_name": "tickets", "epochs": 2.0,
+        "base_model": "org/base", "dataset_uri": "s3://bucket/data", "model_name": "tickets", "num_train_epochs": 2.0,
         "learning_rate": 0.001, "options": '{"train_qlora": {"max_steps": 7}}',
     }  # fmt: skip
     assert run.service_account == "trainer"
@@ -115,7 +115,9 @@ def test_an_address_without_the_api(kfp: Kfp, run_yaml: Path) -> None:
     [
         ("lerning_rate=1", "unknown option lerning_rate; did you mean learning_rate?"),
         ("training_key=ab", "unknown option training_key"),
-        ("epochs=many", "epochs"),
+        ("epochs=3", "epochs is now num_train_epochs"),
+        ("options.train_qlora.lr_schedule=linear", "options.train_qlora.lr_schedule is now lr_scheduler_type"),
+        ("num_train_epochs=many", "num_train_epochs"),
         ("max_length=1.5", "max_length"),
         ("options.train_qlora.max_step=1", "did you mean max_steps?"),
         ("options.trian_qlora.max_steps=1", "did you mean train_qlora?"),

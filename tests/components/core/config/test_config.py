@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 
 import pytest
 
@@ -70,8 +72,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_no_number_is_endless(number: float) -> None:
-    with pytest.raises(InputError, match="epochs: Input should be a finite number"):
-        RunConfig.parse(**REQUIRED, epochs=number)
+    with pytest.raises(InputError, match="num_train_epochs: Input should be a finite number"):
+        RunConfig.parse(**REQUIRED, num_train_epochs=number)
 
 
 def test_there_must_be_something_to_decontaminate_from() -> None:
@@ -84,7 +86,7 @@ def test_there_must_be_something_to_decontaminate_from() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"processes": 1}, "fsdp cuts the base over several GPUs: set processes"),
+        ({"processes": 1}, "fsdp shards the base over several GPUs: set processes"),
         ({"use_dora": True}, "use_dora and fsdp do not go together"),
         ({"modules_to_save": "embed_tokens"}, "modules_to_save and fsdp do not go together"),
         ({"compute_dtype": "float16"}, "compute_dtype float16 and fsdp do not go together"),
@@ -98,3 +100,36 @@ def test_what_does_not_go_with_fsdp_is_refused(options: dict[str, object], said:
 def test_a_missing_option_is_named() -> None:
     with pytest.raises(InputError, match="model_name is required"):
         RunConfig.parse(base_model="m", dataset_uri="d")
+
+
+def test_an_old_name_is_refused_with_the_new_one() -> None:
+    for old, new in TrainConfig.renamed.items():
+        assert new in TrainConfig.model_fields and old not in TrainConfig.model_fields
+        with pytest.raises(InputError, match=rf"^{old} is now {new}$"):
+            TrainConfig.parse({old: 1})
+    with pytest.raises(InputError, match=r"^epochs is now num_train_epochs$"):
+        RunConfig.parse(**REQUIRED, epochs=2)
+    options = {"train_qlora": {"warmup_share": 0.1, "lora_alpha": 8, "checkpoint_steps": 5}}
+    for given in (options, json.dumps(options)):
+        with pytest.raises(InputError) as error:
+            RunConfig.parse(**REQUIRED, options=given)
+        assert str(error.value) == (
+            "options.train_qlora.warmup_share is now warmup_steps;"
+            " options.train_qlora.checkpoint_steps is now save_steps"
+        )
+
+
+def test_what_transformers_has_too_is_named_as_there() -> None:
+    from transformers import TrainingArguments
+
+    shared = {field.name for field in dataclasses.fields(TrainingArguments)} & set(TrainConfig.model_fields)
+    assert shared >= {new for new in TrainConfig.renamed.values() if new not in ("save_minutes", "attn_implementation")}
+
+
+@pytest.mark.parametrize("steps", [0.0, 0.05, 0.5, 1.0, 7.0])
+def test_warm_up_is_a_fraction_below_one_and_steps_from_there(steps: float) -> None:
+    """Ours is handed to transformers as it is."""
+    from transformers import TrainingArguments
+
+    made = TrainingArguments(warmup_steps=TrainConfig.parse(warmup_steps=steps).warmup_steps, use_cpu=True)
+    assert made.get_warmup_steps(33) == (math.ceil(33 * steps) if steps < 1 else int(steps))
