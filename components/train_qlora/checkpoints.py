@@ -41,7 +41,7 @@ class Checkpoints:
             Its step and a local folder with it; None where there is none.
 
         Raises:
-            InputError: it is of another base, other data or other options.
+            InputError: it is of another base, other data, other options or another version.
             TransientError: the store is away, so that nothing is known of it.
         """
         for place, sizes in sorted(self._attempts().items(), reverse=True):
@@ -115,7 +115,7 @@ def refuse_other(info: dict[str, Any], made_from: dict[str, Any], what: str) -> 
     """Refuses work that is under the same key but was made from something else: a key was given by hand.
 
     Args:
-        info: what its manifest says of it.
+        info: what its manifest says about it.
         made_from: what this run starts from, by name.
         what: the work's address.
 
@@ -123,8 +123,12 @@ def refuse_other(info: dict[str, Any], made_from: dict[str, Any], what: str) -> 
         InputError: names what differs.
     """
     for name, value in made_from.items():
-        if name in info and info[name] != value:
-            raise InputError(
-                f"{what} was made with {name} {info[name]}, and this run has {value}: its training_key is not this"
-                " run's; give another"
-            )
+        found = info.get(name, 1 if name == "key_format" else value)  # version 0.1 wrote no format
+        if found == value:
+            continue
+        if (name, found) == ("key_format", 1):
+            raise InputError(f"{what} is from version 0.1, whose options have other names: give another training_key")
+        raise InputError(
+            f"{what} was made with {name} {found}, and this run has {value}: its training_key is not this run's; give"
+            " another"
+        )

@@ -1,4 +1,4 @@
-"""One process a GPU, through torch's launcher."""
+"""One process per GPU, through PyTorch's launcher."""
 
 import logging
 import os
@@ -10,23 +10,26 @@ from qlora_pipelines.components.core.errors import InputError, TransientError
 
 
 def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
-    """Calls `work(*args)` in this process, or in so many of its own; returns what the first of them returned.
+    """Calls `work(*args)` in this process, or in several new ones.
 
     Args:
         work: a function of a module, so that other processes can import it.
-        processes: how many.
+        processes: how many; 1 is this process.
         *args: what can be pickled.
+
+    Returns:
+        What the process of rank 0 returned.
 
     Raises:
         InputError: one of the processes failed, and the others were ended; the line is its own.
-        TransientError: one was killed, or failed for a reason that is not the user's.
+        TransientError: one was killed, or failed for a reason that the user cannot fix.
     """
     if processes == 1:
         return work(*args)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said once, below
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failure is reported once, below
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -48,7 +51,7 @@ def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
 
 
 def rank() -> int:
-    """This process' place among them; 0 is the one that writes."""
+    """This process's rank; rank 0 is the one that writes."""
     import torch.distributed
 
     if torch.distributed.is_initialized():
@@ -71,14 +74,14 @@ def check_gpus(processes: int, compute_dtype: str) -> None:
         raise InputError(f"{torch.cuda.get_device_name()} has no bfloat16: set compute_dtype float16")
 
 
-def agreed(value: bool) -> bool:
-    """What the first process says, in all of them: a decision by the clock must not differ between them."""
+def broadcast(value: bool) -> bool:
+    """The value that rank 0 has, in every process: a decision by the clock must be the same in all of them."""
     import torch
     import torch.distributed
 
     if not torch.distributed.is_initialized():
         return value
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    said = torch.tensor([value], dtype=torch.uint8, device=device)
-    torch.distributed.broadcast(said, src=0)
-    return bool(said.item())
+    shared = torch.tensor([value], dtype=torch.uint8, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return bool(shared.item())

@@ -12,27 +12,27 @@ from qlora_pipelines.components.core.errors import InputError, TransientError
 
 
 def peak_mib() -> int:
-    """The most memory in use at a time so far, in MiB: on the GPU, or of this process where there is none."""
+    """The most memory in use so far, in MiB: on the GPU, or of this process where there is none."""
     import resource
 
     import torch
 
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()  # the allocator keeps what it once took
+        free, total = torch.cuda.mem_get_info()  # the allocator keeps what it took: this is the peak
         return round(int(total - free) / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)  # Linux counts it in KiB
 
 
 @contextlib.contextmanager
-def explained(config: TrainConfig, planned_mib: int) -> Iterator[None]:
-    """Says in one line where memory or disk ran out, what the plan had said, and what would help.
+def explain(config: TrainConfig, planned_mib: int) -> Iterator[None]:
+    """Turns an error that means that memory or disk ran out into one line.
 
     Args:
         config: the training options.
         planned_mib: memory that plan_run said training needs; 0: it was not asked.
 
     Raises:
-        InputError: no memory is left.
+        InputError: no memory is left; what the plan said, and what would help.
         TransientError: the disk is full.
     """
     try:
@@ -40,22 +40,22 @@ def explained(config: TrainConfig, planned_mib: int) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if is_full(error):
-            raise full(error) from None
-        if is_exhausted(error):
-            raise exhausted(config, planned_mib) from None
+        if is_disk_full(error):
+            raise disk_full(error) from None
+        if is_out_of_memory(error):
+            raise out_of_memory(config, planned_mib) from None
         raise
 
 
-def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the host."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full: Python's, safetensors', or PyTorch's, which says it least clearly."""
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that a disk is full: Python's, safetensors', or one of PyTorch's, which are unclear."""
     said = str(error)
     return (
         (isinstance(error, OSError) and error.errno == errno.ENOSPC)
@@ -65,21 +65,16 @@ def is_full(error: BaseException) -> bool:
     )
 
 
-def exhausted(config: TrainConfig, planned_mib: int) -> InputError:
-    """The error to raise then: what the plan had said, and what would help.
-
-    Args:
-        config: the training options.
-        planned_mib: what plan_run said training needs; 0: it was not asked.
-    """
+def out_of_memory(config: TrainConfig, planned_mib: int) -> InputError:
+    """The error for it; see `explain`."""
     said = f"the plan said {planned_mib:,} MiB" if planned_mib else "there was no plan"
     ways = [] if config.gradient_checkpointing else ["set gradient_checkpointing true"]
     ways += [f"lower batch_tokens (now {config.batch_tokens}) or max_length", "take a larger GPU"]
     return InputError(f"out of memory at {peak_mib():,} MiB; {said}: {', or '.join(ways)}")
 
 
-def full(error: BaseException) -> TransientError:
-    """The error to raise where a disk is full: where, how large it is, and what would help."""
+def disk_full(error: BaseException) -> TransientError:
+    """The error for it: which disk, how large it is, and what would help."""
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)
     place = Path(named).parent if named else Path(tempfile.gettempdir())
     size = ""

@@ -1,8 +1,10 @@
-"""The training as a run in MLflow, to watch it there."""
+"""The training as a run in MLflow, where it can be watched."""
 
+import contextlib
 import os
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Self
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import mlflow_client
@@ -10,31 +12,30 @@ from qlora_pipelines.components.core.runtime import log
 
 EXPERIMENT = "qlora-training"
 KEY_TAG = "qlora.training_key"
+INJECTED = "MLFLOW_RUN_ID"
+"""Set by Kubeflow Pipelines' MLflow plugin: the run that this step belongs to."""
 
 
 class MlflowRun:
-    """Joins the run that Kubeflow Pipelines injected, or the one of this training_key, or starts one.
+    """The injected run, or the one of this training_key, or a new one; at the end of the block it is ended.
 
-    Training does not stop for MLflow: where it does not answer that is said once, and nothing more is sent.
+    Training does not depend on MLflow: where MLflow fails, one line says so and nothing more is sent.
     """
 
     def __init__(self, training_key: str, params: dict[str, Any], muted: bool = False) -> None:
         """Finds or starts the run.
 
         Args:
-            training_key: names the training; a resumed one goes on in its run.
+            training_key: names the training; a resumed one continues its run.
             params: shown with the run.
-            muted: sends nothing: another process of this training does.
+            muted: send nothing, because another process of this training does.
         """
         self._client: Any = None
         self._run = ""
-        if muted or not os.environ.get(mlflow_client.URI_VARIABLE):
-            return
-        try:
-            self._client = mlflow_client.connect()
-            self._run = os.environ.get("MLFLOW_RUN_ID") or self._own(training_key, params)
-        except Exception as error:  # MLflow raises its own, sqlalchemy's, requests'...
-            self._give_up(error)
+        if os.environ.get(mlflow_client.URI_VARIABLE) and not muted:
+            with self._sending():
+                self._client = mlflow_client.connect()
+                self._run = os.environ.get(INJECTED) or self._own(training_key, params)
 
     def _own(self, training_key: str, params: dict[str, Any]) -> str:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
@@ -50,27 +51,29 @@ class MlflowRun:
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Sends the figures of one step."""
-        if self._client is None:
-            return
-        from mlflow.entities import Metric
+        if self._client:
+            from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+            now = int(time.time() * 1000)
+            metrics = [Metric(name, value, now, step) for name, value in figures.items()]
+            with self._sending():
+                self._client.log_batch(self._run, metrics=metrics)
+
+    def __enter__(self) -> Self:
+        """The run itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Sets the run's status; an injected run goes on, since other steps may write to it."""
+        if self._client and not os.environ.get(INJECTED):
+            with self._sending():
+                self._client.set_terminated(self._run, "FAILED" if kind else "FINISHED")
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
         try:
-            self._client.log_batch(
-                self._run, metrics=[Metric(name, value, now, step) for name, value in figures.items()]
-            )
-        except Exception as error:
-            self._give_up(error)
-
-    def end(self, finished: bool) -> None:
-        """Says how it ended; an injected run goes on."""
-        if self._client is not None and not os.environ.get("MLFLOW_RUN_ID"):
-            try:
-                self._client.set_terminated(self._run, "FINISHED" if finished else "FAILED")
-            except Exception as error:
-                self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        said = str(error) if isinstance(error, InputError) else f"MLflow: {mlflow_client.reason(error)}"
-        log(f"{said}; the training goes on without it")
-        self._client = None
+            yield
+        except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests'...
+            said = str(error) if isinstance(error, InputError) else f"MLflow: {mlflow_client.reason(error)}"
+            log(f"{said}; the training goes on without it")
+            self._client = None

@@ -1,11 +1,13 @@
-"""A base too large for one GPU, cut over those of all processes: PyTorch's FSDP, each layer whole only in use.
+"""FSDP for a base too large for one GPU: every process holds a shard of it, and gathers a layer only to use it.
 
-Accelerate knows FSDP on GPUs only, and has it cast everything to the storage's dtype, the rotary embedding's
-frequencies too. So the model is wrapped here, on a GPU as on a CPU, and accelerate is told of it. It is FSDP's first
-version: with the second, 4-bit weights lose their state and change (bitsandbytes-foundation/bitsandbytes, 1945).
+Accelerate knows FSDP on GPUs only, and has it cast everything to the storage's dtype, also the rotary embedding's
+frequencies. So the model is wrapped here, on a GPU as on a CPU, and accelerate is told of it.
+
+It is FSDP's first version. The second loses the quantisation state of 4-bit weights, and changes bytes that read as a
+NaN in bfloat16 (bitsandbytes-foundation/bitsandbytes, issue 1945). The first takes 4-bit weights if they are stored in
+a floating dtype, the same as that of the other weights (same repository, pull request 970).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.train_qlora import launch
 
 
-def announce(trainer: Any) -> None:
-    """Tells a trainer that its model will be cut, so that it clips and steps as FSDP needs it."""
+def configure(trainer: Any) -> None:
+    """Tells a trainer that its model will be wrapped, so that it clips gradients and steps as FSDP needs it."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -25,11 +27,11 @@ def announce(trainer: Any) -> None:
     trainer.is_fsdp_enabled = True
 
 
-def cut(model: Any) -> Any:
-    """A model with an adapter, cut over all processes: a decoder layer a piece, each matrix of the adapter for itself.
+def wrap(model: Any) -> Any:
+    """A model with an adapter, sharded over all processes: a unit per decoder layer, and one per matrix of the adapter.
 
     Args:
-        model: on the host, its 4-bit weights stored in a floating dtype, as FSDP wants it.
+        model: on the host, its 4-bit weights stored in a floating dtype.
     """
     import torch
     from peft.utils.other import fsdp_auto_wrap_policy
@@ -43,46 +45,49 @@ def cut(model: Any) -> Any:
     )
 
 
-def adapter(model: Any) -> dict[str, Any]:
-    """The adapter's whole weights, on the host, named as peft names them in a file; all processes call it."""
+def full_adapter(model: Any) -> dict[str, Any]:
+    """The adapter's unsharded weights, on the host, named as in peft's file; all processes call it."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     found = {}
-    for name, unit in _trained(model):
+    for unit_name, unit in model.module.named_modules():
+        flat = unit._flat_param if isinstance(unit, FullyShardedDataParallel) else None
+        if flat is None or not flat.requires_grad:
+            continue
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-            for own, parameter in unit.module.named_parameters():
-                found[f"{name}.{own}".replace(".default.", ".")] = parameter.detach().cpu().clone()
+            for name, parameter in unit.module.named_parameters():
+                full_name = f"{unit_name}.{name}".replace("_fsdp_wrapped_module.", "").replace(".default.", ".")
+                found[full_name] = parameter.detach().cpu().clone()
     return found
 
 
 def save(trainer: Any, folder: str) -> None:
-    """Writes this process' part of adapter and optimiser: exact, and resumed by as many processes only."""
+    """Writes this process's shard of adapter and optimiser. As many processes can resume from it, no other number."""
     import torch
 
-    parts = [parameter.detach() for parameter in trainer.model.parameters() if parameter.requires_grad]
-    torch.save({"adapter": parts, "optimizer": trainer.optimizer.state_dict()}, _file(folder))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    state = {
+        "adapter": [parameter.detach() for parameter in _trained(trainer)],
+        "optimizer": trainer.optimizer.state_dict(),
+        "lr_scheduler": trainer.lr_scheduler.state_dict(),
+    }
+    torch.save(state, _file(folder))
 
 
-def restore(trainer: Any, folder: str) -> None:
+def load(trainer: Any, folder: str) -> None:
     """Reads back what `save` wrote."""
     import torch
 
-    saved = torch.load(_file(folder), map_location=loading.device(), weights_only=True)
-    wanted = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    for parameter, value in zip(wanted, saved["adapter"], strict=True):
+    state = torch.load(_file(folder), map_location=loading.device(), weights_only=True)
+    for parameter, value in zip(_trained(trainer), state["adapter"], strict=True):
         parameter.data.copy_(value)
-    trainer.optimizer.load_state_dict(saved["optimizer"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+
+
+def _trained(trainer: Any) -> list[Any]:
+    return [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
 
 
 def _file(folder: str) -> Path:
-    return Path(folder) / f"part-{launch.rank()}.pt"
-
-
-def _trained(model: Any) -> Iterator[tuple[str, Any]]:
-    """The pieces that are trained, with the names of what they hold."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    for name, module in model.module.named_modules():
-        own = module._flat_param if isinstance(module, FullyShardedDataParallel) else None
-        if own is not None and own.requires_grad:
-            yield name.replace("_fsdp_wrapped_module.", ""), module
+    return Path(folder) / f"shard-{launch.rank()}.pt"

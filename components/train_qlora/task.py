@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
 from qlora_pipelines.components.core.data import tokenized
@@ -12,19 +12,19 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, retry, storage
+from qlora_pipelines.components.core.store import attempts, keys, retry, storage
 from qlora_pipelines.components.train_qlora import launch, memory, training, training_report, watchdog
 from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints, refuse_other
 
 Config = TrainConfig
-LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
+LIBRARIES = ("qlora-pipelines", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
 
 class Result(NamedTuple):
     """What came out.
 
-    Mean loss over the supervised tokens of the first and of the last steps, the steps made, the most memory in use at a
-    time in MiB, on the GPU or else in the process, and where the adapter is in the store.
+    Mean loss over the supervised tokens of the first and of the last steps, in nats per token; optimiser steps made;
+    peak memory in MiB, on the GPU or else of the process; and where the adapter is in the store.
     """
 
     first_loss: float
@@ -47,7 +47,7 @@ def run(
     planned_gpu_mib: int = 0,
     planned_host_mib: int = 0,
 ) -> Result:
-    """Trains the adapter, going on from the newest whole checkpoint; or returns the one that this key already has.
+    """Trains the adapter, resuming from the newest whole checkpoint; or returns the one that this key already has.
 
     Args:
         config: the step's options.
@@ -68,15 +68,21 @@ def run(
     """
     key_uri = storage.join(storage.root(), "adapters", training_key)
     planned = planned_host_mib if loading.device() == "cpu" else planned_gpu_mib
-    made_from = {"base_revision": base_revision, "dataset_digest": dataset_digest} | config.key_fields()
-    finished = _finished(key_uri, made_from)
-    if finished is None:
+    made_from = {"key_format": keys.FORMAT, "base_revision": base_revision, "dataset_digest": dataset_digest}
+    made_from |= config.key_fields()
+    finished = attempts.find(key_uri)
+    if finished is not None:
+        refuse_other(finished.info, made_from, finished.uri)
+        log(f"this training is finished already: {finished.uri}")
+        attempts.clear(key_uri)
+    else:
         uri = storage.join(storage.root(), "checkpoints", training_key)
         checkpoints = Checkpoints(uri, config.save_total_limit, made_from)
         storage.check_writable(uri)  # before a model is loaded
-        with retry.fail_fast(uri), watchdog.watched(), memory.explained(config, planned):
-            watchdog.allow(config.setup_limit_minutes)
-            _check(config, train_set, dataset_digest)
+        with retry.fail_fast(uri), watchdog.running(config.setup_limit_minutes), memory.explain(config, planned):
+            launch.check_gpus(config.processes, config.compute_dtype)
+            if not any(sample.encoded.supervised for sample in tokenized.read(train_set, dataset_digest)):
+                raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
             with tempfile.TemporaryDirectory() as name, attempts.attempt(key_uri) as attempt:
                 folder = Path(name)
                 base = base_model.fetch(base_uri, folder / "base")
@@ -94,15 +100,23 @@ def run(
                     resumed=checkpoints.newest(folder / "checkpoint"),
                     planned_mib=planned,
                 )
-                watchdog.done()  # each training process has its own limits
+                watchdog.stop()  # each training process has its own limits
                 trained = launch.run(training.train, config.processes, job)
-                watchdog.allow(config.step_limit_minutes)
-                finished = attempt.commit(
-                    made_from | _info(config, trained) | {"training_key": training_key, "base_uri": base_uri}
-                )
-    else:
-        log(f"this training is finished already: {finished.uri}")
-        attempts.clear(key_uri)
+                watchdog.start(config.step_limit_minutes)
+                # evaluate_model and dequantize_and_merge read `base_revision`, `quantization` and `quantised`, also in
+                # the manifests of versions registered long ago: these names stay.
+                made = {
+                    "config": config.model_dump(),
+                    "quantization": dataclasses.asdict(Quantization.of(config)),
+                    "quantised": trained.digests,
+                    "losses": trained.losses,
+                    "device": loading.device(),
+                    "peak_mib": trained.peak_mib,
+                    "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+                    "training_key": training_key,
+                    "base_uri": base_uri,
+                }
+                finished = attempt.commit(made_from | made)
     with tempfile.TemporaryDirectory() as name:
         storage.upload(storage.download(finished.uri, Path(name)), adapter)
     losses, peak = finished.info["losses"], finished.info["peak_mib"]
@@ -110,30 +124,3 @@ def run(
     training_report.write(config, losses, peak, planned, report)
     curve = training_report.means(losses)
     return Result(curve[0][1], curve[-1][1], len(losses), peak, finished.uri)
-
-
-def _finished(key_uri: str, made_from: dict[str, Any]) -> attempts.Finished | None:
-    """The adapter of this key, if it is whole."""
-    finished = attempts.find(key_uri)
-    if finished is not None:
-        refuse_other(finished.info, made_from, finished.uri)
-    return finished
-
-
-def _check(config: TrainConfig, train_set: str, dataset_digest: str) -> None:
-    """Looks at options and data before a model is loaded."""
-    launch.check_gpus(config.processes, config.compute_dtype)
-    if not any(sample.encoded.supervised for sample in tokenized.read(train_set, dataset_digest)):
-        raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
-
-
-def _info(config: TrainConfig, trained: training.Trained) -> dict[str, Any]:
-    return {
-        "config": config.model_dump(),
-        "quantization": dataclasses.asdict(Quantization.of(config)),
-        "quantised": trained.digests,
-        "losses": trained.losses,
-        "device": loading.device(),
-        "peak_mib": trained.peak_mib,
-        "versions": {name: importlib.metadata.version(name) for name in ("qlora-pipelines", *LIBRARIES)},
-    }

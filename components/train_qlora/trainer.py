@@ -11,8 +11,6 @@ from trl import SFTTrainer
 from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.train_qlora import launch, shard
 
-SCHEDULE = "scheduler.pt"
-
 
 class PackedTrainer(SFTTrainer):
     """Supervised fine-tuning on what `packing.collate` gives.
@@ -25,7 +23,7 @@ class PackedTrainer(SFTTrainer):
     """Supervised tokens that this process has trained on since it started."""
 
     def __init__(self, *, sharded: bool = False, **kwargs: Any) -> None:
-        """Args: sharded: cut the model over all processes; all others are TRL's."""
+        """Args: sharded: shard the model over all processes with FSDP; all others are TRL's."""
         self.model: Any
         self.sharded = sharded
         super().__init__(**kwargs)
@@ -34,23 +32,23 @@ class PackedTrainer(SFTTrainer):
         """As transformers does it."""
         super().create_accelerator_and_postprocess()
         if self.sharded:
-            shard.announce(self)
+            shard.configure(self)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.sharded:
-            self.model = self.model_wrapped = shard.cut(self.model)
+            self.model = self.model_wrapped = shard.wrap(self.model)
         return super()._prepare_for_training(*args, **kwargs)
 
     def save_adapter(self, folder: str, base_uri: str) -> None:
-        """Writes the adapter as peft reads it, with its base's address; all processes call it, the first one writes."""
-        weights = shard.adapter(self.model) if self.sharded else None
+        """Writes the adapter as peft reads it, with its base's address; all processes call it, rank 0 writes."""
+        weights = shard.full_adapter(self.model) if self.sharded else None
         if launch.rank() > 0:
             return
         model = self.accelerator.unwrap_model(self.model)
         if weights is None:
             model.save_pretrained(folder)
             (Path(folder) / "README.md").unlink()  # peft's form of a model card, to be filled in
-        else:  # peft finds no adapter in a model that is cut
+        else:  # peft finds no adapter in a model that FSDP has wrapped
             model.active_peft_config.save_pretrained(folder)
             safetensors.torch.save_file(weights, Path(folder) / "adapter_model.safetensors", {"format": "pt"})
         path = Path(folder) / "adapter_config.json"
@@ -58,54 +56,57 @@ class PackedTrainer(SFTTrainer):
         path.write_text(json.dumps(config, indent=1, sort_keys=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the adapter into a checkpoint; that of a cut model lies there in parts."""
+        """Writes the adapter into a checkpoint; with FSDP it is in the shards, beside the optimiser."""
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.sharded:
+        if self.sharded:
+            shard.save(self, output_dir)
+        else:
             super()._save_optimizer_and_scheduler(output_dir)
-            return
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        shard.save(self, output_dir)
-        if launch.rank() == 0:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.sharded or checkpoint is None:
+        if self.sharded and checkpoint:
+            shard.load(self, checkpoint)
+        else:
             super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        shard.restore(self, checkpoint)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULE, weights_only=True))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Summed cross-entropy of the supervised tokens, divided by their number over all processes and micro-batches.
+        """Cross-entropy of the supervised tokens of one micro-batch, as its part of the optimiser step's mean.
+
+        The step's loss is the mean over all its supervised tokens, N of them in all processes and micro-batches:
+        -1/N · sum of log p(token | those before it). So a micro-batch gives its sum divided by N, not its own mean. The
+        mean of means would weigh a token more where fewer of them share a micro-batch, and packed rows hold very
+        different numbers of supervised tokens (huggingface.co/blog/gradient_accumulation). Then packing, accumulation
+        and the number of processes do not change what is learnt.
 
         Args:
             model: the model with its adapter.
-            inputs: as `packing.collate` gives them.
+            inputs: as `packing.collate` gives them; `labels` of shape (1, tokens).
             return_outputs: also return the model's outputs.
-            num_items_in_batch: supervised tokens of the whole optimiser step.
+            num_items_in_batch: N; None: the supervised tokens of this micro-batch.
 
         Returns:
-            The loss, a scalar in nats a token.
+            The loss, a scalar in nats per token.
         """
         labels = inputs.pop("labels")
+        # Position t predicts token t + 1. Only positions that predict a supervised token go through the head.
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat_template.IGNORED)
         supervised = targets != chat_template.IGNORED
         outputs = model(**inputs, logits_to_keep=supervised, use_cache=False)
+        # In float32: a sum of thousands of terms, and the logarithm of softmax, need more than 8 significant bits.
         logits = outputs.logits.reshape(-1, outputs.logits.shape[-1]).float()
         self.supervised_tokens += len(logits)
         total = torch.nn.functional.cross_entropy(logits, targets[supervised], reduction="sum")
-        count = supervised.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = total / count
+        loss = total / (supervised.sum() if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # Tokens are counted over all processes, gradients are averaged over them.
+            # N counts the tokens of all processes, and DDP and FSDP average gradients over them: this makes it a sum.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

@@ -1,4 +1,4 @@
-"""One training process: loads the base in 4 bit, trains the adapter on packed rows, writes checkpoints as it goes."""
+"""One training process: loads the base in 4 bit, trains the adapter on packed rows, writes checkpoints on the way."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ class Job:
     """What a training process needs to know: options, the prepared set, the base, and where results go.
 
     `base` is a folder, `base_uri` where it came from. `scratch` is one folder for all processes. `resumed` is the step
-    of the checkpoint to go on from and its folder; None: from the start.
+    of the checkpoint to resume from and its folder; None: from the start.
     """
 
     config: TrainConfig
@@ -41,7 +41,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Each step's loss in nats a supervised token, digests of the quantised weights, and the peak of memory in MiB."""
+    """Each step's loss in nats per supervised token, digests of the quantised weights, and peak memory in MiB."""
 
     losses: list[float]
     digests: dict[str, str]
@@ -55,74 +55,63 @@ def train(job: Job) -> Trained:
         InputError: data of another tokenizer, a name that matches no layer, a loss that is no number, no memory left.
         TransientError: the disk is full.
     """
-    with watchdog.watched(), memory.explained(job.config, job.planned_mib):
-        watchdog.allow(job.config.setup_limit_minutes)
-        return _train(job)
-
-
-def _train(job: Job) -> Trained:
     config = job.config
-    _limit_caches()
-    load_libraries("trl.trainer.sft_trainer")
-    from peft.helpers import disable_input_dtype_casting
-    from transformers import set_seed
+    with watchdog.running(config.setup_limit_minutes), memory.explain(config, job.planned_mib):
+        _limit_kernel_caches()
+        load_libraries("trl.trainer.sft_trainer")
+        from peft.helpers import disable_input_dtype_casting
+        from transformers import set_seed
 
-    base = Path(job.base)
-    tokenizer = loading.load_tokenizer(base)
-    samples = tokenized.read(job.train_set, job.dataset_digest)
-    _check_tokenizer(job.train_set, tokenizer, base)
-    encoded = [sample.encoded for sample in samples if sample.encoded.supervised]
-    rows = packing.rows(encoded, config.batch_tokens if config.packing else 1)
-    set_seed(config.seed)
-    _log(f"loading {base.name} in {config.quant_type.upper()}")
-    model = loading.load_quantized(base, Quantization.of(config), for_sharding=config.fsdp)
-    digests = quantization.digests(model)
-    if config.packing:
-        packed_attention.enable(model, config.attn_implementation)
-    steps = _steps(config, len(rows))
-    run = MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0)
-    trainer = _trainer(config, model, tokenizer, rows, steps, job.scratch)
-    done, checkpoint = job.resumed or (0, None)
-    _watch(trainer, job, steps, done, run)
-    _say(config, trainer.model, len(encoded), sum(len(item.input_ids) for item in encoded), len(rows), steps, done)
-    try:
-        # Autocast does it; peft, which sees that of CUDA only, would copy each layer's input to float32 first.
-        with disable_input_dtype_casting(trainer.model):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if trainer.state.global_step < steps:
-            raise InputError(f"training ended at step {trainer.state.global_step} of {steps}")
-    except BaseException:
-        run.end(finished=False)
-        raise
-    watchdog.allow(config.step_limit_minutes)
-    trainer.save_adapter(job.output, job.base_uri)
-    if launch.rank() == 0:
-        tokenizer.save_pretrained(job.output)
-    run.end(finished=True)
-    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return Trained(losses, digests, memory.peak_mib())
-
-
-def _steps(config: TrainConfig, rows: int) -> int:
-    per_step = config.gradient_accumulation_steps * config.processes
-    return config.max_steps or math.ceil(config.num_train_epochs * math.ceil(rows / per_step))
-
-
-def _check_tokenizer(train_set: str, tokenizer: Any, base: Path) -> None:
-    made_by = tokenized.tokenizer_digest(train_set)
-    if made_by and made_by != loading.tokenizer_digest(tokenizer):
-        raise InputError(
-            f"data set {train_set} was tokenised for another tokenizer than that of {base}: prepare it anew"
-        )
+        base = Path(job.base)
+        tokenizer = loading.load_tokenizer(base)
+        samples = tokenized.read(job.train_set, job.dataset_digest)
+        made_by = tokenized.tokenizer_digest(job.train_set)
+        if made_by and made_by != loading.tokenizer_digest(tokenizer):
+            raise InputError(
+                f"data set {job.train_set} was tokenised for another tokenizer than that of {base}: prepare it again"
+            )
+        encoded = [sample.encoded for sample in samples if sample.encoded.supervised]
+        rows = packing.rows(encoded, config.batch_tokens if config.packing else 1)
+        set_seed(config.seed)
+        _log(f"loading {base.name} in {config.quant_type.upper()}")
+        model = loading.load_quantized(base, Quantization.of(config), for_sharding=config.fsdp)
+        digests = quantization.digests(model)
+        if config.packing:
+            packed_attention.enable(model, config.attn_implementation)
+        per_step = config.gradient_accumulation_steps * config.processes
+        steps = config.max_steps or math.ceil(config.num_train_epochs * math.ceil(len(rows) / per_step))
+        done, checkpoint = job.resumed or (0, None)
+        with MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0) as run:
+            trainer = _trainer(job, model, tokenizer, rows, steps, run)
+            tokens = sum(len(item.input_ids) for item in encoded)
+            full = f", {tokens / len(rows) / config.batch_tokens:.0%} full" if config.packing else ""
+            _log(f"{len(encoded)} conversations in {len(rows)} rows{full}")
+            trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+            resumed = f", going on after step {done}" if done else ""
+            _log(f"training {trainable:,} parameters for {steps} steps{resumed}")
+            # Autocast casts inputs. peft would cast each layer's to float32 first: it sees the autocast of CUDA only.
+            with disable_input_dtype_casting(trainer.model):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if trainer.state.global_step < steps:
+                raise InputError(f"training ended at step {trainer.state.global_step} of {steps}")
+            watchdog.start(config.step_limit_minutes)
+            trainer.save_adapter(job.output, job.base_uri)
+            if launch.rank() == 0:
+                tokenizer.save_pretrained(job.output)
+        losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+        return Trained(losses, digests, memory.peak_mib())
 
 
-def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: int, scratch: str) -> Any:
+def _trainer(job: Job, model: Any, tokenizer: Any, rows: Any, steps: int, run: MlflowRun) -> Any:
     import torch
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import SFTConfig
 
+    from qlora_pipelines.components.train_qlora.callbacks import CheckpointCallback, ProgressCallback
     from qlora_pipelines.components.train_qlora.trainer import PackedTrainer
 
+    config = job.config
     on_gpu = torch.cuda.is_available()
     half = config.compute_dtype == "float16"
     if half and not on_gpu:
@@ -131,17 +120,20 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
     trainer = PackedTrainer(
         model=model,
         args=SFTConfig(
-            output_dir=scratch,
+            output_dir=job.scratch,
             max_steps=steps,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.lr_scheduler_type,
+            # The rate rises linearly from 0: Adam's second moments rest on few gradients at first, so its early updates
+            # vary widely (Liu et al. 2020, On the Variance of the Adaptive Learning Rate and Beyond). Below 1 this is a
+            # fraction of all steps, rounded up; from 1 on, steps (TrainingArguments.get_warmup_steps).
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             gradient_checkpointing=config.gradient_checkpointing,
-            optim=_optimizer(config, on_gpu),
+            optim=_optim(config, on_gpu),
             bf16=not half,
             fp16=half,
             use_cpu=not on_gpu,
@@ -155,7 +147,7 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
             seed=config.seed,
             logging_steps=1,
             logging_nan_inf_filter=False,  # by default a loss that is no number is logged as 0
-            save_strategy="no",  # callbacks.Save says when
+            save_strategy="no",  # CheckpointCallback decides
             report_to="none",
             disable_tqdm=True,
         ),
@@ -165,59 +157,38 @@ def _trainer(config: TrainConfig, model: Any, tokenizer: Any, rows: Any, steps: 
         peft_config=lora.config(config, model),
         sharded=config.fsdp,
     )
-    _in_full_precision(trainer.model)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            # TRL casts the adapter to bfloat16. Its 8 significant bits lose an update smaller than a 256th of a weight,
+            # so what is trained is kept in float32 (Micikevicius et al. 2018, Mixed Precision Training, section 3.1);
+            # the products still run in 16 bit under autocast.
+            parameter.data = parameter.data.to(torch.float32)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressCallback(trainer, steps, job.resumed[0] if job.resumed else 0, run))
+    trainer.add_callback(CheckpointCallback(trainer, config, job.checkpoints))
     return trainer
 
 
-def _optimizer(config: TrainConfig, on_gpu: bool) -> str:
-    """The name that transformers has for it."""
+def _optim(config: TrainConfig, on_gpu: bool) -> str:
+    """The optimiser's name for transformers; where there is no GPU, its unpaged form."""
     if on_gpu:
         return config.optim
     _log(f"no GPU: {config.optim.removeprefix('paged_')} stays in the host's memory, nothing is paged")
     return "adamw_torch" if config.optim == "paged_adamw_32bit" else "adamw_bnb_8bit"
 
 
-def _watch(trainer: Any, job: Job, steps: int, done: int, run: MlflowRun) -> None:
-    from transformers import PrinterCallback
-
-    from qlora_pipelines.components.train_qlora.callbacks import Save, Tell
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Tell(trainer, steps, done, run))
-    trainer.add_callback(Save(trainer, job.config, job.checkpoints))
-
-
-def _say(config: TrainConfig, model: Any, conversations: int, tokens: int, rows: int, steps: int, done: int) -> None:
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    full = f", {tokens / rows / config.batch_tokens:.0%} full" if config.packing else ""
-    _log(f"{conversations} conversations in {rows} rows{full}")
-    went_on = f", going on after step {done}" if done else ""
-    _log(f"training {trainable:,} parameters for {steps} steps{went_on}")
-
-
 def _log(message: str) -> None:
-    """One line, from the first process."""
+    """One line, from rank 0."""
     if launch.rank() == 0:
         log(message)
 
 
-def _limit_caches() -> None:
-    """Keeps oneDNN from caching a kernel, with its scratch memory, for each shape it meets on a CPU.
+def _limit_kernel_caches() -> None:
+    """Limits how many kernels oneDNN keeps on a CPU, each with its scratch memory; to be called before any product.
 
-    Packed rows differ in length by a few tokens, so nearly each step brings new shapes: with the default of 1024
-    kernels memory grows by a gigabyte in 40 steps of the demo. It has to be said before the first product.
+    It keeps one per shape, and packed rows differ in length by a few tokens, so nearly every step brings new shapes.
+    With the default of 1024 kernels memory grew by a gigabyte in 40 steps of the demo. There are two caches, PyTorch's
+    and the library's own (oneDNN's developer guide, Primitive Cache); both drop what was used least recently.
     """
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # PyTorch's
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # the library's own
-
-
-def _in_full_precision(model: Any) -> None:
-    """Keeps the adapter in float32; the products still run in 16 bit.
-
-    TRL casts it to bfloat16, whose eight significant bits lose an update smaller than a 256th of a weight.
-    """
-    import torch
-
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -1,4 +1,4 @@
-"""Ends a process that hangs, instead of letting it hold a GPU: the stack of every thread is printed first."""
+"""Ends a process that hangs, so that it does not hold a GPU: it prints the stack of every thread and exits."""
 
 import contextlib
 import faulthandler
@@ -6,23 +6,24 @@ import sys
 from collections.abc import Iterator
 
 
-def allow(minutes: float) -> None:
-    """Gives the process so many minutes until the next call of `allow` or `done`; then it prints its stacks and exits.
+def start(minutes: float) -> None:
+    """Ends this process after so many minutes, unless `start` or `stop` is called before.
 
-    A timer in C does it, so a process that hangs in a library, or waits for another GPU, is ended too.
+    The timer is in C, so it also ends a process that hangs in a library or waits for another GPU.
     """
     faulthandler.dump_traceback_later(minutes * 60, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
-def done() -> None:
-    """Nothing is timed any more."""
+def stop() -> None:
+    """Takes the limit away."""
     faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Whatever limit is set within ends with it."""
+def running(minutes: float) -> Iterator[None]:
+    """Starts the watchdog, and stops it at the end of the block, however that ends."""
+    start(minutes)
     try:
         yield
     finally:
-        done()
+        stop()

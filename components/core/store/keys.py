@@ -16,8 +16,11 @@ from qlora_pipelines.components.core.config.base import StepConfig
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import MergeConfig, PrepareConfig, TrainConfig
 
-FORMAT = 1
-"""Raise it when the same inputs would give another result than before."""
+FORMAT = 2
+"""Raise it when the same inputs would give another result than before, or when an option's name changes.
+
+1: version 0.1. 2: options are named as in transformers; the keys hash their names too.
+"""
 
 
 def digest(value: Any) -> str:

@@ -81,20 +81,20 @@ def test_a_full_disk_is_said_and_may_pass(tiny_run: TinyRun, tiny_model: Path, t
 )
 def test_libraries_words_for_a_full_disk_are_understood(said: str, full: bool) -> None:
     expected = TransientError if full else RuntimeError
-    with pytest.raises(expected, match="the disk is full at" if full else said), memory.explained(TrainConfig(), 0):
+    with pytest.raises(expected, match="the disk is full at" if full else said), memory.explain(TrainConfig(), 0):
         raise RuntimeError(said)
 
 
 def test_memory_that_ran_out_is_explained() -> None:
     import torch
 
-    assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not memory.is_exhausted(RuntimeError("shapes differ"))
+    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
     config = TrainConfig(gradient_checkpointing=True)
     words = r"the plan said 15,000 MiB: lower batch_tokens \(now 2048\) or max_length"
-    with pytest.raises(InputError, match=words), memory.explained(config, 15_000):
+    with pytest.raises(InputError, match=words), memory.explain(config, 15_000):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
-    said = str(memory.exhausted(TrainConfig(), 0))
+    said = str(memory.out_of_memory(TrainConfig(), 0))
     assert "there was no plan: set gradient_checkpointing true, or lower batch_tokens" in said
 
 

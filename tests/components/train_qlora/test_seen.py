@@ -1,5 +1,6 @@
 """Training is seen while it runs, and what it leaves says what it was made from."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -40,9 +41,10 @@ def test_without_one_the_training_has_a_run_of_its_own_which_a_resumed_one_goes_
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     client = mlflow.MlflowClient(f"sqlite:///{tiny_run.folder / 'mlflow.db'}")
     for finished, status in ((False, "FAILED"), (True, "FINISHED")):
-        run = MlflowRun("key", {"lora_r": 16})
-        run.log(1, {"loss": 2.0})
-        run.end(finished)
+        with contextlib.suppress(KeyboardInterrupt), MlflowRun("key", {"lora_r": 16}) as run:
+            run.log(1, {"loss": 2.0})
+            if not finished:
+                raise KeyboardInterrupt
         [found] = client.search_runs(
             [client.get_experiment_by_name("qlora-training").experiment_id], "tags.`qlora.training_key` = 'key'"
         )
