@@ -46,8 +46,8 @@ def train_qlora(
         first_loss: Mean loss over the supervised tokens of the first logged steps.
         final_loss: The same over the last logged steps.
         steps: Optimiser steps made.
-        peak_mib: Most memory in use at a time, in MiB, on the GPU or else in the process.
-        adapter_uri: Where the adapter lies in the store.
+        peak_mib: Peak memory in MiB, on the GPU or else of the process.
+        adapter_uri: Where the adapter is in the store.
     """
     from qlora_pipelines.components.core.runtime import step
     from qlora_pipelines.components.train_qlora import task

@@ -56,7 +56,7 @@ class PackedTrainer(SFTTrainer):
         path.write_text(json.dumps(config, indent=1, sort_keys=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the adapter into a checkpoint; with FSDP it is in the shards, beside the optimiser."""
+        """Writes the adapter into a checkpoint; with FSDP it is in the shards, with the optimiser."""
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
 

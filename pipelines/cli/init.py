@@ -122,7 +122,7 @@ def text(target: Path, values: dict[str, Any]) -> str:
     """The file's text: `values` first, all other options as comments with their defaults.
 
     Args:
-        target: where the file will lie.
+        target: where the file will be.
         values: the options of `RunConfig` that are set.
     """
     lines = ["# A run of fine-tuning. What it needs, and whether it fits:", f"#   qlora plan --config {target}", ""]

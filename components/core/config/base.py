@@ -5,12 +5,17 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from qlora_pipelines.components.core.errors import InputError
 
 NOT_IN_KEY: dict[str, JsonValue] = {"in_key": False}
 """Marks an option that changes how a step works but not its result: it is part of no key."""
+
+
+def not_in_key(default: Any, **options: Any) -> Any:
+    """Pydantic's Field, marked NOT_IN_KEY."""
+    return Field(default, json_schema_extra=NOT_IN_KEY, **options)
 
 
 def _whole(value: object) -> object:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from qlora_pipelines.components.core.config.base import NOT_IN_KEY, Int, StepConfig, json_object, nearest
+from qlora_pipelines.components.core.config.base import Int, StepConfig, json_object, nearest, not_in_key
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS, PrepareConfig, TrainConfig
 from qlora_pipelines.components.core.errors import InputError
 
@@ -28,11 +28,8 @@ class RunConfig(StepConfig):
     learning_rate: float = Field(_TRAIN.learning_rate, description="peak learning rate")
     lora_r: Int = Field(_TRAIN.lora_r, description="rank of the adapter")
     seed: Int = Field(_TRAIN.seed, description="seed of order, initialisation and dropout")
-    gpu_memory_gib: float = Field(
-        0.0,
-        ge=0,
-        description="memory of the GPU that the run will get, in GiB; 0: not checked",
-        json_schema_extra=NOT_IN_KEY,
+    gpu_memory_gib: float = not_in_key(
+        0.0, ge=0, description="memory of the GPU that the run will get, in GiB; 0: not checked"
     )
     options: Annotated[dict[str, dict[str, Any]], BeforeValidator(json_object)] = Field(
         {}, description="all other options: a JSON object by step"

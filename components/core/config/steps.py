@@ -1,15 +1,15 @@
 """Every option of every step, one frozen class per step.
 
 These classes are the only list of a step's options: the components' defaults, the command line and the docs are checked
-against them or made from them. They live together because `plan_run` validates a whole run before a GPU is taken, and
-steps do not import one another.
+against them or made from them. They are in one place because `plan_run` validates a whole run before a GPU is taken,
+and steps do not import one another.
 """
 
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qlora_pipelines.components.core.config.base import NOT_IN_KEY, Int, StepConfig
+from qlora_pipelines.components.core.config.base import Int, StepConfig, not_in_key
 
 Column = Literal[
     "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", "text", "system",
@@ -28,7 +28,7 @@ class StageConfig(StepConfig):
 class PrepareConfig(StepConfig):
     """prepare_dataset."""
 
-    max_length: Int = Field(1024, ge=16, description="tokens; longer conversations are cut at the end")
+    max_length: Int = Field(1024, ge=16, description="longest conversation, in tokens; longer ones are cut at the end")
     eval_share: float = Field(
         0.1, gt=0, lt=1, description="share of rows held out by content hash where no evaluation data is given"
     )
@@ -44,9 +44,9 @@ class PrepareConfig(StepConfig):
         0.75, ge=0, le=1, description="Jaccard similarity of 5-word runs from which rows are duplicates; 0: exact only"
     )
     decontaminate_words: Int = Field(
-        0, ge=0, le=100, description="training rows sharing so many words in a row with an evaluation row go; 0: none"
+        0, ge=0, le=100, description="drop training rows that share so many words in a row with evaluation; 0: none"
     )
-    processes: Int = Field(1, ge=1, le=64, description="processes to prepare with", json_schema_extra=NOT_IN_KEY)
+    processes: Int = not_in_key(1, ge=1, le=64, description="processes to prepare with")
 
 
 class TrainConfig(StepConfig):
@@ -63,8 +63,10 @@ class TrainConfig(StepConfig):
         "keep_checkpoints": "save_total_limit",
     }
 
-    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit code that the base is held in")
-    double_quant: bool = Field(True, description="quantise the scales too: 0.37 bits a parameter less")
+    # Defaults are the QLoRA paper's where it has them (Dettmers et al. 2023): NF4 and double quantisation (section 3),
+    # adapters on all linear layers (section 4), a learning rate of 2e-4 (up to 13 billion parameters; appendix B).
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type of the base")
+    double_quant: bool = Field(True, description="quantise the scales too: 0.37 bits less per parameter")
     compute_dtype: Literal["bfloat16", "float16"] = Field(
         "bfloat16", description="dtype of the products; float16 for GPUs without bfloat16, such as T4 and V100"
     )
@@ -77,10 +79,10 @@ class TrainConfig(StepConfig):
         "all-linear", min_length=1, description="linear layers to adapt: names separated by commas, or all-linear"
     )
     modules_to_save: str = Field(
-        "", description="modules to train whole beside the adapter, such as embed_tokens: names separated by commas"
+        "", description="modules to train in full next to the adapter, such as embed_tokens: names separated by commas"
     )
     optim: Literal["paged_adamw_32bit", "paged_adamw_8bit"] = Field(
-        "paged_adamw_32bit", description="AdamW with moments of so many bits; paged where there is a GPU"
+        "paged_adamw_32bit", description="AdamW with 32-bit or 8-bit moments; paged where there is a GPU"
     )
     learning_rate: float = Field(2e-4, gt=0, le=0.1, description="peak learning rate")
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = Field(
@@ -91,33 +93,25 @@ class TrainConfig(StepConfig):
     )
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as num_train_epochs makes")
-    packing: bool = Field(True, description="several conversations a row; false: one")
+    packing: bool = Field(True, description="several conversations per row; false: one")
     batch_tokens: Int = Field(
-        2048, ge=16, description="tokens a forward pass: conversations are packed to this length, none is cut"
+        2048, ge=16, description="tokens per forward pass: conversations are packed to this length, none is cut"
     )
-    gradient_accumulation_steps: Int = Field(1, ge=1, description="forward passes an optimiser step")
+    gradient_accumulation_steps: Int = Field(1, ge=1, description="forward passes per optimiser step")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
-    processes: Int = Field(1, ge=1, le=64, description="GPUs in the pod: one training process each")
+    processes: Int = Field(1, ge=1, le=64, description="GPUs in the pod, with one training process each")
     fsdp: bool = Field(False, description="shard the base over the processes' GPUs: for one too large for a single GPU")
-    attn_implementation: Literal["sdpa", "flash_attention_2"] = Field(
-        "sdpa", description="PyTorch's own kernels, or the flash-attn package on a GPU", json_schema_extra=NOT_IN_KEY
+    attn_implementation: Literal["sdpa", "flash_attention_2"] = not_in_key(
+        "sdpa", description="PyTorch's kernels, or on a GPU the flash-attn package"
     )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations: less memory, more time", json_schema_extra=NOT_IN_KEY
-    )
-    save_steps: Int = Field(
-        100, ge=1, description="a checkpoint is written every so many steps", json_schema_extra=NOT_IN_KEY
-    )
-    save_minutes: float = Field(10.0, gt=0, description="and when the last one is so old", json_schema_extra=NOT_IN_KEY)
-    save_total_limit: Int = Field(2, ge=1, description="whole checkpoints that are kept", json_schema_extra=NOT_IN_KEY)
-    setup_limit_minutes: float = Field(
-        60.0, gt=0, description="training that has not begun by then is stopped", json_schema_extra=NOT_IN_KEY
-    )
-    step_limit_minutes: float = Field(
-        30.0, gt=0, description="a step, or a checkpoint, that takes longer stops it", json_schema_extra=NOT_IN_KEY
-    )
+    gradient_checkpointing: bool = not_in_key(False, description="recompute activations: less memory, more time")
+    save_steps: Int = not_in_key(100, ge=1, description="steps from one checkpoint to the next")
+    save_minutes: float = not_in_key(10.0, gt=0, description="minutes after which there is a checkpoint anyway")
+    save_total_limit: Int = not_in_key(2, ge=1, description="checkpoints to keep")
+    setup_limit_minutes: float = not_in_key(60.0, gt=0, description="minutes in which training must have begun")
+    step_limit_minutes: float = not_in_key(30.0, gt=0, description="minutes that a step or a checkpoint may take")
 
     @model_validator(mode="after")
     def _check_fsdp(self) -> Self:
@@ -138,11 +132,10 @@ class TrainConfig(StepConfig):
 class EvaluateConfig(StepConfig):
     """evaluate_model."""
 
-    eval_batch_tokens: Int = Field(
-        2048, ge=16, description="tokens a forward pass when scoring: conversations are packed to this length",
-        json_schema_extra=NOT_IN_KEY,
-    )  # fmt: skip
-    eval_batch_size: Int = Field(16, ge=1, description="conversations that are answered at a time")
+    eval_batch_tokens: Int = not_in_key(
+        2048, ge=16, description="tokens per forward pass in scoring, which rows are packed to"
+    )
+    eval_batch_size: Int = Field(16, ge=1, description="conversations answered at a time")
     generation_rows: Int = Field(64, ge=0, description="held-out rows answered by generation; 0: none")
     max_new_tokens: Int = Field(128, ge=1, description="longest generated answer, in tokens")
     answer_metrics: list[Literal["exact_match", "json_keys", "rouge_l", "chrf"]] = Field(
@@ -170,16 +163,16 @@ class EvaluateConfig(StepConfig):
         0.95, ge=0.8, le=0.999, description="gate: how sure it must be, of all slices together too"
     )
     min_improvement: float = Field(
-        0.01, ge=0, description="gate: nats a token by which the tuned loss must be below the base's"
+        0.01, ge=0, description="gate: nats per token by which the tuned loss must be below the base's"
     )
     max_champion_loss: float = Field(
-        0.01, ge=0, description="gate: nats a token, or bits a byte, by which the loss may be above the champion's"
+        0.01, ge=0, description="gate: nats per token, or bits per byte, by which the loss may be above the champion's"
     )
     max_slice_loss: float = Field(
         0.0, ge=0, description="gate: by how much a slice, or the answers, may be shown to have become worse"
     )
     max_merge_loss: float = Field(
-        0.01, ge=0, description="gate: nats a token by which the merged loss may be above the adapter's"
+        0.01, ge=0, description="gate: nats per token by which the merged loss may be above the adapter's"
     )
 
 

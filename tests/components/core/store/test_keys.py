@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from qlora_pipelines.components.core.config.base import NOT_IN_KEY
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import (
-    NOT_IN_KEY,
     STEPS,
     EvaluateConfig,
     MergeConfig,
