@@ -1,110 +1,20 @@
 """`qlora plan`: what a run will need, before anything is started."""
 
 import contextlib
-import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qlora_pipelines.components.core.config.run import RunConfig
-from qlora_pipelines.components.core.models import base_model, loading
-from qlora_pipelines.components.plan_run import (
-    access,
-    base_checks,
-    compare,
-    fit,
-    gpus,
-    memory,
-    time_and_cost,
-)
+from qlora_pipelines.components.plan_run import estimate, gpus
+from qlora_pipelines.components.plan_run.time_and_cost import EFFICIENCY, OnGpu
 from qlora_pipelines.pipelines import run_file
 from qlora_pipelines.pipelines.local import workspace
 
-GIB = fit.GIB
-
-
-def estimate(
-    config: RunConfig, gpu_count: int, efficiency: float, prices: dict[str, float], reach: bool
-) -> dict[str, Any]:
-    """All figures of a plan, as JSON takes them; sizes in bytes.
-
-    Args:
-        config: the whole run.
-        gpu_count: GPUs for the estimates with DDP and FSDP.
-        efficiency: share of a GPU's 16-bit speed.
-        prices: of an hour, by GPU type.
-        reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.
-
-    Returns:
-        What could be found out: without a base that can be read, findings only.
-
-    Raises:
-        InputError: with `reach` false, the base cannot be read or planned, or its architecture is not known.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        found = access.check(config, Path(folder)) if reach else access.Access()
-        if not reach:
-            files = base_model.small_files(config.base_model, config.base_revision, Path(folder))
-            for level, what in base_checks.check(files, loading.empty_model(files), config):
-                found.note(level, "base model", what)
-            found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
-        work = time_and_cost.of_run(config, found.samples)
-        figures = {
-            "work": dataclasses.asdict(work) if work else {},
-            "findings": [dataclasses.asdict(finding) for finding in found.findings],
-            "keys": found.run_keys._asdict() if found.run_keys else {},
-            "fits": True,
-            "verdict": "",
-        }
-        if found.plan is None:
-            return figures
-        return figures | _of_plan(config, found, found.plan, work, gpu_count, efficiency, prices)
-
-
-def _of_plan(
-    config: RunConfig,
-    found: access.Access,
-    plan: fit.Plan,
-    work: time_and_cost.Work | None,
-    gpu_count: int,
-    efficiency: float,
-    prices: dict[str, float],
-) -> dict[str, Any]:
-    several = {
-        how: memory.estimate(plan.architecture, plan.activations, plan.tokens, gpu_count, how).parts()
-        for how in ("ddp", "fsdp")
-    }
-    operations = time_and_cost.flops(plan.architecture, plan.train, work) if work else 0.0
-    smallest = gpus.smallest(plan.estimate.total, plan.train.compute_dtype)
-    limit = config.gpu_memory_gib
-    change = "" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE))
-    fits, verdict = fit.verdict(plan, int(limit * GIB), f"a GPU of {limit:g} GiB") if limit else (True, change)
-    return {
-        "architecture": plan.architecture.name,
-        "parameters": plan.architecture.parameters,
-        "trainable": plan.architecture.trainable,
-        "in_fused_experts": plan.architecture.in_fused_experts,
-        "row_tokens": plan.tokens,
-        "memory": plan.estimate.parts(),
-        "total": plan.estimate.total,
-        "smallest_gpu": smallest.name if smallest else "",
-        "fits": fits,
-        "verdict": verdict,
-        "several_gpus": several if gpu_count > 1 else {},
-        "compare": [dataclasses.asdict(way) | {"total": way.total} for way in compare.ways(plan.architecture)],
-        "gpus": [
-            dataclasses.asdict(line) | {"fits": not line.why_not}
-            for line in time_and_cost.table(
-                plan.estimate.total, plan.train.compute_dtype, operations, efficiency, prices
-            )
-        ],
-        "disk": access.disk_of(found, config, plan),
-    }
+GIB = 1 << 30
 
 
 def text(figures: dict[str, Any], with_compare: bool) -> str:
@@ -142,9 +52,8 @@ def _parts(figures: dict[str, Any], with_compare: bool) -> Iterator[list[str]]:
         sizes = ("weights", "gradients", "optimiser", "total")
         ways = [(way["weights_in"], way["trained"], *(_gib(way[part]) for part in sizes)) for way in figures["compare"]]
         yield [*_columns([("weights in", "trained", *sizes), *ways]), "GiB, without activations"]
-    fields = [field.name for field in dataclasses.fields(time_and_cost.OnGpu)]
-    table = [time_and_cost.OnGpu(**{name: gpu[name] for name in fields}) for gpu in figures["gpus"]]
-    rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in (line.cells() for line in table)]
+    cells = (OnGpu(**{name: gpu[name] for name in gpu if name != "fits"}).cells() for gpu in figures["gpus"])
+    rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in cells]
     yield _columns([("GPU type", "GiB", "time on one", "cost", ""), *rows])
     yield _columns([("disk, with a store on S3", "GiB"), *_sizes(figures["disk"])])
 
@@ -191,7 +100,7 @@ class _Price(click.ParamType[Any]):
 @click.option(
     "--gpus", "gpu_count", default=1, type=click.IntRange(1, 1024), help="Estimate DDP and FSDP over so many."
 )
-@click.option("--efficiency", default=time_and_cost.EFFICIENCY, type=click.FloatRange(0.01, 1), show_default=True,
+@click.option("--efficiency", default=EFFICIENCY, type=click.FloatRange(0.01, 1), show_default=True,
               help="Share of a GPU's 16-bit speed that training reaches.")  # fmt: skip
 @click.option(
     "--price", "prices", multiple=True, type=_Price(), help="Price of an hour of a GPU type; may be repeated."
@@ -221,7 +130,7 @@ def plan(
     """
     workspace.use(runs)
     with contextlib.redirect_stdout(sys.stderr):  # lines said on the way are no part of the plan
-        figures = estimate(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
+        figures = estimate.figures(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
     click.echo(json.dumps(figures) if as_json else text(figures, with_compare))
     fatal = any(finding["level"] == "fatal" for finding in figures["findings"])
     ctx.exit(1 if fatal or not figures["fits"] else 0)

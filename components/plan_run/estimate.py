@@ -1,0 +1,137 @@
+"""What a run will take: memory, time, cost and disk, and the same as JSON for `qlora plan`."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.plan_run import (
+    access,
+    base_checks,
+    compare,
+    fit,
+    gpus,
+    memory,
+    time_and_cost,
+)
+from qlora_pipelines.components.plan_run.access import Access
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run on a planned base takes.
+
+    Attributes:
+        work: what training goes through; None where the data is not known.
+        gpus: every GPU type, with hours and cost.
+        smallest: name of the smallest type that fits, or ''.
+        change: what would make the run fit the largest type, where none fits; else ''.
+        ways: other ways of training the model.
+        disk: bytes on each pod's disk, by what they are.
+    """
+
+    work: time_and_cost.Work | None
+    gpus: list[time_and_cost.OnGpu]
+    smallest: str
+    change: str
+    ways: list[compare.Way]
+    disk: dict[str, int]
+
+
+def of(
+    config: RunConfig,
+    found: Access,
+    plan: fit.Plan,
+    efficiency: float = time_and_cost.EFFICIENCY,
+    prices: dict[str, float] | None = None,
+) -> Estimate:
+    """Estimates a run.
+
+    Args:
+        config: the whole run.
+        found: what the checks found.
+        plan: the memory of its training.
+        efficiency: share of a GPU's 16-bit speed.
+        prices: of an hour, by GPU type.
+    """
+    needed, dtype = plan.estimate.total, plan.train.compute_dtype
+    work = time_and_cost.of_run(config, found.samples)
+    operations = time_and_cost.flops(plan.architecture, plan.train, work) if work else 0.0
+    smallest = gpus.smallest(needed, dtype)
+    return Estimate(
+        work=work,
+        gpus=time_and_cost.table(needed, dtype, operations, efficiency, prices or {}),
+        smallest=smallest.name if smallest else "",
+        change="" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE)),
+        ways=compare.ways(plan.architecture),
+        disk=access.disk_of(found, config, plan),
+    )
+
+
+def figures(
+    config: RunConfig, gpu_count: int, efficiency: float, prices: dict[str, float], reach: bool
+) -> dict[str, Any]:
+    """All figures of a plan, as JSON takes them; sizes in bytes.
+
+    Args:
+        config: the whole run.
+        gpu_count: GPUs for the estimates with DDP and FSDP.
+        efficiency: share of a GPU's 16-bit speed.
+        prices: of an hour, by GPU type.
+        reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.
+
+    Returns:
+        What could be found out: without a base that can be read, findings only.
+
+    Raises:
+        InputError: with `reach` false, the base cannot be read or planned, or its architecture is not known.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = access.check(config, Path(folder)) if reach else _base_alone(config, Path(folder))
+        work = time_and_cost.of_run(config, found.samples)
+        shown = {
+            "work": dataclasses.asdict(work) if work else {},
+            "findings": [dataclasses.asdict(finding) for finding in found.findings],
+            "keys": found.run_keys._asdict() if found.run_keys else {},
+            "fits": True,
+            "verdict": "",
+        }
+        if (plan := found.plan) is None:
+            return shown
+        estimate = of(config, found, plan, efficiency, prices)
+        limit = config.gpu_memory_gib
+        fits, verdict = True, estimate.change
+        if limit:
+            fits, verdict = fit.verdict(plan, int(limit * fit.GIB), f"a GPU of {limit:g} GiB")
+        several = {
+            how: memory.estimate(plan.architecture, plan.activations, plan.tokens, gpu_count, how).parts()
+            for how in ("ddp", "fsdp")
+        }
+        return shown | {
+            "architecture": plan.architecture.name,
+            "parameters": plan.architecture.parameters,
+            "trainable": plan.architecture.trainable,
+            "in_fused_experts": plan.architecture.in_fused_experts,
+            "row_tokens": plan.tokens,
+            "memory": plan.estimate.parts(),
+            "total": plan.estimate.total,
+            "smallest_gpu": estimate.smallest,
+            "fits": fits,
+            "verdict": verdict,
+            "several_gpus": several if gpu_count > 1 else {},
+            "compare": [dataclasses.asdict(way) | {"total": way.total} for way in estimate.ways],
+            "gpus": [dataclasses.asdict(gpu) | {"fits": not gpu.why_not} for gpu in estimate.gpus],
+            "disk": estimate.disk,
+        }
+
+
+def _base_alone(config: RunConfig, folder: Path) -> Access:
+    """What the base's config.json alone tells."""
+    found = Access()
+    files = base_model.small_files(config.base_model, config.base_revision, folder)
+    for level, text in base_checks.check(files, loading.empty_model(files), config):
+        found.note(level, "base model", text)
+    found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
+    return found
