@@ -62,6 +62,8 @@ def finetune(
         claim: Set by qlora trigger, of several runs with this training_key one goes on.
     """
     pool = Pool(accelerator, gpu_count, node_selector, tolerations, cpu, memory)
+
+    # Plan: check all that the run will reach for, and fix what could change under a name.
     plan = place(
         plan_run(
             base_model=base_model,
@@ -79,20 +81,27 @@ def finetune(
             training_key=training_key,
             claim=claim,
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        ),
+        ).set_display_name("plan"),
         pool,
     ).outputs
-    base = place(stage_base_model(base_model=base_model, base_revision=plan["base_revision"]), pool).outputs
+
+    # Prepare: the base model into the store, the data into tokens. The two run side by side.
+    base = place(
+        stage_base_model(base_model=base_model, base_revision=plan["base_revision"]).set_display_name("stage-base"),
+        pool,
+    ).outputs
     data = place(
         prepare_dataset(
             listing_uri=plan["listing_uri"],
             tokenizer_uri=plan["tokenizer_uri"],
             max_length=max_length,
             options=plan["prepare_options"],
-        ),
+        ).set_display_name("prepare-data"),
         pool,
         cached=True,
     ).outputs
+
+    # Train the adapter on the quantised base.
     trained = place(
         train_qlora(
             train_set=data["train_set"],
@@ -107,10 +116,12 @@ def finetune(
             planned_gpu_mib=plan["planned_gpu_mib"],
             planned_host_mib=plan["planned_host_mib"],
             options=plan["train_options"],
-        ),
+        ).set_display_name("train"),
         pool,
         cached=True,
     ).outputs
+
+    # Evaluate the adapter: better than the base, and no worse than the champion?
     tuned = place(
         evaluate_model(
             eval_set=data["eval_set"],
@@ -124,7 +135,9 @@ def finetune(
         pool,
         cached=True,
     ).outputs
+
     with dsl.If(tuned["passed"] == True, "tuned beats base"):  # noqa: E712, a condition of the pipeline
+        # Merge the adapter into the base.
         merged = place(
             dequantize_and_merge(
                 adapter=trained["adapter"],
@@ -133,9 +146,11 @@ def finetune(
                 merge_key=plan["merge_key"],
                 recommended_base=tuned["merge_base"],
                 options=plan["merge_options"],
-            ),
+            ).set_display_name("merge"),
             pool,
         ).outputs
+
+        # Evaluate the merged model: did the merge lose anything?
         judged = place(
             evaluate_model(
                 eval_set=data["eval_set"],
@@ -147,7 +162,9 @@ def finetune(
             ).set_display_name("evaluate-merged"),
             pool,
         ).outputs
+
         with dsl.If(judged["passed"] == True, "merge lost nothing"):  # noqa: E712
+            # Register the merged model in MLflow, with all evidence for it.
             registered = register_model(
                 model_name=model_name,
                 merged_uri=merged["merged_uri"],
@@ -166,4 +183,4 @@ def finetune(
                 tuned_report=tuned["report"],
                 merged_report=judged["report"],
             )
-            place(registered, pool)
+            place(registered.set_display_name("register"), pool)

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import importlib
+import json
 import logging
 import os
 import sys
@@ -12,19 +13,51 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
 
-_VARIABLE = "QLORA_STEP"
+STEP_VARIABLE = "QLORA_STEP"
 """Names the step at work for the processes it starts."""
+FORMAT_VARIABLE = "QLORA_LOG_FORMAT"
+"""`json`: a step writes each line of its log as a JSON object, for programs; otherwise as text, for people."""
+ERROR_MARK = "] error: "
+"""What every line of text has that says why a step failed."""
 _OF_A_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
-"""What is wrong with a folder or disk that a path names, which is for people to mend."""
-_current = os.environ.get(_VARIABLE, "qlora")
+"""What is wrong with a folder or disk that a path names, which is for people to fix."""
+_current = os.environ.get(STEP_VARIABLE, "qlora")
 
 
-def log(message: str) -> None:
-    """Prints one line of progress, marked with the step at work (`qlora run` shows exactly these)."""
-    print(f"[{_current}] {message}", flush=True)
+def log(message: str, level: str = "info", **data: object) -> None:
+    """Prints one line of the log, marked with the step at work.
+
+    Args:
+        message: what people read.
+        level: info, warning or error.
+        data: more that the JSON form holds, such as how far a loop is.
+    """
+    line = {"step": _current, "level": level, "message": message, **data}
+    print(json.dumps(line) if os.environ.get(FORMAT_VARIABLE) == "json" else as_text(line), flush=True)
+
+
+def as_text(line: dict[str, Any]) -> str:
+    """A line of the log as people read it."""
+    return f"[{line['step']}] {with_level(line)}"
+
+
+def with_level(line: dict[str, Any]) -> str:
+    """A line's message, which says so if it is a warning or an error."""
+    return str(line["message"]) if line["level"] == "info" else f"{line['level']}: {line['message']}"
+
+
+def parse(text: str) -> dict[str, Any] | None:
+    """Reads a line that `log` wrote as JSON; None: something else wrote it."""
+    if not text.startswith('{"step": '):
+        return None
+    try:
+        return dict(json.loads(text))
+    except ValueError:  # two processes wrote at once
+        return None
 
 
 class Progress:
@@ -48,9 +81,11 @@ class Progress:
         if done < self.total and now - self.said < self.every:
             return
         self.said = now
+        # What is left takes as long per unit as what this process has done so far.
         left = (now - self.started) / max(done - self.before, 1) * (self.total - done)
         ending = f", {duration(left)} left" if done < self.total else f" in {duration(now - self.started)}"
-        log(f"{self.what}: {done}/{self.total}{', ' + note if note else ''}{ending}")
+        text = f"{self.what}: {done}/{self.total}{', ' + note if note else ''}{ending}"
+        log(text, what=self.what, done=done, total=self.total, note=note, seconds_left=round(left, 1))
 
 
 def duration(seconds: float) -> str:
@@ -105,8 +140,10 @@ def load_libraries(*modules: str) -> None:
     atexit.register(gc.freeze)
 
 
-def of_a_place(error: Exception) -> str:
-    """What is wrong with the folder or disk that a path names, in one line; '' where it is something else."""
+def explain(error: Exception) -> str:
+    """What the user can fix, in one line: an `InputError`, or a folder or disk; '' where it is something else."""
+    if isinstance(error, InputError):
+        return str(error)
     if not isinstance(error, OSError) or error.errno not in _OF_A_PLACE:
         return ""
     where = f"{error.filename}: " if error.filename else ""
@@ -115,23 +152,19 @@ def of_a_place(error: Exception) -> str:
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """Runs a step's work under its name; an `InputError` becomes one line and exit code 1."""
+    """Runs a step's work under its name; an error becomes one line and exit code 1."""
     global _current
-    _current = os.environ[_VARIABLE] = name
+    _current = os.environ[STEP_VARIABLE] = name
     quiet_libraries()
     started = time.monotonic()
     try:
         yield
-    except InputError as error:
-        log(f"error: {error}")
-        raise SystemExit(1) from None
     except Exception as error:
-        if line := of_a_place(error):
-            log(f"error: {line}")
-            raise SystemExit(1) from None
-        # Not the user's doing: the traceback goes to the log, and its last line where people look.
-        traceback.print_exc()
-        log(f"error: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
-        sys.stdout.flush()
+        if not (line := explain(error)):
+            # Not the user's doing: the traceback goes to the log, and its last line where people look.
+            traceback.print_exc()
+            line = traceback.format_exception_only(error)[0].splitlines()[0]
+        log(line, "error")
         raise SystemExit(1) from None
-    log(f"done in {duration(time.monotonic() - started)}")
+    took = time.monotonic() - started
+    log(f"done in {duration(took)}", seconds=round(took, 1))

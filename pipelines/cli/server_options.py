@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.pipelines.tasks import End
 
 if TYPE_CHECKING:
     from qlora_pipelines.pipelines.compiler.compiled import Compiled
@@ -93,9 +94,9 @@ def wait(server: "Server", run_id: str, pipeline: "Compiled") -> dict[str, Any]:
     except InputError as error:
         say(f"error: {error}")
         return {"outcome": "unknown", "exit": 1}
-    if finished.outcome is watch.End.FAILED:
+    if finished.outcome is End.FAILED:
         first, *others = finished.last_lines
         say("\n  ".join([f"error: {finished.failed_step or 'the run'} failed: {first}", *others]))
-    elif finished.outcome is watch.End.GATE_SAID_NO:
+    elif finished.outcome is End.GATE_SAID_NO:
         say("Not registered: rejected by the gate; the run's reports say why.")
     return finished._asdict() | {"outcome": finished.outcome.name.lower(), "exit": int(finished.outcome)}

@@ -10,6 +10,7 @@ import click
 from qlora_pipelines.pipelines.cli.server_options import ServerOptions, say, server_options, wait
 from qlora_pipelines.pipelines.local import workspace
 from qlora_pipelines.pipelines.run_file import Run
+from qlora_pipelines.pipelines.tasks import End
 
 if TYPE_CHECKING:
     from qlora_pipelines.pipelines.triggers.decision import Decision
@@ -122,7 +123,6 @@ def _report(decision: "Decision", snapshot: "Snapshot", as_json: bool, url: str 
 
 
 def _run_here(run: Run, runs: Path, attempts: "LocalRuns", as_json: bool) -> dict[str, Any]:
-    from qlora_pipelines.pipelines.kfp_api.watch import End
     from qlora_pipelines.pipelines.local import runner, summary
 
     try:
@@ -134,6 +134,5 @@ def _run_here(run: Run, runs: Path, attempts: "LocalRuns", as_json: bool) -> dic
     attempts.end("FAILED" if finished.error else "SUCCEEDED", str(finished.folder))
     if not as_json:
         click.echo(summary.text(finished), err=bool(finished.error))
-    end = End.FAILED if finished.error else End.DONE if finished.registered else End.GATE_SAID_NO
-    result = {"outcome": end.name.lower(), "exit": int(end)}
+    result = {"outcome": finished.end.name.lower(), "exit": int(finished.end)}
     return result | {"folder": str(finished.folder), "error": finished.error}

@@ -31,20 +31,13 @@ from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 from qlora_pipelines.pipelines import finetune, placement
 from qlora_pipelines.pipelines.compiler import ir
 from qlora_pipelines.pipelines.placement import Cluster, Needs, Placement
+from qlora_pipelines.pipelines.tasks import REPORTS
 
 # hera changes how all of this process, kfp included, writes text as YAML. This restores it.
 for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
     _dumper.add_representer(str, yaml.representer.SafeRepresenter.represent_str)
 
 FILES = "/tmp/qlora"
-REPORTS = {
-    "plan-run": "1-plan",
-    "prepare-dataset": "2-data",
-    "train-qlora": "3-training",
-    "evaluate-model": "4-tuned",
-    "evaluate-model-2": "5-merged",
-}
-"""Names of the tasks' reports in MLflow."""
 RUN_ID = "{{$.pipeline_job_uuid}}"
 TOLERATIONS = [{"key": placement.ACCELERATOR, "operator": "Exists", "effect": "NoSchedule"}]
 

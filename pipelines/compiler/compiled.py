@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.pipelines.local import progress
+from qlora_pipelines.pipelines.compiler import ir, kubeflow
+from qlora_pipelines.pipelines.placement import Cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +44,17 @@ class Compiled:
 
     @property
     def steps(self) -> dict[str, str]:
-        """The tasks of the pipeline and of its conditions, with the names by which people know them."""
-        return progress.titles(self.spec)
+        """Display names of the tasks, those inside conditions too, in the order in which they can run."""
+        return {name: path[-1]["taskInfo"]["name"] for name, path in ir.walk(self.spec)}
 
 
-def from_code() -> Compiled:
-    """The pipeline of this installation."""
-    from qlora_pipelines.pipelines.docgen import reference
+def from_code(cluster: Cluster | None = None) -> Compiled:
+    """The pipeline of this installation.
 
-    return parse(reference.compiled(), "the pipeline")
+    Args:
+        cluster: what is chosen at compile time.
+    """
+    return parse(kubeflow.pipeline(cluster), "the pipeline")
 
 
 def from_file(path: Path) -> Compiled:

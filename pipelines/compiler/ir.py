@@ -37,61 +37,77 @@ class Task:
     output_artifacts: tuple[str, ...]
 
 
-def tasks(pipeline: dict[str, Any]) -> list[Task]:
-    """All steps of a compiled pipeline, in the order in which they may run.
+def walk(pipeline: dict[str, Any], *around: dict[str, Any]) -> Iterator[tuple[str, tuple[dict[str, Any], ...]]]:
+    """Every step of a compiled pipeline by its task's name, in an order in which they can run.
 
     Args:
         pipeline: the first document of the compiled YAML.
+        around: the tasks whose DAG is walked, the outermost first; none: the pipeline's own.
+
+    Yields:
+        The task's name, and its spec after those of the tasks around it.
     """
-    root = pipeline["root"]
-    scope = {name: Source(name=name) for name in root["inputDefinitions"]["parameters"]}
-    found = {task.name: task for task in _flatten(pipeline, root["dag"], scope, ())}
-    ordered: list[Task] = []
-    while found:
-        ready = [task for task in found.values() if not _needs(task) & found.keys()]
-        ordered += ready
-        found = {name: task for name, task in found.items() if task not in ready}
-    return ordered
+    waiting = dict(_component(pipeline, around[-1])["dag"]["tasks"] if around else pipeline["root"]["dag"]["tasks"])
+    while waiting:
+        name = next(name for name, task in waiting.items() if not waiting.keys() & set(task.get("dependentTasks", ())))
+        path = (*around, waiting.pop(name))
+        if "dag" in _component(pipeline, path[-1]):
+            yield from walk(pipeline, *path)
+        else:
+            yield name, path
 
 
-def _needs(task: Task) -> set[str]:
-    return {source.task for source in [*task.parameters.values(), *task.artifacts.values(), *task.conditions]} - {""}
+def tasks(pipeline: dict[str, Any]) -> list[Task]:
+    """All steps of a compiled pipeline, in an order in which they can run.
+
+    Args:
+        pipeline: the first document of the compiled YAML.
+
+    Raises:
+        ValueError: a condition is not of the form `output == True`.
+    """
+    return [_task(pipeline, name, path) for name, path in walk(pipeline)]
 
 
 def needs(task: Task) -> list[str]:
     """Names of the tasks that have to be done before."""
-    return sorted(_needs(task))
+    sources = [*task.parameters.values(), *task.artifacts.values(), *task.conditions]
+    return sorted({source.task for source in sources} - {""})
 
 
-def _flatten(
-    pipeline: dict[str, Any], dag: dict[str, Any], scope: dict[str, Source], conditions: tuple[Source, ...]
-) -> Iterator[Task]:
-    for name, task in dag["tasks"].items():
-        component = pipeline["components"][task["componentRef"]["name"]]
+def _component(pipeline: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = pipeline["components"][task["componentRef"]["name"]]
+    return found
+
+
+def _task(pipeline: dict[str, Any], name: str, path: tuple[dict[str, Any], ...]) -> Task:
+    scope = {name: Source(name=name) for name in pipeline["root"]["inputDefinitions"]["parameters"]}
+    conditions: list[Source] = []
+    for task in path:
         given = task.get("inputs", {})
         parameters = {key: _source(value, scope) for key, value in given.get("parameters", {}).items()}
         artifacts = {key: _source(value, scope) for key, value in given.get("artifacts", {}).items()}
-        if "dag" in component:
-            condition = CONDITION.match(task["triggerPolicy"]["condition"])
-            if condition is None:
-                raise ValueError(f"{name}: a condition of another form: {task['triggerPolicy']['condition']}")
-            asked = parameters[condition["name"]]
-            yield from _flatten(pipeline, component["dag"], parameters | artifacts, (*conditions, asked))
-            continue
-        declared = component.get("inputDefinitions", {})
-        outputs = component.get("outputDefinitions", {})
-        container = pipeline["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-        yield Task(
-            name=name,
-            step=container["args"][-1],
-            image=container["image"],
-            # Not what placement registered beside them: that is the pod's, not the step's.
-            parameters={key: value for key, value in parameters.items() if key in declared.get("parameters", {})},
-            artifacts=artifacts,
-            conditions=conditions,
-            outputs=tuple(outputs.get("parameters", {})),
-            output_artifacts=tuple(outputs.get("artifacts", {})),
-        )
+        scope = parameters | artifacts
+        if condition := task.get("triggerPolicy", {}).get("condition"):
+            found = CONDITION.match(condition)
+            if found is None:
+                raise ValueError(f"{name}: a condition of another form: {condition}")
+            conditions.append(parameters[found["name"]])
+    component = _component(pipeline, path[-1])
+    declared = component.get("inputDefinitions", {})
+    outputs = component.get("outputDefinitions", {})
+    container = pipeline["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+    return Task(
+        name=name,
+        step=container["args"][-1],
+        image=container["image"],
+        # Without what placement registered: that is the pod's, not the step's.
+        parameters={key: value for key, value in parameters.items() if key in declared.get("parameters", {})},
+        artifacts=artifacts,
+        conditions=tuple(conditions),
+        outputs=tuple(outputs.get("parameters", {})),
+        output_artifacts=tuple(outputs.get("artifacts", {})),
+    )
 
 
 def _source(binding: dict[str, Any], scope: dict[str, Source]) -> Source:

@@ -1,4 +1,4 @@
-"""What of the Helm chart is made from the code: the README's table of values, and the schema of a trigger's run."""
+"""Generated parts of the Helm chart: the README's table of values, and the schema of a trigger's run."""
 
 import json
 from collections.abc import Iterator
@@ -9,31 +9,26 @@ import yaml
 
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS
+from qlora_pipelines.pipelines.docgen.markdown import put_table, table
 from qlora_pipelines.pipelines.placement import Placement
 
 FOLDER = Path(__file__).resolve().parents[2] / "charts" / "qlora-pipelines"
-TABLE_START, TABLE_END = "<!-- values -->", "<!-- /values -->"
 _KEYWORDS = {"anyOf", "const", "enum", "items", "type", "minimum", "maximum", "exclusiveMinimum",
           "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems", "pattern", "description",
           "additionalProperties", "properties", "required", "propertyNames", "prefixItems"}  # fmt: skip
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """Every made file with the content it should have."""
+    """Every generated file with the content it should have."""
     readme, schema = FOLDER / "README.md", FOLDER / "values.schema.json"
     yield readme, readme_with_table(readme.read_text(), (FOLDER / "values.yaml").read_text())
     yield schema, schema_with_run(schema.read_text())
 
 
 def readme_with_table(readme: str, values: str) -> str:
-    """The chart's README with its table of values made anew between the two marks."""
-    before, _, rest = readme.partition(TABLE_START)
-    _, _, after = rest.partition(TABLE_END)
-    rows = [f"| `{path}` | `{default}` | {comment} |" for path, default, comment in described(values)]
-    return (
-        "\n".join([f"{before}{TABLE_START}", "| value | default | what it is |", "|---|---|---|", *rows, TABLE_END])
-        + after
-    )
+    """The chart's README with a new table of values between the two marks."""
+    rows = [[f"`{path}`", f"`{default}`", comment] for path, default, comment in described(values)]
+    return put_table(readme, "values", table(["value", "default", "what it is"], rows))
 
 
 def described(values: str) -> Iterator[tuple[str, str, str]]:
@@ -64,7 +59,7 @@ def _leaves(node: Any, above: str = "") -> Iterator[tuple[str, int, Any]]:
 
 
 def schema_with_run(schema: str) -> str:
-    """The values' schema with its definition of a run made anew: a misspelt option fails at the installation."""
+    """The values' schema with a new definition of a run: a misspelt option fails at the installation."""
     read = json.loads(schema)
     read["definitions"]["run"] = _run()
     return json.dumps(read, indent=2) + "\n"

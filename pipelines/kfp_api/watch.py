@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import enum
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,10 +9,11 @@ from typing import Any, NamedTuple
 from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.runtime import duration
+from qlora_pipelines.components.core.runtime import ERROR_MARK, duration
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
 from qlora_pipelines.pipelines.kfp_api import runs
 from qlora_pipelines.pipelines.kfp_api.client import NotFound, Server
+from qlora_pipelines.pipelines.tasks import REGISTER, End
 
 POLL_INTERVAL = 5.0
 """Seconds between two requests for the run's state."""
@@ -21,16 +21,6 @@ RETRY_TIMEOUT = 900.0
 """Seconds without an answer after which a run is no longer followed. It goes on."""
 LAST_LINES = 15
 FINAL_STATES = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
-REGISTRATION = "register-model"
-
-
-class End(enum.IntEnum):
-    """How a run ended; the numbers are the command's exit codes."""
-
-    DONE = 0
-    FAILED = 1
-    GATE_SAID_NO = 3
-    CANCELLED = 4
 
 
 class FinishedRun(NamedTuple):
@@ -77,7 +67,7 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
         lines = _last_lines(server, run, steps[failed]) if failed else _reason(run)
         return FinishedRun(End.FAILED, failed, lines, states)
     # A run that the gate rejects ends without an error and without registration.
-    registration = pipeline.steps.get(REGISTRATION)
+    registration = pipeline.steps.get(REGISTER)
     rejected = steps and registration and states.get(registration) != "SUCCEEDED"
     return FinishedRun(End.GATE_SAID_NO if rejected else End.DONE, "", [], states)
 
@@ -115,7 +105,7 @@ def _last_lines(server: Server, run: V2beta1Run, task: V2beta1PipelineTaskDetail
     pods = [task.pod_name, *(child.pod_name for child in task.child_tasks or [])]
     for pod in reversed([pod for pod in pods if pod]):
         if lines := [line.rstrip() for line in server.log(run.run_id, pod).splitlines() if line.strip()]:
-            errors = [line for line in lines if "] error: " in line]
+            errors = [line for line in lines if ERROR_MARK in line]
             return errors[-1:] or lines[-LAST_LINES:]
     return _reason(task)
 

@@ -1,17 +1,19 @@
 """What a person sees while a local run is at work: a live table on a terminal, plain lines anywhere else."""
 
-import dataclasses
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
-from qlora_pipelines.components.core.runtime import duration
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn, Task, TaskID
+from rich.progress_bar import ProgressBar
+from rich.table import Column
+from rich.table import Table as Grid
+from rich.text import Text
 
-AT = re.compile(r"^(?P<what>[^:]+): (?P<done>\d+)/(?P<total>\d+)(?:, |$)(?P<note>.*)$")
-"""A line of `qlora_pipelines.components.core.runtime.Progress`."""
-WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
-SIGNS = {WAITING: "[dim]·[/]", RUNNING: "[cyan]▸[/]", DONE: "[green]✓[/]", FAILED: "[red]✗[/]"}
+from qlora_pipelines.components.core.runtime import duration, with_level
+
+WAITING, RUNNING, DONE, FAILED = "[dim]·[/]", "[cyan]▸[/]", "[green]✓[/]", "[red]✗[/]"
 BAR = 24
 """Columns of a progress bar."""
 
@@ -22,8 +24,8 @@ class Screen(Protocol):
     def began(self, task: str) -> None:
         """A task of the pipeline, by its name there, is at work from now on."""
 
-    def said(self, message: str) -> None:
-        """The task at work logged a line."""
+    def said(self, line: dict[str, Any]) -> None:
+        """The task at work logged a line: the fields of `qlora_pipelines.components.core.runtime.log`."""
 
     def ended(self, task: str, good: bool) -> None:
         """It ended, well or not."""
@@ -42,27 +44,6 @@ def on(output: TextIO, titles: dict[str, str]) -> Screen:
     return Table(output, titles) if output.isatty() else Lines(output, titles)
 
 
-def titles(spec: dict[str, Any]) -> dict[str, str]:
-    """The tasks of a compiled pipeline in the order in which they can run, with their display names.
-
-    Args:
-        spec: the pipeline, as the compiler wrote it.
-    """
-    return dict(_tasks(spec, spec["root"]["dag"]))
-
-
-def _tasks(spec: dict[str, Any], dag: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    waiting = dict(dag["tasks"])
-    while waiting:
-        name = next(name for name, task in waiting.items() if not waiting.keys() & set(task.get("dependentTasks", ())))
-        task = waiting.pop(name)
-        inner = spec["components"][task["componentRef"]["name"]].get("dag")
-        if inner:
-            yield from _tasks(spec, inner)
-        else:
-            yield name, task["taskInfo"]["name"]
-
-
 class Lines:
     """One line for each that a step logs, with the time since the start: for log files and CI."""
 
@@ -74,11 +55,12 @@ class Lines:
 
     def began(self, task: str) -> None:
         """See `Screen`."""
-        self._task = self._titles.get(task, task)
+        self._task = self._titles[task]
 
-    def said(self, message: str) -> None:
+    def said(self, line: dict[str, Any]) -> None:
         """See `Screen`."""
-        self._output.write(f"{duration(time.monotonic() - self._started):>11}  {self._task:<20}  {message}\n")
+        passed = duration(time.monotonic() - self._started)
+        self._output.write(f"{passed:>11}  {self._task:<20}  {with_level(line)}\n")
         self._output.flush()
 
     def ended(self, task: str, good: bool) -> None:
@@ -88,81 +70,66 @@ class Lines:
         """Nothing to put back."""
 
 
-@dataclasses.dataclass
-class _Row:
-    title: str
-    state: str = WAITING
-    began: float = 0.0
-    took: float = 0.0
-    message: str = ""
-
-
 class Table:
     """All tasks with their state, time and last line, and a bar for the one at work; drawn anew as it changes."""
 
     def __init__(self, output: TextIO, titles: dict[str, str]) -> None:
         """See `on`."""
-        from rich.console import Console
-        from rich.live import Live
-
-        self._rows = {task: _Row(title) for task, title in titles.items()}
-        self._now: _Row | None = None
-        self._console = Console(file=output, highlight=False)
-        self._live = Live(self, console=self._console, redirect_stdout=False, redirect_stderr=False)
+        self._live = Progress(
+            _Cell(lambda row: row.fields["sign"], width=1),
+            _Cell(lambda row: Text(row.description, "" if row.started else "dim"), no_wrap=True),
+            _Cell(lambda row: duration(row.elapsed or 0) if row.started else "", justify="right", min_width=12),
+            _Cell(_last_line, no_wrap=True, overflow="ellipsis"),
+            console=Console(file=output, highlight=False),
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._rows = {
+            task: self._live.add_task(title, start=False, sign=WAITING, line={}) for task, title in titles.items()
+        }
+        self._now = TaskID(0)
         self._live.start()
 
     def began(self, task: str) -> None:
         """See `Screen`."""
-        self._now = self._rows.setdefault(task, _Row(task))
-        self._now.state, self._now.began = RUNNING, time.monotonic()
+        self._now = self._rows[task]
+        self._live.start_task(self._now)
+        self._live.update(self._now, sign=RUNNING)
 
-    def said(self, message: str) -> None:
+    def said(self, line: dict[str, Any]) -> None:
         """See `Screen`; a warning stays above the table, where the next line does not overwrite it."""
-        if message.startswith("warning"):
-            self._console.print(message, markup=False)
-        elif self._now and not message.startswith("done in "):
-            self._now.message = message
+        if line["level"] == "warning":
+            self._live.console.print(with_level(line), markup=False)
+        elif "seconds" not in line:  # how long the step took, which the table shows anyway
+            self._live.update(self._now, line=line)
 
     def ended(self, task: str, good: bool) -> None:
         """See `Screen`."""
-        row = self._rows.setdefault(task, _Row(task))
-        row.state, row.took = DONE if good else FAILED, time.monotonic() - row.began
-        self._now = None
+        self._live.stop_task(self._rows[task])
+        self._live.update(self._rows[task], sign=DONE if good else FAILED)
 
     def close(self) -> None:
         """See `Screen`; the table stays as it was last."""
         self._live.stop()
 
-    def __rich__(self) -> Any:
-        """The table as it is now."""
-        from rich.table import Table as Grid
 
-        grid = Grid.grid(padding=(0, 1))
-        grid.add_column(width=1)
-        grid.add_column(no_wrap=True)
-        grid.add_column(justify="right", no_wrap=True, min_width=12)
-        grid.add_column(no_wrap=True, overflow="ellipsis")
-        for row in self._rows.values():
-            running = row.state == RUNNING
-            took = time.monotonic() - row.began if running else row.took
-            time_text = "" if row.state == WAITING else duration(took)
-            style = "dim" if row.state == WAITING else ""
-            grid.add_row(SIGNS[row.state], row.title, time_text, _message(row, running), style=style)
-        return grid
+class _Cell(ProgressColumn):
+    """What a function makes of a row; the options are those of rich's columns."""
+
+    def __init__(self, cell: Callable[[Task], RenderableType], **options: Any) -> None:
+        super().__init__(Column(**options))
+        self._cell = cell
+
+    def render(self, task: Task) -> RenderableType:
+        return self._cell(task)
 
 
-def _message(row: _Row, running: bool) -> Any:
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    at = AT.match(row.message)
-    if not (running and at):
-        return Text(row.message)
-    line = Grid.grid(padding=(0, 1))
-    line.add_column(no_wrap=True)
-    line.add_column(width=BAR)
-    line.add_column(no_wrap=True, overflow="ellipsis")
-    done, total = int(at["done"]), int(at["total"])
-    line.add_row(at["what"], ProgressBar(total, done, width=BAR), Text(f"{done}/{total}  {at['note']}"))
-    return line
+def _last_line(row: Task) -> RenderableType:
+    line = row.fields["line"]
+    if row.stop_time or not line.get("seconds_left"):
+        return Text(line.get("message", ""))
+    grid = Grid.grid(Column(no_wrap=True), Column(width=BAR), Column(no_wrap=True, overflow="ellipsis"), padding=(0, 1))
+    note = ", ".join(part for part in (line["note"], f"{duration(line['seconds_left'])} left") if part)
+    at = Text(f"{line['done']}/{line['total']}  {note}")
+    grid.add_row(line["what"], ProgressBar(line["total"], line["done"], width=BAR), at)
+    return grid

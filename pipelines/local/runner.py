@@ -9,32 +9,26 @@ import re
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core import runtime
+from qlora_pipelines.pipelines.compiler import compiled, ir
+from qlora_pipelines.pipelines.compiler.compiled import Compiled
 from qlora_pipelines.pipelines.local import progress, workspace
 from qlora_pipelines.pipelines.local.progress import Screen
 from qlora_pipelines.pipelines.run_file import Run
+from qlora_pipelines.pipelines.tasks import REGISTER, REPORTS, End
 
-STEP_LINE = re.compile(r"^\s*\[(\w+)\] (.*)$")
 # What kfp.local logs around each task; its colours are taken out first.
 TASK_BEGAN, TASK_ENDED = (
     re.compile(r"Executing task '(.+)'$"),
     re.compile(r"Task '(.+)' finished with status '?(\w+)'?$"),
 )
 COLOUR = re.compile(r"\x1b\[\d+m")
-REPORTS = {
-    ("plan-run", "report"): "1-plan.html",
-    ("prepare-dataset", "report"): "2-data.html",
-    ("train-qlora", "report"): "3-training.html",
-    ("evaluate-model", "report"): "4-tuned.html",
-    ("evaluate-model-2", "report"): "5-merged.html",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +45,9 @@ class Outcome:
     registry: str
 
     @property
-    def registered(self) -> bool:
-        """Whether a model version came out."""
-        return "register-model" in self.results
+    def end(self) -> End:
+        """The same in one word."""
+        return End.FAILED if self.error else End.DONE if REGISTER in self.results else End.GATE_SAID_NO
 
 
 def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
@@ -67,15 +61,15 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
         runner: how kfp.local runs a step, such as its DockerRunner; None is a process.
 
     Raises:
-        InputError: that folder cannot be written.
+        OSError: that folder cannot be written.
     """
     runs = runs.absolute()
     folder = _new_folder(runs, wanted.config.model_name)
     (folder / "tasks").mkdir()
     registry = workspace.use(runs)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    spec = _compile(folder / "pipeline.yaml")
-    shown = progress.on(sys.stdout, progress.titles(spec))
+    pipeline = compiled.from_code()
+    (folder / "pipeline.yaml").write_text(_for_this_machine(pipeline))
+    shown = progress.on(sys.stdout, pipeline.steps)
     with (
         contextlib.closing(shown),
         (folder / "log.txt").open("w") as log,
@@ -89,54 +83,47 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
             if isinstance(failure, ValueError) and not lines.last_error:
                 raise
             error = lines.last_error or str(failure)
-    results = dict(_results(folder / "tasks"))
-    _collect_reports(folder)
+    results = {
+        path.parent.name: json.loads(path.read_text()).get("parameterValues", {})
+        for path in sorted(folder.glob("tasks/*/*/executor_output.json"))
+    }
+    for task, name in REPORTS.items():
+        for path in folder.glob(f"tasks/*/{task}/report"):
+            (folder / "reports").mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / "reports" / f"{name}.html")
     return Outcome(folder, results, error, registry)
 
 
 def _new_folder(runs: Path, name: str) -> Path:
-    started = time.strftime("%Y%m%d-%H%M%S")
-    for ending in ("", *(f"-{number}" for number in range(2, 100))):
-        try:
-            folder = runs / f"{started}-{name}{ending}"
-            folder.mkdir(parents=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    stem, number = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}", 1
+    while True:
+        folder = runs / (f"{stem}-{number}" if number > 1 else stem)
+        with contextlib.suppress(FileExistsError):  # another run began in this second
+            folder.mkdir()
             return folder
-        except FileExistsError:
-            continue  # another run began in this second
-        except OSError as error:
-            raise InputError(f"{runs}: no folder for runs: {error.strerror}") from None
-    raise InputError(f"{runs}: no folder for runs: {started}-{name} and its like exist")
+        number += 1
 
 
-def _compile(path: Path) -> dict[str, Any]:
-    """Writes the compiled pipeline, without retries, and returns it without what only Kubernetes sees.
+def _for_this_machine(pipeline: Compiled) -> str:
+    """The pipeline with steps that log for programs, and without retries.
 
-    Retries are for pods that are lost; kfp.local would wait minutes to fail in the same way again.
+    Those are for pods that are lost; kfp.local would wait minutes to fail in the same way again.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from kfp import compiler
-
-        from qlora_pipelines.pipelines.finetune import finetune
-
-        compiler.Compiler().compile(finetune, str(path))
-    spec, *rest = yaml.safe_load_all(path.read_text())
-    for dag in [spec["root"], *spec["components"].values()]:
-        for task in dag.get("dag", {}).get("tasks", {}).values():
-            task.pop("retryPolicy", None)
-    path.write_text(yaml.safe_dump_all([spec, *rest], sort_keys=False))
-    return dict(spec)
+    environment = {runtime.FORMAT_VARIABLE: "json", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}
+    for executor in pipeline.spec["deploymentSpec"]["executors"].values():
+        executor["container"]["env"] = [{"name": name, "value": value} for name, value in environment.items()]
+    for _, path in ir.walk(pipeline.spec):
+        path[-1].pop("retryPolicy", None)
+    return yaml.safe_dump_all(pipeline.documents, sort_keys=False)
 
 
 def _run_pipeline(wanted: Run, folder: Path, runner: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from kfp import components, local
+    from kfp import components, local
 
-        runner = runner or local.SubprocessRunner(use_venv=False)
-        local.init(runner=runner, pipeline_root=str(folder / "tasks"))
-        with _named_outputs_in_conditions():
-            components.load_component_from_file(str(folder / "pipeline.yaml"))(**wanted.arguments())
+    local.init(runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
+    with _named_outputs_in_conditions():
+        components.load_component_from_file(str(folder / "pipeline.yaml"))(**wanted.arguments())
 
 
 @contextlib.contextmanager
@@ -174,33 +161,23 @@ class _Log(io.TextIOBase):
         self._line = ""
 
     def write(self, text: str) -> int:
-        self.log.write(text)
-        self.log.flush()
         *whole, self._line = (self._line + text).split("\n")
         for line in whole:
-            self._read(COLOUR.sub("", line))
+            self.log.write(self._read(line) + "\n")
+        self.log.flush()
         return len(text)
 
-    def _read(self, line: str) -> None:
-        if found := STEP_LINE.match(line):
-            step, message = found.groups()
-            if message.startswith("error: "):
-                self.last_error = f"{step}: {message.removeprefix('error: ')}"
+    def _read(self, text: str) -> str:
+        """Shows what a line says, and returns it as people read it in the log file."""
+        bare = COLOUR.sub("", text).strip()
+        if line := runtime.parse(bare):
+            if line["level"] == "error":
+                self.last_error = f"{line['step']}: {line['message']}"
             else:
-                self.screen.said(message)
-        elif found := TASK_BEGAN.search(line):
+                self.screen.said(line)
+            return f"    {runtime.as_text(line)}"
+        if found := TASK_BEGAN.search(bare):
             self.screen.began(found[1])
-        elif found := TASK_ENDED.search(line):
+        elif found := TASK_ENDED.search(bare):
             self.screen.ended(found[1], found[2] == "SUCCESS")
-
-
-def _results(tasks: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted(tasks.glob("*/*/executor_output.json")):
-        yield path.parent.name, json.loads(path.read_text()).get("parameterValues", {})
-
-
-def _collect_reports(folder: Path) -> None:
-    for (task, artifact), name in REPORTS.items():
-        for path in folder.glob(f"tasks/*/{task}/{artifact}"):
-            (folder / "reports").mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / "reports" / name)
+        return text

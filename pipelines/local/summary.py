@@ -5,6 +5,7 @@ import shlex
 
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.pipelines.local.runner import Outcome
+from qlora_pipelines.pipelines.tasks import EVALUATE_MERGED, EVALUATE_TUNED, REGISTER
 
 
 def text(outcome: Outcome) -> str:
@@ -15,15 +16,15 @@ def text(outcome: Outcome) -> str:
         lines += [f"error: {outcome.error}", f"The whole log: {outcome.folder / 'log.txt'}"]
         return "\n".join(lines)
     reports = f"Reports:  {outcome.folder / 'reports'}"
-    registered = outcome.results.get("register-model")
+    registered = outcome.results.get(REGISTER)
     if registered:
         lines += [f"Registered {registered['model_uri']} (version {registered['model_version']})"]
         if registered["outcome"] != "champion":
             lines += [f"It stays {registered['outcome']}"]
         lines += [reports, f"Next:     {_pull(outcome, registered['model_uri'])}"]
     else:
-        judged = outcome.results.get("evaluate-model-2") or outcome.results["evaluate-model"]
-        lines += ["Not registered: the gate said no.", judged["reason"], reports]
+        judged = outcome.results.get(EVALUATE_MERGED) or outcome.results[EVALUATE_TUNED]
+        lines += ["Not registered: rejected by the gate.", judged["reason"], reports]
     return "\n".join(lines)
 
 
@@ -35,7 +36,7 @@ def _pull(outcome: Outcome, uri: str) -> str:
 
 
 def _table(outcome: Outcome) -> list[str]:
-    tuned, merged = outcome.results.get("evaluate-model"), outcome.results.get("evaluate-model-2")
+    tuned, merged = outcome.results.get(EVALUATE_TUNED), outcome.results.get(EVALUATE_MERGED)
     rows = []
     if tuned:
         rows.append(("base", tuned["reference_loss"], tuned["reference_exact_match"]))

@@ -10,6 +10,7 @@ from qlora_pipelines.components.core.registry import manifest, mlflow_client
 from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines import run_file
 from qlora_pipelines.pipelines.local import runner
+from qlora_pipelines.pipelines.tasks import End
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
@@ -55,7 +56,7 @@ def test_a_model_is_registered_from_inside_containers(
     step_images: None, values: dict[str, Any], own_store: str, tmp_path: Path
 ) -> None:
     outcome = run_in_containers(values, tmp_path)
-    assert outcome.registered, (outcome.folder / "log.txt").read_text()[-5000:]
+    assert outcome.end == End.DONE, (outcome.folder / "log.txt").read_text()[-5000:]
     version = mlflow_client.connect().get_model_version_by_alias("in-containers", "champion")
     assert version.source.startswith(own_store)
     files = manifest.read(version.source, version.tags["qlora.manifest_sha256"]).files
@@ -70,4 +71,4 @@ def test_a_container_that_fails_says_why_in_one_line(
     step_images: None, values: dict[str, Any], own_store: str, tmp_path: Path
 ) -> None:
     outcome = run_in_containers(values | {"dataset_uri": f"{own_store}/none.jsonl"}, tmp_path)
-    assert not outcome.registered and outcome.error.startswith("plan_run: ") and "none.jsonl" in outcome.error
+    assert outcome.end == End.FAILED and outcome.error.startswith("plan_run: ") and "none.jsonl" in outcome.error

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.pipelines import placement, run_file
-from qlora_pipelines.pipelines.cli.compile import compile_for
+from qlora_pipelines.pipelines.compiler import kubeflow
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
 from qlora_pipelines.pipelines.placement import Cluster, Placement
 
@@ -19,12 +18,12 @@ MINIMAL = {"base_model": "b", "dataset_uri": "d", "model_name": "n"}
 GPU_TASKS = {"train-qlora", "evaluate-model", "evaluate-model-2"}
 
 
-def compiled(path: Path = GOLDEN) -> tuple[dict[str, Any], dict[str, Any]]:
-    pipeline, platform = yaml.safe_load_all(path.read_text())
+def compiled(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    pipeline, platform = yaml.safe_load_all(text)
     return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
-PIPELINE, KUBERNETES = compiled()
+PIPELINE, KUBERNETES = compiled(GOLDEN.read_text())
 
 
 def tasks(pipeline: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -100,14 +99,11 @@ def undeclared(pipeline: dict[str, Any], kubernetes: dict[str, Any]) -> list[str
     return found
 
 
-def test_every_parameter_used_inside_a_sub_dag_is_declared_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_parameter_used_inside_a_sub_dag_is_declared_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubeflow's driver looks a step's placement up among the inputs of the DAG that it is in."""
     assert undeclared(PIPELINE, KUBERNETES) == []
     monkeypatch.setattr("kfp.dsl.PipelineTask.register_pipeline_channels", lambda *_: None)
-    compile_for(Cluster(), tmp_path / "p.yaml")
-    missing = undeclared(*compiled(tmp_path / "p.yaml"))
+    missing = undeclared(*compiled(kubeflow.pipeline()))
     assert "evaluate-model-2: pipelinechannel--memory" in missing  # what the call in placement.py is for
 
 
@@ -165,9 +161,8 @@ def test_only_steps_whose_results_are_values_are_cached() -> None:
     assert cached == {"prepare-dataset", "train-qlora", "evaluate-model"}
 
 
-def test_what_kubeflow_takes_no_parameter_for_is_chosen_at_compile_time(tmp_path: Path) -> None:
-    compile_for(Cluster(cache_pvc="bases", disk="200Gi"), tmp_path / "p.yaml")
-    pipeline, kubernetes = compiled(tmp_path / "p.yaml")
+def test_what_kubeflow_takes_no_parameter_for_is_chosen_at_compile_time() -> None:
+    pipeline, kubernetes = compiled(kubeflow.pipeline(Cluster(cache_pvc="bases", disk="200Gi")))
     for name in TASKS:
         pod = kubernetes[f"exec-{name}"]
         assert {"mountPath": "/tmp", "sizeLimit": "200Gi", "volumeName": "tmp"} in pod["emptyDirMounts"]

@@ -108,7 +108,7 @@ volumes:
 {{/* A job's spec around that pod. */}}
 {{- define "qlora.jobSpec" -}}
 backoffLimit: 3
-# Exit code 2 is wrong use, which no retry mends.
+# Exit code 2 is a usage error, which no retry fixes.
 podFailurePolicy:
   rules:
     - action: FailJob

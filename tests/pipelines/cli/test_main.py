@@ -22,7 +22,7 @@ def qlora(*arguments: str | Path) -> Result:
 def test_help_shows_an_example_everywhere() -> None:
     for command in main.commands:
         assert "\n  Example:\n    " in qlora(command, "--help").output, command
-    assert "3 the gate said no" in qlora("--help").output
+    assert "3 rejected by the gate" in qlora("--help").output
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -38,7 +38,7 @@ def test_compile_writes_the_golden_pipeline(tmp_path: Path) -> None:
     assert qlora("compile", tmp_path / "pipeline.txt").exit_code == 1
 
 
-def test_wrong_use_exits_2() -> None:
+def test_a_usage_error_exits_2() -> None:
     assert qlora("run").exit_code == 2
     assert qlora("nonsense").exit_code == 2
 
@@ -110,7 +110,10 @@ def test_a_folder_that_cannot_hold_runs(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = run_config(tmp_path, base_model="m", dataset_uri="d")
     result = qlora("run", "--config", config, "--runs", tmp_path / "file")
-    assert (result.exit_code, result.output) == (1, f"error: {tmp_path}/file: no folder for runs: Not a directory\n")
+    assert (result.exit_code, result.output) == (
+        1,
+        f"error: {tmp_path}/file: File exists; give another place, or make room and rights there\n",
+    )
 
 
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def test_wait_says_each_step_once_and_ends_as_the_run(kfp: Kfp, run_yaml: Path) 
     found = submit(run_yaml, "--wait")
     assert (found["exit_code"], found["outcome"]) == (0, "done")
     said = found["said"].splitlines()
-    assert sum(line.split() == ["plan-run", "running"] for line in said) == 1
-    assert any(line.split()[:1] == ["plan-run"] and line.endswith("succeeded in 1 min 05 s") for line in said)
+    assert sum(line.split() == ["plan", "running"] for line in said) == 1
+    assert any(line.split()[:1] == ["plan"] and line.endswith("succeeded in 1 min 05 s") for line in said)
     assert not any(word in found["said"] for word in ("driver", "executor", "root"))
     assert any(line.startswith("evaluate-merged") for line in said)  # by the name that people know
 
@@ -51,7 +51,7 @@ def test_a_run_that_failed_exits_1_with_the_step_and_its_line(kfp: Kfp, run_yaml
     failed = task("train-qlora", "FAILED", child_tasks=[api.PipelineTaskDetailChildTask(pod_name="pod-1")])
     kfp.life = [look("FAILED", task("plan-run", "SUCCEEDED"), failed)]
     found = submit(run_yaml, "--wait")
-    assert (found["exit_code"], found["failed_step"]) == (1, "train-qlora")
+    assert (found["exit_code"], found["failed_step"]) == (1, "train")
     assert found["last_lines"] == ["[train_qlora] error: the loss is NaN at step 3"]
 
 

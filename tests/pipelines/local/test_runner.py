@@ -115,7 +115,7 @@ def test_a_run_that_fails_the_gate_ends_without_error_and_unregistered(
 ) -> None:
     code, outcome, output = run(folder, tiny_model, margin=100)
     assert code == 3
-    assert "Not registered: the gate said no.\nFailed: the tuned loss is" in output
+    assert "Not registered: rejected by the gate.\nFailed: the tuned loss is" in output
     assert "register-model" not in outcome["results"] and outcome["error"] == ""
 
 
@@ -138,7 +138,7 @@ def test_a_run_whose_answers_were_mixed_up_ends_unregistered_with_the_reason_in_
         eval_dataset_uri=str(write_jsonl(folder / "held_out.jsonl", held_out)),
     )
     assert code == 3, output
-    assert "Not registered: the gate said no.\nFailed: the tuned model does not read the question" in output
+    assert "Not registered: rejected by the gate.\nFailed: the tuned model does not read the question" in output
     report = Path(str(outcome["folder"])) / "reports" / "4-tuned.html"
     assert "Failed: the tuned model does not read the question" in report.read_text()
     assert "register-model" not in outcome["results"] and outcome["error"] == ""
