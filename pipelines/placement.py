@@ -164,9 +164,12 @@ class Needs:
     @property
     def secrets(self) -> dict[str, tuple[str, ...]]:
         """Names of the secrets that the step reads, each with its keys."""
-        wanted = {HUB_SECRET: self.hub, S3_SECRET: True, MLFLOW_SECRET: self.mlflow}
-        keys = {HUB_SECRET: HUB_KEYS, S3_SECRET: S3_KEYS, MLFLOW_SECRET: MLFLOW_KEYS}
-        return {name: keys[name] for name in keys if wanted[name]}
+        secrets = (
+            (HUB_SECRET, HUB_KEYS, self.hub),
+            (S3_SECRET, S3_KEYS, True),
+            (MLFLOW_SECRET, MLFLOW_KEYS, self.mlflow),
+        )
+        return {name: keys for name, keys, wanted in secrets if wanted}
 
     @property
     def window(self) -> int:

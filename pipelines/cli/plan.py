@@ -68,14 +68,9 @@ def _gib(size: int) -> str:
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows as text, the first column flush left and the others flush right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if at else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    line = f"{{:<{first}}}" + "".join(f"  {{:>{width}}}" for width in others)
+    return [line.format(*row) for row in rows]
 
 
 class _Price(click.ParamType[Any]):

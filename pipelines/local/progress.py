@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import Progress, ProgressColumn, Task, TaskID
@@ -18,63 +18,37 @@ BAR = 24
 """Columns of a progress bar."""
 
 
-class Screen(Protocol):
-    """Is told what a run does."""
-
-    def began(self, task: str) -> None:
-        """A task of the pipeline, by its name there, is at work from now on."""
-
-    def said(self, line: dict[str, Any]) -> None:
-        """The task at work logged a line: the fields of `qlora_pipelines.components.core.runtime.log`."""
-
-    def ended(self, task: str, good: bool) -> None:
-        """It ended, well or not."""
-
-    def close(self) -> None:
-        """Nothing more will be said: a terminal is left as it was."""
-
-
-def on(output: TextIO, titles: dict[str, str]) -> Screen:
-    """The screen that suits an output.
-
-    Args:
-        output: where to write, such as sys.stdout.
-        titles: the pipeline's tasks in their order, with the names that people read.
-    """
-    return Table(output, titles) if output.isatty() else Lines(output, titles)
-
-
 class Lines:
     """One line for each that a step logs, with the time since the start: for log files and CI."""
 
     def __init__(self, output: TextIO, titles: dict[str, str]) -> None:
-        """See `on`."""
+        """See `screen`."""
         self._output, self._titles = output, titles
         self._started = time.monotonic()
         self._task = ""
 
     def began(self, task: str) -> None:
-        """See `Screen`."""
+        """A task of the pipeline, by its name there, is at work from now on."""
         self._task = self._titles[task]
 
     def said(self, line: dict[str, Any]) -> None:
-        """See `Screen`."""
+        """The task at work logged a line: the fields of `qlora_pipelines.components.core.runtime.log`."""
         passed = duration(time.monotonic() - self._started)
         self._output.write(f"{passed:>11}  {self._task:<20}  {with_level(line)}\n")
         self._output.flush()
 
     def ended(self, task: str, good: bool) -> None:
-        """A step says by itself that it is done, and an error is said at the end."""
+        """The task ended, well or not; nothing is written, for a step's last line says that it is done."""
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """The run ended: a terminal is left as it was."""
 
 
 class Table:
     """All tasks with their state, time and last line, and a bar for the one at work; drawn anew as it changes."""
 
     def __init__(self, output: TextIO, titles: dict[str, str]) -> None:
-        """See `on`."""
+        """See `screen`."""
         self._live = Progress(
             _Cell(lambda row: row.fields["sign"], width=1),
             _Cell(lambda row: Text(row.description, "" if row.started else "dim"), no_wrap=True),
@@ -91,25 +65,25 @@ class Table:
         self._live.start()
 
     def began(self, task: str) -> None:
-        """See `Screen`."""
+        """See `Lines`."""
         self._now = self._rows[task]
         self._live.start_task(self._now)
         self._live.update(self._now, sign=RUNNING)
 
     def said(self, line: dict[str, Any]) -> None:
-        """See `Screen`; a warning stays above the table, where the next line does not overwrite it."""
+        """See `Lines`; a warning stays above the table, where the next line does not overwrite it."""
         if line["level"] == "warning":
             self._live.console.print(with_level(line), markup=False)
         elif "seconds" not in line:  # how long the step took, which the table shows anyway
             self._live.update(self._now, line=line)
 
     def ended(self, task: str, good: bool) -> None:
-        """See `Screen`."""
+        """See `Lines`."""
         self._live.stop_task(self._rows[task])
         self._live.update(self._rows[task], sign=DONE if good else FAILED)
 
     def close(self) -> None:
-        """See `Screen`; the table stays as it was last."""
+        """See `Lines`; the table stays as it was last."""
         self._live.stop()
 
 
@@ -133,3 +107,16 @@ def _last_line(row: Task) -> RenderableType:
     at = Text(f"{line['done']}/{line['total']}  {note}")
     grid.add_row(line["what"], ProgressBar(line["total"], line["done"], width=BAR), at)
     return grid
+
+
+Screen = Lines | Table
+
+
+def screen(output: TextIO, titles: dict[str, str]) -> Screen:
+    """What suits an output.
+
+    Args:
+        output: where to write, such as sys.stdout.
+        titles: the pipeline's tasks in their order, with the names that people read.
+    """
+    return Table(output, titles) if output.isatty() else Lines(output, titles)

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,7 +45,7 @@ class Outcome:
 
     @property
     def end(self) -> End:
-        """The same in one word."""
+        """Which of the ways it is; never CANCELLED, for that ends the command."""
         return End.FAILED if self.error else End.DONE if REGISTER in self.results else End.GATE_SAID_NO
 
 
@@ -69,7 +68,7 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
     registry = workspace.use(runs)
     pipeline = compiled.from_code()
     (folder / "pipeline.yaml").write_text(_for_this_machine(pipeline))
-    shown = progress.on(sys.stdout, pipeline.steps)
+    shown = progress.screen(sys.stdout, pipeline.steps)
     with (
         contextlib.closing(shown),
         (folder / "log.txt").open("w") as log,
@@ -106,50 +105,36 @@ def _new_folder(runs: Path, name: str) -> Path:
 
 
 def _for_this_machine(pipeline: Compiled) -> str:
-    """The pipeline with steps that log for programs, and without retries.
-
-    Those are for pods that are lost; kfp.local would wait minutes to fail in the same way again.
-    """
+    """The pipeline as kfp.local has to have it, with steps that log for programs."""
     environment = {runtime.FORMAT_VARIABLE: "json", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}
     for executor in pipeline.spec["deploymentSpec"]["executors"].values():
         executor["container"]["env"] = [{"name": name, "value": value} for name, value in environment.items()]
-    for _, path in ir.walk(pipeline.spec):
-        path[-1].pop("retryPolicy", None)
+    for _, (*conditions, task) in ir.walk(pipeline.spec):
+        # Retries are for pods that are lost; here a step would wait minutes to fail in the same way again.
+        task.pop("retryPolicy", None)
+        for condition in conditions:
+            _name_outputs(condition)
     return yaml.safe_dump_all(pipeline.documents, sort_keys=False)
+
+
+def _name_outputs(condition: dict[str, Any]) -> None:
+    """Writes the outputs of tasks in a condition as TASK--OUTPUT.
+
+    The compiler writes `pipelinechannel--evaluate-model-passed`; kfp.local 2.17 takes that for an input of the
+    pipeline, does not find it, and skips what is inside. Kubeflow itself does not have this fault.
+    """
+    policy = condition["triggerPolicy"]
+    for name, source in condition["inputs"]["parameters"].items():
+        if output := source.get("taskOutputParameter"):
+            named = f"'{output['producerTask']}--{output['outputParameterKey']}'"
+            policy["condition"] = policy["condition"].replace(f"'{name}'", named)
 
 
 def _run_pipeline(wanted: Run, folder: Path, runner: Any) -> None:
     from kfp import components, local
 
     local.init(runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
-    with _named_outputs_in_conditions():
-        components.load_component_from_file(str(folder / "pipeline.yaml"))(**wanted.arguments())
-
-
-@contextlib.contextmanager
-def _named_outputs_in_conditions() -> Iterator[None]:
-    """Lets `dsl.If` see named outputs of a task.
-
-    kfp.local 2.17 knows a task's output in a condition only if it is the task's one unnamed output; a named one
-    (`evaluate-model-passed`) it seeks among the pipeline's inputs, in vain, and skips the branch. Kubeflow itself does
-    not have this fault.
-    """
-    from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
-
-    original = ConditionEvaluator._resolve_pipeline_channel
-
-    def resolve(channel: str, io_store: Any) -> Any:
-        task, _, output = channel.removeprefix("pipelinechannel--").rpartition("-")
-        try:
-            return io_store.get_task_output(task, output)
-        except ValueError:
-            return original(channel, io_store)
-
-    ConditionEvaluator._resolve_pipeline_channel = staticmethod(resolve)
-    try:
-        yield
-    finally:
-        ConditionEvaluator._resolve_pipeline_channel = staticmethod(original)
+    components.load_component_from_file(str(folder / "pipeline.yaml"))(**wanted.arguments())
 
 
 class _Log(io.TextIOBase):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from typing import Any
 
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.pipelines.local.runner import Outcome
@@ -9,15 +10,12 @@ from qlora_pipelines.pipelines.tasks import EVALUATE_MERGED, EVALUATE_TUNED, REG
 
 
 def text(outcome: Outcome) -> str:
-    """The closing lines: the table base / tuned / merged, what was registered or why not, where things lie."""
-    table = _table(outcome)
-    lines = ["", *table, ""] if table else []
+    """The closing lines: the table base / tuned / merged, what was registered or why not, and where things are."""
+    lines = _table(outcome.results.get(EVALUATE_TUNED), outcome.results.get(EVALUATE_MERGED))
     if outcome.error:
-        lines += [f"error: {outcome.error}", f"The whole log: {outcome.folder / 'log.txt'}"]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"error: {outcome.error}", f"The whole log: {outcome.folder / 'log.txt'}"])
     reports = f"Reports:  {outcome.folder / 'reports'}"
-    registered = outcome.results.get(REGISTER)
-    if registered:
+    if registered := outcome.results.get(REGISTER):
         lines += [f"Registered {registered['model_uri']} (version {registered['model_version']})"]
         if registered["outcome"] != "champion":
             lines += [f"It stays {registered['outcome']}"]
@@ -35,19 +33,11 @@ def _pull(outcome: Outcome, uri: str) -> str:
     return registry + shlex.join(["qlora", "pull", uri, "--to", name])
 
 
-def _table(outcome: Outcome) -> list[str]:
-    tuned, merged = outcome.results.get(EVALUATE_TUNED), outcome.results.get(EVALUATE_MERGED)
-    rows = []
-    if tuned:
-        rows.append(("base", tuned["reference_loss"], tuned["reference_exact_match"]))
-        rows.append(("tuned", tuned["loss"], tuned["exact_match"]))
-    if merged:
-        rows.append(("merged", merged["loss"], merged["exact_match"]))
-    if not rows:
+def _table(tuned: dict[str, Any] | None, merged: dict[str, Any] | None) -> list[str]:
+    if not tuned:
         return []
+    rows = [("base", tuned["reference_loss"], tuned["reference_exact_match"])]
+    rows += [(name, it["loss"], it["exact_match"]) for name, it in (("tuned", tuned), ("merged", merged)) if it]
     head = f"{'model':<8} {'loss':>8} {'exact match':>12}"
-    return [head, "-" * len(head), *(f"{n:<8} {loss:>8.4f} {_share(match):>12}" for n, loss, match in rows)]
-
-
-def _share(value: float) -> str:
-    return "not asked" if value < 0 else f"{value:.0%}"
+    lines = [f"{name:<8} {loss:>8.4f} {'not asked' if match < 0 else f'{match:.0%}':>12}" for name, loss, match in rows]
+    return ["", head, "-" * len(head), *lines, ""]

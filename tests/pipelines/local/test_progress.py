@@ -39,7 +39,7 @@ def titles() -> dict[str, str]:
 
 def shown(output: io.StringIO, titles: dict[str, str], printed: str) -> tuple[str, str, str]:
     """What is on the screen, in the log file, and the last error."""
-    on, log = progress.on(output, titles), io.StringIO()
+    on, log = progress.screen(output, titles), io.StringIO()
     lines = runner._Log(log, on)
     lines.write(printed)
     on.close()
