@@ -7,6 +7,6 @@ _REGISTRY = os.environ.get("QLORA_IMAGE_REGISTRY", "ghcr.io/qlora-pipelines")
 _TAG = version("qlora-pipelines")
 
 CPU = f"{_REGISTRY}/cpu:{_TAG}"
-"""Steps that need no GPU: no CUDA inside."""
+"""For steps that need no GPU: without CUDA."""
 CUDA = f"{_REGISTRY}/cuda:{_TAG}"
-"""Steps that compute: training, evaluation, merge."""
+"""For steps that compute: training, evaluation, merge."""

@@ -1,4 +1,4 @@
-"""Where steps run: all that only Kubernetes sees, and that kfp.local ignores."""
+"""Where steps run: everything that only Kubernetes sees and that kfp.local ignores."""
 
 import contextlib
 import contextvars
@@ -21,7 +21,7 @@ CONFIG_MAP = "qlora-pipelines"
 """ConfigMap in the runs' namespace with the addresses of store, MLflow and S3."""
 CONFIG_KEYS = ("QLORA_STORE", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL_S3")
 REGISTRY_KEYS = ("QLORA_MODELS_STORE", "MLFLOW_S3_ENDPOINT_URL", "QLORA_SIGNING_KEY")
-"""Further ones that only registration reads."""
+"""Further keys, which only registration reads."""
 HUB_SECRET, HUB_KEYS = "qlora-hub-token", ("HF_TOKEN",)
 """Secrets: all are optional, and each key is the environment variable of its name. This one for gated bases."""
 S3_SECRET, S3_KEYS = "qlora-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -41,7 +41,7 @@ CACHE_FOLDER = "/var/cache/qlora"
 
 
 def _quantity(value: object) -> object:
-    """A memory or disk size as Kubernetes writes it; a near miss is named."""
+    """A memory or disk size as Kubernetes writes it; an error names the nearest right one."""
     text = str(value)
     if re.fullmatch(r"\d+(\.\d+)?[MGT]i?", text) and float(text.rstrip("MGTi")):
         return text
@@ -61,6 +61,7 @@ def _from_json(value: object) -> object:
 
 
 Quantity = Annotated[str, BeforeValidator(_quantity)]
+NumberAsText = Annotated[str, Field(coerce_numbers_to_str=True)]
 MaybeQuantity = Annotated[str, BeforeValidator(lambda value: _quantity(value) if value else value)]
 
 
@@ -83,28 +84,27 @@ class Toleration(StepConfig):
 
 
 class Placement(StepConfig):
-    """Where a run's GPU steps go: parameters of the pipeline, beside those of `RunConfig`.
+    """Where a run's GPU steps go: parameters of the pipeline, next to those of `RunConfig`.
 
-    All are text or JSON, also the count: Kubeflow's driver reads a resource from a text parameter only.
+    All are text or JSON, even the count: Kubeflow's driver reads a resource from a text parameter only.
     """
 
     accelerator: str = Field(
         ACCELERATOR, description="Kubernetes resource that counts GPUs; the type of GPU is chosen by node_selector"
     )
-    gpu_count: str = Field("1", pattern=r"^[1-9]\d?$", description="GPUs of the training pod; evaluation takes one")
+    gpu_count: NumberAsText = Field(
+        "1", pattern=r"^[1-9]\d?$", description="GPUs of the training pod; evaluation takes one"
+    )
     node_selector: Annotated[dict[str, str], BeforeValidator(_from_json)] = Field(
         {}, description="labels of the GPU nodes, a JSON object"
     )
     tolerations: Annotated[list[dict[str, JsonValue]], BeforeValidator(_from_json)] = Field(
         [], description=f"tolerations besides that of {ACCELERATOR}, a JSON list"
     )
-    cpu: str = Field("4", pattern=r"^([1-9]\d*(\.\d+)?|0?\.\d*[1-9]\d*|[1-9]\d*m)$", description="cores of a GPU step")
+    cpu: NumberAsText = Field(
+        "4", pattern=r"^([1-9]\d*(\.\d+)?|0?\.\d*[1-9]\d*|[1-9]\d*m)$", description="cores of a GPU step"
+    )
     memory: Quantity = Field("32Gi", description="memory of a GPU step, such as 32Gi")
-
-    @field_validator("gpu_count", "cpu", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @field_validator("accelerator")
     @classmethod
@@ -143,9 +143,9 @@ class Needs:
         cpu: cores; a GPU step's are the run's.
         memory: request and limit; a GPU step's are the run's.
         gpus: "1" or "all", the run's gpu_count, if it goes to the GPU pool.
-        hours: after which it is ended.
-        retries: where a second try may go better; plan_run has none, so that what is wrong is said at once.
-        hub: whether it reads from the Hugging Face hub, and gets the token.
+        hours: after which it is stopped.
+        retries: how often it is tried again; plan_run never, so that it reports at once what is wrong.
+        hub: whether it reads from the Hugging Face Hub, and gets the token.
         mlflow: whether it talks to MLflow, and gets the login.
         signs: whether it registers: gets the registry's addresses and the signing key.
         base: whether it reads the base's weights whole, and gets the volume that keeps them.
@@ -173,7 +173,7 @@ class Needs:
 
     @property
     def window(self) -> int:
-        """Seconds for all tries: what is called the longest backoff ends a step that long after its first start."""
+        """Seconds for all tries: Kubeflow's `backoff_max_duration` stops a step so long after its first start."""
         return self.hours * 3600 * (self.retries + 1)
 
     @property
@@ -196,7 +196,7 @@ STEPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The run's `Placement`, as the pipeline's parameters: what they hold is known when the run starts."""
+    """The run's `Placement` as parameters of the pipeline, whose values are known when a run starts."""
 
     accelerator: Any
     gpu_count: Any
@@ -211,7 +211,7 @@ _cluster: contextvars.ContextVar[Cluster] = contextvars.ContextVar("cluster", de
 
 @contextlib.contextmanager
 def chosen(cluster: Cluster) -> Iterator[None]:
-    """Pipelines built inside are for this cluster."""
+    """Pipelines that are built inside the block are for this cluster."""
     token = _cluster.set(cluster)
     try:
         yield
@@ -220,14 +220,14 @@ def chosen(cluster: Cluster) -> Iterator[None]:
 
 
 def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "PipelineTask":
-    """Gives a step all that its pod needs.
+    """Gives a step everything that its pod needs.
 
     Args:
         task: a step of `STEPS`.
         pool: the run's placement.
-        cached: whether KFP may reuse an earlier result. Not for a step whose result is an address: what lay there may
-            have been deleted since; such steps find their own finished work by key. Training is the exception:
-            adapters stay, and asking it again would take a GPU.
+        cached: whether KFP may reuse an earlier result. Not for a step whose result is an address, where the files may
+            have been deleted since; such a step finds its own finished work by key. Training is the exception:
+            adapters are kept, and running the step again would take a GPU.
     """
     from kfp import kubernetes
 
@@ -253,18 +253,13 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "Pipelin
     cpu, memory = (pool.cpu, pool.memory) if needs.gpus else (needs.cpu, needs.memory)
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
     if needs.gpus:
-        _on_gpu(task, pool, pool.gpu_count if needs.gpus == "all" else needs.gpus)
+        gpus = pool.gpu_count if needs.gpus == "all" else needs.gpus
+        task.set_accelerator_type(pool.accelerator).set_accelerator_limit(gpus)
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
+        kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
+        kubernetes.add_toleration_json(task, pool.tolerations)
+        kubernetes.add_node_selector_json(task, pool.node_selector)
+        # Without this kfp 2.17 does not declare them in the `If` around the step, and the step finds no input there.
+        channels = [pool.accelerator, pool.cpu, pool.memory, pool.tolerations, pool.node_selector]
+        task.register_pipeline_channels(channels + ([] if isinstance(gpus, str) else [gpus]))
     return task
-
-
-def _on_gpu(task: "PipelineTask", pool: Pool, gpus: Any) -> None:
-    from kfp import kubernetes
-
-    task.set_accelerator_type(pool.accelerator).set_accelerator_limit(gpus)
-    kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
-    kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
-    kubernetes.add_toleration_json(task, pool.tolerations)
-    kubernetes.add_node_selector_json(task, pool.node_selector)
-    # Without this kfp 2.17 does not declare them in the `If` around the step, and the step finds no input there.
-    channels = [pool.accelerator, pool.cpu, pool.memory, pool.tolerations, pool.node_selector]
-    task.register_pipeline_channels(channels + ([] if isinstance(gpus, str) else [gpus]))

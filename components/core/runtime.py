@@ -1,4 +1,4 @@
-"""What every step does around its work: quiet libraries, lines that show progress, errors in one line."""
+"""What every step does around its work: quiet libraries, a log that shows progress, errors in one line."""
 
 import atexit
 import contextlib
@@ -18,23 +18,23 @@ from typing import Any
 from qlora_pipelines.components.core.errors import InputError
 
 STEP_VARIABLE = "QLORA_STEP"
-"""Names the step at work for the processes it starts."""
+"""Names the running step to the processes it starts."""
 FORMAT_VARIABLE = "QLORA_LOG_FORMAT"
-"""`json`: a step writes each line of its log as a JSON object, for programs; otherwise as text, for people."""
+"""With the value `json` each line of the log is a JSON object, for programs; otherwise text, for people."""
 ERROR_MARK = "] error: "
-"""What every line of text has that says why a step failed."""
+"""Part of every line of text that says why a step failed."""
 _OF_A_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
 """What is wrong with a folder or disk that a path names, which is for people to fix."""
 _current = os.environ.get(STEP_VARIABLE, "qlora")
 
 
 def log(message: str, level: str = "info", **data: object) -> None:
-    """Prints one line of the log, marked with the step at work.
+    """Prints one line of the log, with the name of the running step.
 
     Args:
         message: what people read.
         level: info, warning or error.
-        data: more that the JSON form holds, such as how far a loop is.
+        data: further fields of the JSON form, such as those of `Progress`.
     """
     line = {"step": _current, "level": level, "message": message, **data}
     print(json.dumps(line) if os.environ.get(FORMAT_VARIABLE) == "json" else as_text(line), flush=True)
@@ -46,7 +46,7 @@ def as_text(line: dict[str, Any]) -> str:
 
 
 def with_level(line: dict[str, Any]) -> str:
-    """A line's message, which says so if it is a warning or an error."""
+    """A line's message, with the level in front if it is a warning or an error."""
     return str(line["message"]) if line["level"] == "info" else f"{line['level']}: {line['message']}"
 
 
@@ -56,18 +56,18 @@ def parse(text: str) -> dict[str, Any] | None:
         return None
     try:
         return dict(json.loads(text))
-    except ValueError:  # two processes wrote at once
+    except ValueError:  # two processes wrote at the same time
         return None
 
 
 class Progress:
-    """Says how far a loop is, at most every `every` seconds.
+    """Logs how far a loop is, at most every `every` seconds.
 
     Args:
         what: what is being done, such as "scoring base".
         total: how many units there are.
         every: seconds between two lines.
-        done: how many units were finished before.
+        done: how many units were finished earlier.
     """
 
     def __init__(self, what: str, total: int, every: float = 5.0, done: int = 0) -> None:
@@ -76,12 +76,12 @@ class Progress:
         self.started = self.said = time.monotonic()
 
     def at(self, done: int, note: str = "") -> None:
-        """Notes that `done` units are finished; the last one is always said."""
+        """Notes that `done` units are finished; the last one is always logged."""
         now = time.monotonic()
         if done < self.total and now - self.said < self.every:
             return
         self.said = now
-        # What is left takes as long per unit as what this process has done so far.
+        # Time left = mean time per unit in this process x units left.
         left = (now - self.started) / max(done - self.before, 1) * (self.total - done)
         ending = f", {duration(left)} left" if done < self.total else f" in {duration(now - self.started)}"
         text = f"{self.what}: {done}/{self.total}{', ' + note if note else ''}{ending}"
@@ -89,7 +89,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Seconds as text: `42 s`, `3 min 05 s`, `2 h 07 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -112,19 +112,19 @@ def quiet_libraries() -> None:
         "MLFLOW_LOGGING_LEVEL": "WARNING",  # it announces each database it makes
     }.items():
         os.environ.setdefault(name, value)
-    # Warns of a faster kernel for a CPU, of which only inference would make use.
+    # It advises a faster CPU kernel, which only inference would use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 
 def load_libraries(*modules: str) -> None:
-    """Imports large libraries, and keeps Python's collector of garbage out of them.
+    """Imports large libraries without garbage collection.
 
-    torch and transformers make a million objects that live to the end. It would go through them several times on the
-    way, and once more when the process ends: of 6 seconds to import both and end, 2 went there.
+    torch and transformers create a million objects that live until the process ends. The collector would scan them
+    several times during the import and once more at the end: 2 of the 6 seconds that importing both and ending take.
 
     Args:
-        modules: their names; those that bring the others with them are enough. Where all are there, nothing is done.
+        modules: their names; those that import the others are enough. Modules that are there are not imported again.
     """
     if all(module in sys.modules for module in modules):
         return
@@ -141,7 +141,7 @@ def load_libraries(*modules: str) -> None:
 
 
 def explain(error: Exception) -> str:
-    """What the user can fix, in one line: an `InputError`, or a folder or disk; '' where it is something else."""
+    """What the user can fix, in one line: an `InputError`, or a folder or disk; '' for any other error."""
     if isinstance(error, InputError):
         return str(error)
     if not isinstance(error, OSError) or error.errno not in _OF_A_PLACE:
@@ -161,7 +161,7 @@ def step(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         if not (line := explain(error)):
-            # Not the user's doing: the traceback goes to the log, and its last line where people look.
+            # Not the user's fault: the traceback goes to the log, and its last line to where people look.
             traceback.print_exc()
             line = traceback.format_exception_only(error)[0].splitlines()[0]
         log(line, "error")

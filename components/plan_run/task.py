@@ -62,7 +62,7 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
         found = access.check(config, Path(folder))
         for finding in found.findings:
             if finding.level != "fatal":
-                log(f"{finding.subject}: {finding.text}")
+                log(f"{finding.subject}: {finding.text}", "warning" if finding.level == "warning" else "info")
         host = host_memory.peak(found.plan, found.supervised) if found.plan else 0
         if found.fatal or found.files is None or found.run_keys is None:
             plan_report.write(config, found, [], host, report)

@@ -24,7 +24,7 @@ NEXT = {
 )  # fmt: skip
 @click.option("--components", is_flag=True, help="Write each step's component.yaml into the folder OUTPUT instead.")
 @click.option("--cache-pvc", default="", metavar="NAME", help="Keep base models on this PersistentVolumeClaim.")
-@click.option("--disk", default="", metavar="SIZE", help="Most that a step may keep in /tmp, such as 200Gi.")
+@click.option("--disk", default="", metavar="SIZE", help="Size limit of a step's /tmp, such as 200Gi.")
 def compile_pipeline(output: Path | None, form: str, components: bool, cache_pvc: str, disk: str) -> None:
     r"""Write the pipeline for a cluster to OUTPUT (qlora-finetune.yaml).
 

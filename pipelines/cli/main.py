@@ -55,7 +55,7 @@ for _name in ("plan_run", *STEPS):
 
 
 def _keep_examples(command: click.Command) -> None:
-    """Help keeps the line ends of a paragraph after a backspace character; raw docstrings hold its name."""
+    r"""Help keeps the line ends of a paragraph that follows a backspace character; raw docstrings write it as \b."""
     command.help = (command.help or "").replace("\\b", "\b")
     for inner in getattr(command, "commands", {}).values():
         _keep_examples(inner)

@@ -1,4 +1,4 @@
-"""`qlora plan`: what a run will need, before anything is started."""
+"""`qlora plan`: what a run needs, before anything is started."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def text(figures: dict[str, Any], with_compare: bool) -> str:
 
 
 def _parts(figures: dict[str, Any], with_compare: bool) -> Iterator[list[str]]:
-    """The tables, each with what belongs to it."""
+    """The tables, each with the lines that belong to it."""
     if "memory" not in figures:
         return
     yield [
@@ -73,35 +73,25 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [line.format(*row) for row in rows]
 
 
-class _Price(click.ParamType[Any]):
+def _price(value: str) -> tuple[str, float]:
     """`NAME=PRICE`, the name as in the table of GPU types."""
-
-    name = "NAME=PRICE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        gpu, _, price = str(value).partition("=")
-        names = [known.name for known in gpus.TABLE]
-        if gpu not in names:
-            self.fail(f"no such GPU type: {gpu}; there are: {', '.join(names)}", param, ctx)
-        try:
-            return gpu, float(price)
-        except ValueError:
-            self.fail(f"not a price: {price!r}", param, ctx)
+    name, _, price = value.partition("=")
+    names = click.Choice([gpu.name for gpu in gpus.TABLE])
+    return names(name), click.FLOAT(price)
 
 
 @click.command("plan")
 @click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
 @click.option("--compare", "with_compare", is_flag=True, help="Add FP32, 16-bit and INT8 training of this model.")
 @click.option(
-    "--gpus", "gpu_count", default=1, type=click.IntRange(1, 1024), help="Estimate DDP and FSDP over so many."
+    "--gpus", "gpu_count", default=1, type=click.IntRange(1, 1024), help="Also estimate DDP and FSDP on this many GPUs."
 )
 @click.option("--efficiency", default=EFFICIENCY, type=click.FloatRange(0.01, 1), show_default=True,
               help="Share of a GPU's 16-bit speed that training reaches.")  # fmt: skip
-@click.option(
-    "--price", "prices", multiple=True, type=_Price(), help="Price of an hour of a GPU type; may be repeated."
-)
-@click.option("--access/--no-access", "reach", default=True, help="Also try data, store and MLflow.")
-@click.option("--runs", default=workspace.DEFAULT, type=click.Path(path_type=Path), help="Folder that keeps runs.")
+@click.option("--price", "prices", multiple=True, type=_price, metavar="NAME=PRICE",
+              help="Price of an hour of a GPU type; may be repeated.")  # fmt: skip
+@click.option("--access/--no-access", "reach", default=True, help="Also check the access to data, store and MLflow.")
+@click.option("--runs", default=workspace.DEFAULT, type=click.Path(path_type=Path), help="Folder for runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON; sizes in bytes.")
 @click.pass_context
 def plan(
@@ -115,7 +105,7 @@ def plan(
     runs: Path,
     as_json: bool,
 ) -> None:
-    r"""Say what a run needs: memory, time, disk, and whether all it reaches for is there.
+    r"""Estimate what a run needs, memory, time and disk, and check that all it uses can be reached.
 
     Store and registry are $QLORA_STORE and $MLFLOW_TRACKING_URI, or RUNS/store and RUNS/mlflow.db, as for `qlora run`.
 
@@ -124,7 +114,7 @@ def plan(
       qlora plan --config pipelines/demo/demo.yaml --compare
     """
     workspace.use(runs)
-    with contextlib.redirect_stdout(sys.stderr):  # lines said on the way are no part of the plan
+    with contextlib.redirect_stdout(sys.stderr):  # lines of progress are no part of the plan
         figures = estimate.figures(run_file.load(path).config, gpu_count, efficiency, dict(prices), reach)
     click.echo(json.dumps(figures) if as_json else text(figures, with_compare))
     fatal = any(finding["level"] == "fatal" for finding in figures["findings"])

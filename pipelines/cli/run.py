@@ -12,7 +12,7 @@ from qlora_pipelines.pipelines.tasks import End
 
 @click.command("run")
 @click.option("--config", required=True, type=click.Path(path_type=Path), help="The run's YAML file.")
-@click.option("--runs", default=workspace.DEFAULT, type=click.Path(path_type=Path), help="Folder that keeps runs.")
+@click.option("--runs", default=workspace.DEFAULT, type=click.Path(path_type=Path), help="Folder for runs.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 @click.pass_context
 def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
@@ -29,7 +29,7 @@ def run(ctx: click.Context, config: Path, runs: Path, as_json: bool) -> None:
     try:
         outcome = runner.run(run_file.load(config), runs)
     except KeyboardInterrupt:
-        click.echo(f"\ncancelled; go on where it stopped: qlora run --config {config}", err=True)
+        click.echo(f"\ncancelled; to resume: qlora run --config {config}", err=True)
         ctx.exit(End.CANCELLED)
     click.echo(summary.text(outcome), err=bool(outcome.error))
     if as_json:

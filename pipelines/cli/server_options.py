@@ -1,4 +1,4 @@
-"""What `qlora submit` and `qlora trigger` share: the options that say where a run runs, and following it."""
+"""What `qlora submit` and `qlora trigger` share: the options for the server, and following a run."""
 
 import dataclasses
 from collections.abc import Callable

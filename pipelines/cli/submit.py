@@ -45,7 +45,7 @@ def submit(
     pipeline = options.pipeline()
     if path is None:
         version = pipeline_versions.ensure(options.connect(), pipeline)
-        done = "uploaded" if version.uploaded else "was there already"
+        done = "uploaded" if version.uploaded else "is already there"
         click.echo(json.dumps(version._asdict()) if as_json else f"{version.name} {done}")
         return
     values = run_file.override(run_file.read(path), settings, pipeline.parameters)

@@ -1,4 +1,4 @@
-"""`qlora trigger`: a run if the data is new, and no second one."""
+"""`qlora trigger`: one run per state of the data."""
 
 import dataclasses
 import json
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace the file's value. May be repeated."
 )
 @click.option("--min-new-rows", default=0, type=click.IntRange(min=0),
-              help="Wait until so many rows are new since the model's last run.")  # fmt: skip
+              help="Wait until this many rows are new since the model's last run.")  # fmt: skip
 @click.option("--quiet-minutes", default=0.0, type=click.FloatRange(min=0),
               help="Wait until nobody has written to the data for so long.")  # fmt: skip
 @click.option("--max-attempts", default=3, show_default=True, type=click.IntRange(min=1),
-              help="Runs of the same training that may fail.")  # fmt: skip
+              help="How many runs of the same training may fail.")  # fmt: skip
 @click.option("--retry-delay", default=10.0, show_default=True, type=click.FloatRange(min=0),
               help="Minutes between a run that failed and the next.")  # fmt: skip
 @click.option("--local", is_flag=True, help="Run on this machine, without Kubernetes.")

@@ -1,4 +1,4 @@
-"""The compiled pipeline: its content's name, the parameters it takes, the steps it has."""
+"""The compiled pipeline: a name for its content, its parameters and its steps."""
 
 import dataclasses
 import hashlib
@@ -32,13 +32,13 @@ class Compiled:
 
     @property
     def version(self) -> str:
-        """A version's name, made from the content: the same content has the same name."""
+        """Name of this version, made from the content: the same content has the same name."""
         content = json.dumps(self.documents, sort_keys=True).encode()
         return f"{self.name}-{hashlib.sha256(content).hexdigest()[:12]}"
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """What the pipeline takes, by name: `parameterType`, and `isOptional` with `defaultValue`."""
+        """The pipeline's parameters by name: `parameterType`, and `isOptional` with `defaultValue`."""
         found: dict[str, dict[str, Any]] = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
         return found
 
@@ -61,7 +61,7 @@ def from_file(path: Path) -> Compiled:
     """A pipeline that was compiled before.
 
     Raises:
-        InputError: there is none.
+        InputError: the file cannot be read, or is not a compiled pipeline.
     """
     try:
         return parse(path.read_text(), f"pipeline {path}")
@@ -75,7 +75,7 @@ def parse(text: str, what: str) -> Compiled:
     """Reads a compiled pipeline.
 
     Raises:
-        InputError: it is none; `what` names it.
+        InputError: the text is not a compiled pipeline; `what` names it in the message.
     """
     try:
         documents = list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

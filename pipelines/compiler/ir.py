@@ -70,7 +70,7 @@ def tasks(pipeline: dict[str, Any]) -> list[Task]:
 
 
 def needs(task: Task) -> list[str]:
-    """Names of the tasks that have to be done before."""
+    """Names of the tasks that must be done before it."""
     sources = [*task.parameters.values(), *task.artifacts.values(), *task.conditions]
     return sorted({source.task for source in sources} - {""})
 

@@ -1,4 +1,4 @@
-"""What a person sees while a local run is at work: a live table on a terminal, plain lines anywhere else."""
+"""What a person sees during a local run: a live table on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ BAR = 24
 
 
 class Lines:
-    """One line for each that a step logs, with the time since the start: for log files and CI."""
+    """One line per line that a step logs, with the time since the start: for log files and CI."""
 
     def __init__(self, output: TextIO, titles: dict[str, str]) -> None:
         """See `screen`."""
@@ -28,24 +28,24 @@ class Lines:
         self._task = ""
 
     def began(self, task: str) -> None:
-        """A task of the pipeline, by its name there, is at work from now on."""
+        """A task of the pipeline has started."""
         self._task = self._titles[task]
 
     def said(self, line: dict[str, Any]) -> None:
-        """The task at work logged a line: the fields of `qlora_pipelines.components.core.runtime.log`."""
+        """The running task logged a line; its fields are those of `qlora_pipelines.components.core.runtime.log`."""
         passed = duration(time.monotonic() - self._started)
         self._output.write(f"{passed:>11}  {self._task:<20}  {with_level(line)}\n")
         self._output.flush()
 
     def ended(self, task: str, good: bool) -> None:
-        """The task ended, well or not; nothing is written, for a step's last line says that it is done."""
+        """The task has ended; nothing is written, because the step's own last line says so."""
 
     def close(self) -> None:
-        """The run ended: a terminal is left as it was."""
+        """The run has ended; a terminal gets its cursor back."""
 
 
 class Table:
-    """All tasks with their state, time and last line, and a bar for the one at work; drawn anew as it changes."""
+    """All tasks with their state, time and last line, and a bar for the running one; redrawn as they change."""
 
     def __init__(self, output: TextIO, titles: dict[str, str]) -> None:
         """See `screen`."""
@@ -83,12 +83,12 @@ class Table:
         self._live.update(self._rows[task], sign=DONE if good else FAILED)
 
     def close(self) -> None:
-        """See `Lines`; the table stays as it was last."""
+        """See `Lines`; the table stays on the screen."""
         self._live.stop()
 
 
 class _Cell(ProgressColumn):
-    """What a function makes of a row; the options are those of rich's columns."""
+    """A column whose cells a function makes; the options are those of rich's columns."""
 
     def __init__(self, cell: Callable[[Task], RenderableType], **options: Any) -> None:
         super().__init__(Column(**options))
@@ -113,7 +113,7 @@ Screen = Lines | Table
 
 
 def screen(output: TextIO, titles: dict[str, str]) -> Screen:
-    """What suits an output.
+    """The table on a terminal, lines on any other output.
 
     Args:
         output: where to write, such as sys.stdout.

@@ -22,7 +22,7 @@ from qlora_pipelines.pipelines.local.progress import Screen
 from qlora_pipelines.pipelines.run_file import Run
 from qlora_pipelines.pipelines.tasks import REGISTER, REPORTS, End
 
-# What kfp.local logs around each task; its colours are taken out first.
+# What kfp.local logs around each task, without its colours.
 TASK_BEGAN, TASK_ENDED = (
     re.compile(r"Executing task '(.+)'$"),
     re.compile(r"Task '(.+)' finished with status '?(\w+)'?$"),
@@ -35,7 +35,7 @@ class Outcome:
     """How a local run ended.
 
     `results` holds each step's small results by task name; `error` is the failing step's line, or ''; `registry` is the
-    MLflow that later commands must be told of, or '' where they find it by themselves.
+    MLflow to name to later commands, or '' where they find it by themselves.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Outcome:
 
     @property
     def end(self) -> End:
-        """Which of the ways it is; never CANCELLED, for that ends the command."""
+        """DONE, FAILED or GATE_SAID_NO; a run that is cancelled has no outcome."""
         return End.FAILED if self.error else End.DONE if REGISTER in self.results else End.GATE_SAID_NO
 
 
@@ -55,8 +55,8 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
     Store and MLflow are those of the environment, else `runs/store` and `runs/mlflow.db`.
 
     Args:
-        wanted: the whole run; its placement is checked and handed on, and means nothing here.
-        runs: folder that keeps runs, and the default store and MLflow database.
+        wanted: the whole run; its placement is passed on, and has no effect here.
+        runs: folder for runs, the default store and the MLflow database.
         runner: how kfp.local runs a step, such as its DockerRunner; None is a process.
 
     Raises:
@@ -78,7 +78,7 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
             _run_pipeline(wanted, folder, runner)
             error = ""
         except (RuntimeError, ValueError) as failure:
-            # kfp.local takes a container that is gone already for one that succeeded, and then misses its outputs.
+            # kfp.local counts a container that is already gone as one that succeeded, and then misses its outputs.
             if isinstance(failure, ValueError) and not lines.last_error:
                 raise
             error = lines.last_error or str(failure)
@@ -105,12 +105,12 @@ def _new_folder(runs: Path, name: str) -> Path:
 
 
 def _for_this_machine(pipeline: Compiled) -> str:
-    """The pipeline as kfp.local has to have it, with steps that log for programs."""
+    """The pipeline with what kfp.local needs, and with steps that log as JSON."""
     environment = {runtime.FORMAT_VARIABLE: "json", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}
     for executor in pipeline.spec["deploymentSpec"]["executors"].values():
         executor["container"]["env"] = [{"name": name, "value": value} for name, value in environment.items()]
     for _, (*conditions, task) in ir.walk(pipeline.spec):
-        # Retries are for pods that are lost; here a step would wait minutes to fail in the same way again.
+        # Retries are for lost pods; here a step would wait for minutes to fail in the same way again.
         task.pop("retryPolicy", None)
         for condition in conditions:
             _name_outputs(condition)
@@ -120,8 +120,8 @@ def _for_this_machine(pipeline: Compiled) -> str:
 def _name_outputs(condition: dict[str, Any]) -> None:
     """Writes the outputs of tasks in a condition as TASK--OUTPUT.
 
-    The compiler writes `pipelinechannel--evaluate-model-passed`; kfp.local 2.17 takes that for an input of the
-    pipeline, does not find it, and skips what is inside. Kubeflow itself does not have this fault.
+    The compiler writes `pipelinechannel--evaluate-model-passed`. kfp.local 2.17 looks for an input of the pipeline with
+    that name, finds none, and skips the tasks inside. Kubeflow itself does not have this bug.
     """
     policy = condition["triggerPolicy"]
     for name, source in condition["inputs"]["parameters"].items():
@@ -138,7 +138,7 @@ def _run_pipeline(wanted: Run, folder: Path, runner: Any) -> None:
 
 
 class _Log(io.TextIOBase):
-    """Takes what a run prints: all of it goes to the log file, and what steps do and say to the screen."""
+    """Takes what a run prints: all of it goes to the log file, and what steps do and log to the screen."""
 
     def __init__(self, log: TextIO, screen: Screen) -> None:
         self.log, self.screen = log, screen
@@ -153,7 +153,7 @@ class _Log(io.TextIOBase):
         return len(text)
 
     def _read(self, text: str) -> str:
-        """Shows what a line says, and returns it as people read it in the log file."""
+        """Shows what a line says, and returns it as text for the log file."""
         bare = COLOUR.sub("", text).strip()
         if line := runtime.parse(bare):
             if line["level"] == "error":

@@ -1,4 +1,4 @@
-"""What a person reads when a local run has ended."""
+"""What a person reads at the end of a local run."""
 
 import re
 import shlex

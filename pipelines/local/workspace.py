@@ -1,4 +1,4 @@
-"""Where store and registry are on a laptop: under `runs/`, unless the environment names others."""
+"""Where the store and the registry are on a laptop: in `runs/`, unless the environment names others."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ DATABASE = "mlflow.db"
 
 
 def use(runs: Path = DEFAULT) -> str:
-    """Lets QLORA_STORE and MLFLOW_TRACKING_URI, where they are not set, name a store and a database in a folder.
+    """Sets QLORA_STORE and MLFLOW_TRACKING_URI, where they are not set, to a store and a database in a folder.
 
     Args:
         runs: the folder.
 
     Returns:
-        The registry that later commands must be told of: '' where they find it by themselves.
+        The registry to name to later commands; '' where they find it by themselves.
     """
     os.environ.setdefault(storage.STORE_VARIABLE, str(runs.absolute() / "store"))
     registry = f"sqlite:///{runs.absolute() / DATABASE}"
@@ -26,6 +26,6 @@ def use(runs: Path = DEFAULT) -> str:
 
 
 def use_existing() -> None:
-    """The same with `runs/`, for commands that read what runs left, where there is one."""
+    """Does the same with `runs/` if it has a database, for commands that read what earlier runs left."""
     if (DEFAULT / DATABASE).exists():
         use()

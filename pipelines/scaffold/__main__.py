@@ -1,4 +1,4 @@
-"""Makes a new step with its test: `make component NAME=verb_noun`."""
+"""Creates a new step with its test: `make component NAME=verb_noun`."""
 
 import re
 import sys
@@ -22,10 +22,10 @@ def make(name: str, root: Path) -> list[Path]:
         root: the repository.
 
     Raises:
-        SystemExit: the name is not verb_noun, or there is such a step.
+        SystemExit: the name is not verb_noun, or the step exists.
     """
     if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", name):
-        sys.exit(f"error: {name or 'NAME'} is no verb_noun; for example: make component NAME=filter_rows")
+        sys.exit(f"error: {name or 'NAME'} is not verb_noun; for example: make component NAME=filter_rows")
     if (root / "components" / name).exists():
         sys.exit(f"error: components/{name} exists")
     made = [root / target.format(name=name) for target in FILES.values()]

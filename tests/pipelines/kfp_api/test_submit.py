@@ -39,7 +39,7 @@ def test_a_run_has_its_parameters_account_experiment_and_plugin_input(
 
 def test_the_same_content_is_uploaded_once(kfp: Kfp, run_yaml: Path, tmp_path: Path) -> None:
     assert "uploaded" in qlora("submit", "--upload-only").output
-    assert "was there already" in qlora("submit", "--upload-only").output
+    assert "is already there" in qlora("submit", "--upload-only").output
     assert submit(run_yaml)["uploaded"] is False
     other = tmp_path / "other.yaml"
     other.write_text(GOLDEN.read_text().replace("8Gi", "9Gi"))

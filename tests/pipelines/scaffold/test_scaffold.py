@@ -18,14 +18,14 @@ def test_two_new_steps_pass_their_own_tests_and_the_checks(tmp_path: Path) -> No
     typed = tmp_path / ".venv" / "typed"
     (typed / "qlora_pipelines").mkdir(parents=True)
     (typed / "qlora_pipelines" / "components").symlink_to(tmp_path / "components")
-    names = ("count_words", "drop_words")
+    names = ("add_words", "drop_words")  # in the order of imports one is before core, one after it
     for name in names:
         make(name, tmp_path)
     packages = [f"qlora_pipelines.components.{name}" for name in names]
     listed = tomllib.loads((tmp_path / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert set(packages) < set(listed) and listed == sorted(listed)
     code = (
-        "from qlora_pipelines.components.count_words.component import count_words as step;"
+        "from qlora_pipelines.components.add_words.component import add_words as step;"
         "assert set(step.component_spec.outputs) == {'report', 'length'};"
         "import pytest, sys; sys.exit(pytest.main(['-p', 'no:cacheprovider', 'tests']))"
     )
@@ -45,7 +45,7 @@ def test_two_new_steps_pass_their_own_tests_and_the_checks(tmp_path: Path) -> No
 
 
 def test_a_bad_name_or_a_taken_one_is_refused() -> None:
-    with pytest.raises(SystemExit, match="no verb_noun"):
+    with pytest.raises(SystemExit, match="not verb_noun"):
         make("Words", ROOT)
     with pytest.raises(SystemExit, match="components/train_qlora exists"):
         make("train_qlora", ROOT)
