@@ -8,12 +8,13 @@ The system frees the lock when its process dies, so an attempt without an end an
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
+
+import filelock
 
 from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines.triggers.decision import EarlierRun
@@ -33,13 +34,11 @@ class LocalRuns:
         """Holds the lock during the block, if no other process does: `locked` says which."""
         path = runs / "triggers" / f"{training_key}-{model_name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f"{path.stem}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = True
-            except BlockingIOError:
-                locked = False
-            yield cls(path, model_name, locked)
+        lock = filelock.FileLock(path.with_name(f"{path.stem}.lock"), timeout=0)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(filelock.Timeout):
+                held.enter_context(lock)
+            yield cls(path, model_name, lock.is_locked)
 
     def earlier_runs(self) -> list[EarlierRun]:
         """The attempts so far. One without an end is running, or died: the lock tells."""
