@@ -223,7 +223,7 @@ def download(uri: str, folder: Path, entries: Iterable[Entry] | None = None) -> 
         return local_path(uri)
     for entry in listing(uri) if entries is None else entries:
         with local_files.replacing(folder / entry.path) as path:
-            s3.download(file_uri(uri, entry), entry.size, entry.etag.removeprefix("etag:"), path)
+            s3.download(join(uri, entry.path), entry.size, entry.etag.removeprefix("etag:"), path)
     return folder
 
 
