@@ -8,13 +8,14 @@ import sys
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import mlflow_client
-from qlora_pipelines.components.plan_run import probing
+from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines.kfp_api.client import Server
 
 
 def store() -> str:
     """The store can be written, read and deleted in."""
-    return f"{probing.store()} can be written, read and deleted in"
+    storage.check_writable(storage.root())
+    return f"{storage.root()} can be written, read and deleted in"
 
 
 def mlflow() -> str:
