@@ -62,12 +62,16 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
     Raises:
         OSError: that folder cannot be written.
     """
+    from kfp import components, local
+
     runs = runs.absolute()
     folder = _new_folder(runs, wanted.config.model_name)
     (folder / "tasks").mkdir()
     registry = workspace.use(runs)
     pipeline = compiled.from_code()
     (folder / "pipeline.yaml").write_text(_for_this_machine(pipeline))
+    local.init(runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
+    finetune = components.load_component_from_file(str(folder / "pipeline.yaml"))
     shown = progress.screen(sys.stdout, pipeline.steps)
     with (
         contextlib.closing(shown),
@@ -75,7 +79,7 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
         contextlib.redirect_stdout(_Log(log, shown)) as lines,
     ):
         try:
-            _run_pipeline(wanted, folder, runner)
+            finetune(**wanted.arguments())
             error = ""
         except (RuntimeError, ValueError) as failure:
             # kfp.local counts a container that is already gone as one that succeeded, and then misses its outputs.
@@ -128,13 +132,6 @@ def _name_outputs(condition: dict[str, Any]) -> None:
         if output := source.get("taskOutputParameter"):
             named = f"'{output['producerTask']}--{output['outputParameterKey']}'"
             policy["condition"] = policy["condition"].replace(f"'{name}'", named)
-
-
-def _run_pipeline(wanted: Run, folder: Path, runner: Any) -> None:
-    from kfp import components, local
-
-    local.init(runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
-    components.load_component_from_file(str(folder / "pipeline.yaml"))(**wanted.arguments())
 
 
 class _Log(io.TextIOBase):
