@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
 from qlora_pipelines.components.core.models.safetensors_files import FLOATS, ITEM_BYTES, SINGLE, Stored
 from qlora_pipelines.components.dequantize_and_merge.adapter import Adapter, Edit
 from qlora_pipelines.components.dequantize_and_merge.parameter_names import Names
-from qlora_pipelines.components.dequantize_and_merge.requantization import BLOCK
 from qlora_pipelines.components.dequantize_and_merge.updates import TokenUpdate, Update
 
 READ = 1 << 20

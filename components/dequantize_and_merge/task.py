@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, base_weights, loading
+from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
-from qlora_pipelines.components.dequantize_and_merge import layout, parameter_names, requantization, streaming
+from qlora_pipelines.components.dequantize_and_merge import layout, parameter_names, streaming
 
 Config = MergeConfig
 MODEL = "model"
@@ -109,15 +110,15 @@ def _check_widths(info: dict[str, Any], digests: dict[str, str], shapes: dict[st
     if info.get("device") == "cpu":
         for parameter in digests:
             width = shapes.get(parameter, (0, 0))[1]
-            if width % requantization.BLOCK:
+            if width % BLOCK:
                 raise InputError(
-                    f"{parameter} has rows of {width}, no multiple of {requantization.BLOCK}, which bitsandbytes"
+                    f"{parameter} has rows of {width}, no multiple of {BLOCK}, which bitsandbytes"
                     " computes wrongly on a CPU: train on a GPU, or set merge_base to original"
                 )
 
 
 def _note(info: dict[str, Any]) -> str:
-    if info.get("device") == "cuda":
+    if str(info.get("device")).startswith("cuda"):  # `cuda:0` and on
         return "another base, or a GPU that rounds otherwise than this processor; set merge_base to original"
     return "another base"
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models.blockwise_quantization import portable_quantization
 from qlora_pipelines.components.core.models.quantization import Quantization, digest
 from qlora_pipelines.components.core.runtime import quiet_libraries
 from qlora_pipelines.components.core.store import attempts
@@ -76,8 +77,9 @@ def make_base(folder: Path, layers: int) -> dict[str, str]:
         )
         for _, value in whole:
             file.write(value.view(torch.uint8).numpy().data)
-    found = {name: digest(*bnb.quantize_4bit(values[name], quant_type="nf4", compress_statistics=True))
-             for name in values if name.endswith("proj")}  # fmt: skip
+    with portable_quantization():
+        found = {name: digest(*bnb.quantize_4bit(values[name], quant_type="nf4", compress_statistics=True))
+                 for name in values if name.endswith("proj")}  # fmt: skip
     return {f"model.layers.{layer}.{name}.weight": found[name] for layer in range(layers) for name in found}
 
 

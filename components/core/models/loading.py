@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
+from qlora_pipelines.components.core.models.blockwise_quantization import portable_quantization
 from qlora_pipelines.components.core.models.quantization import Quantization
 
 COMPUTE_DTYPE = "bfloat16"
@@ -65,12 +66,13 @@ def load_quantized(folder: Path, quantization: Quantization | None = None, for_s
     quantization = quantization or Quantization()
     dtype = quantization.compute_dtype
     if for_sharding:
-        with _quantized_on(device()):
+        with portable_quantization(), _quantized_on(device()):
             config = quantization.as_transformers(storage=dtype)
             model = load_16bit(folder, dtype, quantization_config=config, device_map={"": "cpu"})
         model.__dict__.pop("hf_device_map", None)  # accelerate would take it for where the model stays
     else:
-        model = load_16bit(folder, dtype, quantization_config=quantization.as_transformers())
+        with portable_quantization():
+            model = load_16bit(folder, dtype, quantization_config=quantization.as_transformers())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward without gradients,

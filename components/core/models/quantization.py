@@ -61,9 +61,8 @@ def digests(model: Any) -> dict[str, str]:
 def digest(packed: Any, state: Any) -> str:
     """sha256 of one weight as bitsandbytes holds it, in hexadecimal.
 
-    It covers all that dequantisation reads, except the tables of codes, which are bitsandbytes' own. Double
-    quantisation subtracts the mean of all scales, which depends on the order of summation, and that may differ between
-    a CPU and a GPU: so equal options alone do not mean equal weights.
+    It covers all that dequantisation reads, except the tables of codes, which are bitsandbytes' own. Equal options do
+    not mean equal weights: `blockwise_quantization` says why.
 
     Args:
         packed: the codes, two per byte, in whatever dtype they are kept.

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading, quantization
+from qlora_pipelines.components.core.models.blockwise_quantization import portable_quantization
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
@@ -202,7 +203,8 @@ def test_dora_on_the_quantised_base_uses_the_weights_that_training_saw(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules="all-linear", use_dora=True)
     seen, digests = tensors(base), {}
     for name in [name for name in seen if name.endswith("proj.weight")]:
-        packed, state = bnb.quantize_4bit(seen[name], quant_type="nf4", compress_statistics=True)
+        with portable_quantization():
+            packed, state = bnb.quantize_4bit(seen[name], quant_type="nf4", compress_statistics=True)
         seen[name], digests[name] = bnb.dequantize_4bit(packed, state), quantization.digest(packed, state)
     info = attempts.read(str(adapter)).info | {"quantised": digests, "quantization": vars(Quantization())}
     attempts.finish(str(adapter), info, {})

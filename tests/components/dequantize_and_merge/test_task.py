@@ -124,15 +124,21 @@ def test_the_base_is_that_which_evaluation_recommends(
         recommended("best")
 
 
+@pytest.mark.parametrize(
+    ("device", "note"), [("cpu", "another base$"), ("cuda:0", "another base, or a GPU that rounds")]
+)
 def test_a_weight_that_is_not_what_training_had_is_named(
-    merge: Callable[..., str], tiny_model: Path, store: Path, tmp_path: Path
+    device: str, note: str, merge: Callable[..., str], adapter: Path, tiny_model: Path, store: Path, tmp_path: Path
 ) -> None:
     def change(weights: dict[str, Any]) -> None:
         weights["model.layers.1.mlp.up_proj.weight"][3, 3] += 0.5
 
     base = changed_copy(tiny_model, "model.safetensors", tmp_path / "base", change)
-    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight of the base, brought to 4 bit, is not what"):
-        merge("altered", base_uri=base)
+    copy = shutil.copytree(adapter, tmp_path / "adapter")
+    attempts.finish(str(copy), attempts.read(str(adapter)).info | {"device": device}, {})
+    message = rf"layers\.1\.mlp\.up_proj\.weight of the base, brought to 4 bit, is not what training had: {note}"
+    with pytest.raises(InputError, match=message):
+        merge("altered", base_uri=base, adapter=copy)
     assert not list((store / "store" / "merged" / "altered").iterdir())
 
 
