@@ -62,9 +62,9 @@ def text(figures: dict[str, float], seconds: float) -> str:
     lines += [f"| `{name}` | {_number(value)} |" for name, value in rest.items()]
     lines += [
         "",
-        "Not measured: anything on a GPU, and more than one machine. The machine is shared and noisy: a ratio may"
+        "Not measured here: anything on a GPU, and more than one machine. The machine is shared and noisy: a ratio may"
         " differ by a tenth from one run to the next. `make bench-quality` compares losses over three seeds;"
-        " [DECISIONS.md](../DECISIONS.md) has what it found.",
+        " [DECISIONS.md](../DECISIONS.md) has what it found, and what one GPU showed.",
     ]
     return "\n".join(lines) + "\n"
 
