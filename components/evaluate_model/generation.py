@@ -72,7 +72,7 @@ def reference(sample: Sample) -> str:
 
 def _prompt(tokenizer: Any, sample: Sample) -> str:
     turns = sample.messages[: _last_answer(sample)]
-    return chat_template.render(tokenizer, turns, tools=sample.tools, for_answer=True)
+    return chat_template.render(tokenizer, turns, tools=sample.tools, add_generation_prompt=True)
 
 
 def _last_answer(sample: Sample) -> int:

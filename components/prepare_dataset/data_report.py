@@ -9,7 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from qlora_pipelines.components.core.report import Report
-from qlora_pipelines.components.prepare_dataset.split import Fate, supervised
+from qlora_pipelines.components.prepare_dataset.split import RowStatus, supervised
 
 SAMPLES = 12
 BATCH = 8
@@ -82,14 +82,14 @@ class Kept:
         self.samples = heapq.nsmallest(SAMPLES, self.samples)
 
 
-def write_report(path: str, result: Any, read: Any, fates: NDArray[np.uint8], kept: Kept, note: str) -> None:
+def write_report(path: str, result: Any, read: Any, statuses: NDArray[np.uint8], kept: Kept, note: str) -> None:
     """Writes the page.
 
     Args:
         path: HTML file to write.
         result: the step's result.
         read: what the first pass counted.
-        fates: every prepared row's fate.
+        statuses: the status of every prepared row.
         kept: figures and samples of the kept rows.
         note: how the text was tokenised.
     """
@@ -104,7 +104,7 @@ def write_report(path: str, result: Any, read: Any, fates: NDArray[np.uint8], ke
             ("of the tokens supervised", f"{train.supervised_share:.0%}"),
         ]
     )
-    _rows(report, read, fates)
+    _rows(report, read, statuses)
     _tokens(report, kept)
     _packing(report, train, kept.max_length)
     report.section(
@@ -116,14 +116,14 @@ def write_report(path: str, result: Any, read: Any, fates: NDArray[np.uint8], ke
     report.write(path)
 
 
-def _rows(report: Report, read: Any, fates: NDArray[np.uint8]) -> None:
-    counts = np.bincount(fates, minlength=len(Fate)).tolist()
+def _rows(report: Report, read: Any, statuses: NDArray[np.uint8]) -> None:
+    counts = np.bincount(statuses, minlength=len(RowStatus)).tolist()
     parts = {
-        "to train on": counts[Fate.TRAIN],
-        "to evaluate on": counts[Fate.EVAL],
-        "left out: the same conversation is elsewhere": counts[Fate.EXACT],
-        "left out: nearly the same is elsewhere": counts[Fate.NEAR],
-        "left out: shares words with an evaluation row": counts[Fate.CONTAMINATED],
+        "to train on": counts[RowStatus.TRAIN],
+        "to evaluate on": counts[RowStatus.EVAL],
+        "left out: the same conversation is elsewhere": counts[RowStatus.EXACT_DUPLICATE],
+        "left out: nearly the same is elsewhere": counts[RowStatus.NEAR_DUPLICATE],
+        "left out: shares words with an evaluation row": counts[RowStatus.CONTAMINATED],
         "rejected": read.rejected,
     }
     report.section("Where every row went")

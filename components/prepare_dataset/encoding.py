@@ -1,10 +1,12 @@
 """From conversations to token ids and supervised spans, many at a time.
 
-`core/data/chat_template` is the definition: it renders a conversation up to each answer and tokenises with offsets.
-Here the same result comes from one rendering and from fastokens, wherever it can be seen to be the same. Every other
-row goes through `chat_template` itself. `Encoder.check` compares the two on a sample of the data.
+`core/data/chat_template` is the reference: it renders a conversation up to each answer and tokenises with offsets.
+Here the same result comes from one rendering and from fastokens, which is many times as fast but gives no offsets. So
+a text is cut at special tokens, where no token can reach across, and each answer ends such a piece. Every row for which
+this does not work goes through `chat_template` itself. `Encoder.check` compares the two on a sample of the data.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,8 +19,8 @@ from qlora_pipelines.components.core.data.formats import Conversation
 from qlora_pipelines.components.core.errors import InputError
 
 Ids = NDArray[np.int32]
-NEAR = 64
-"""Characters before a place in which its special token is sought first: no token is that long, texts are longer."""
+LOOKBACK = 64
+"""Characters before a place that are searched for its special token first: no token is that long, texts are longer."""
 
 
 class Row(NamedTuple):
@@ -32,10 +34,10 @@ class Row(NamedTuple):
     tokens: int
 
 
-class _Frame(NamedTuple):
-    """What a template puts around an answer: the mark that asks for one, and the ending."""
+class _AnswerFormat(NamedTuple):
+    """What a template puts around an answer."""
 
-    prompt: str
+    generation_prompt: str
     ending: str
 
 
@@ -61,27 +63,26 @@ class Encoder:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self.tokenizer, self.max_length, self.last_only = tokenizer, max_length, last_only
-        # What apply_chat_template renders with; `check` sees that nothing it does besides matters here.
+        # What apply_chat_template renders with; `check` shows whether anything else that it does matters here.
         self._template = _compile_jinja_template(tokenizer.get_chat_template())
         given = {"tools": None, "documents": None, "add_generation_prompt": False}
         self._variables = {**self._template.globals, **given, **tokenizer.special_tokens_map}
-        self._borders = _borders(tokenizer)
-        self._frame = self._find_frame()
-        self._known: dict[str, bytes] = {}
+        self._special_tokens = _special_tokens(tokenizer)
+        self._answer_format = self._find_answer_format()
+        self._cache: dict[str, bytes] = {}
         self._fast = _fastokens(tokenizer) if fast else None
 
     @property
     def fast(self) -> bool:
-        """Whether fastokens is at work."""
+        """Whether fastokens is used."""
         return self._fast is not None
 
     def check(self, conversations: Sequence[Conversation]) -> int:
         """How many of these differ from what `chat_template` gives; if any does, fastokens is no longer used."""
         if not self.fast:
             return 0
-        different = 0
-        for conversation, row in zip(conversations, self.encode(conversations), strict=True):
-            different += not _equal(row, self._by_definition(conversation))
+        rows = zip(conversations, self.encode(conversations), strict=True)
+        different = sum(not _equal(row, self._reference(conversation)) for conversation, row in rows)
         if different:
             self._fast = None
         return different
@@ -89,14 +90,14 @@ class Encoder:
     def encode_checked(self, conversations: Sequence[Conversation]) -> tuple[list[Row | str], bool]:
         """As `encode`; if `chat_template` encodes the first row otherwise, all rows come from there: then True."""
         rows = self.encode(conversations)
-        if not rows or not self.fast or _equal(rows[0], self._by_definition(conversations[0])):
+        if not rows or not self.fast or _equal(rows[0], self._reference(conversations[0])):
             return rows, False
-        return [self._by_definition(conversation) for conversation in conversations], True
+        return [self._reference(conversation) for conversation in conversations], True
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Row | str]:
         """The rows, or for a row that the chat template refuses the reason."""
         if self._fast is None:
-            return [self._by_definition(conversation) for conversation in conversations]
+            return [self._reference(conversation) for conversation in conversations]
         cut = [self._pieces(conversation) for conversation in conversations]
         texts = [text for pieces in cut if isinstance(pieces, _Pieces) for text in pieces.texts]
         flat, ends = self._fast.encode_batch_flat(texts)
@@ -106,22 +107,23 @@ class Encoder:
         piece = 0
         for conversation, pieces in zip(conversations, cut, strict=True):
             if not isinstance(pieces, _Pieces):
-                rows.append(pieces if isinstance(pieces, str) else self._by_definition(conversation))
+                rows.append(pieces if isinstance(pieces, str) else self._reference(conversation))
                 continue
             bounds = offsets[piece : piece + len(pieces.texts) + 1]
             piece += len(pieces.texts)
             spans = self._spans(flat, bounds, pieces.answers)
-            rows.append(self._by_definition(conversation) if spans is None else self._row(ids, bounds, spans))
+            if spans is None:
+                rows.append(self._reference(conversation))
+            else:
+                rows.append(_cut(ids[bounds[0] : bounds[-1]], spans, self.max_length))
         return rows
 
-    def _row(self, ids: Ids, bounds: list[int], spans: list[chat_template.Span]) -> Row:
-        tokens = bounds[-1] - bounds[0]
-        length = min(tokens, self.max_length)
-        kept = [(start, min(end, length)) for start, end in spans if start < length]
-        return Row(ids[bounds[0] : bounds[0] + length], kept, tokens)
-
     def _spans(self, flat: bytes, bounds: list[int], answers: list[tuple[int, str]]) -> list[chat_template.Span] | None:
-        """Answers in tokens, or None where a token reaches over an answer's start."""
+        """Answers in tokens, or None where a token reaches across the start of an answer.
+
+        An answer starts within its piece, after the generation prompt. Where the piece begins with the very ids of
+        that text tokenised alone, its tokens end where the answer starts. `flat` has 4 bytes per id.
+        """
         spans = []
         for piece, before in answers:
             head = self._ids(before)
@@ -132,16 +134,15 @@ class Encoder:
         return spans
 
     def _ids(self, text: str) -> bytes:
-        found = self._known.get(text)
-        if found is None:
+        if text not in self._cache:
             assert self._fast is not None
-            if len(self._known) > 1000:  # a template that has no border near answers: the texts are the questions
-                self._known.clear()
-            found = self._known[text] = bytes(self._fast.encode_batch_flat([text])[0]) if text else b""
-        return found
+            if len(self._cache) > 1000:  # a template without a special token near answers: the texts are the questions
+                self._cache.clear()
+            self._cache[text] = bytes(self._fast.encode_batch_flat([text])[0]) if text else b""
+        return self._cache[text]
 
     def _pieces(self, conversation: Conversation) -> _Pieces | str | None:
-        """The pieces, or a reason to reject the row, or None where only the definition can tell."""
+        """The pieces, or a reason to reject the row, or None where only the reference can tell."""
         if not conversation.messages:
             return None
         try:
@@ -150,36 +151,32 @@ class Encoder:
             return str(error)
         texts, answers, done = [], [], 0
         for start, end in spans:
-            border = self._border_before(text, done, start)
-            if not self._ends_at_border(text, border, end):
+            cut = self._end_of_special_token(text, done, start)
+            # A tokenizer cuts a text at special tokens anyway: so cutting there changes no ids.
+            ending = self._special_tokens.findall(text, max(cut, end - LOOKBACK), end)
+            if not ending or not text.endswith(ending[-1], cut, end):
                 return None
-            if border > done:
-                texts.append(text[done:border])
-            answers.append((len(texts), text[border:start]))
-            texts.append(text[border:end])
+            if cut > done:
+                texts.append(text[done:cut])
+            answers.append((len(texts), text[cut:start]))
+            texts.append(text[cut:end])
             done = end
         if done < len(text):
             texts.append(text[done:])
         return _Pieces(texts, answers)
 
-    def _border_before(self, text: str, done: int, start: int) -> int:
+    def _end_of_special_token(self, text: str, done: int, start: int) -> int:
         """The end of the last special token between `done` and `start`; `done` where there is none."""
-        found = self._borders.findall(text, max(done, start - NEAR), start)
-        if not found:
-            found = self._borders.findall(text, done, start)
+        find = self._special_tokens.findall
+        found = find(text, max(done, start - LOOKBACK), start) or find(text, done, start)
         return text.rindex(found[-1], done, start) + len(found[-1]) if found else done
-
-    def _ends_at_border(self, text: str, start: int, end: int) -> bool:
-        # A special token is where any text is cut anyway: so cutting there changes no ids.
-        found = self._borders.findall(text, max(start, end - NEAR), end)
-        return bool(found) and text.endswith(found[-1], start, end)
 
     def _rendered(self, conversation: Conversation) -> tuple[str, list[chat_template.Span]]:
         messages, tools, *_ = conversation
-        frame = self._frame
-        if frame and not tools and all(len(message) == 2 for message in messages):
+        if self._answer_format and not tools and all(len(message) == 2 for message in messages):
             text = self._render(messages)
-            spans = _framed(text, frame, [m["content"] for m in messages if m["role"] == "assistant"])
+            contents = [message["content"] for message in messages if message["role"] == "assistant"]
+            spans = _answer_spans(text, self._answer_format, contents)
             if spans:
                 return text, spans[-1:] if self.last_only else spans
         return chat_template.answers(self.tokenizer, messages, tools=tools, last_only=self.last_only)
@@ -188,70 +185,67 @@ class Encoder:
         import jinja2
 
         try:
-            # As Template.render, but that merges all of the environment's names anew for each row.
+            # As Template.render, which merges all names of the environment again for each row.
             context = self._template.new_context({**self._variables, "messages": messages}, shared=True)
-            text = "".join(self._template.root_render_func(context))
+            return "".join(self._template.root_render_func(context))
         except (jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError):
             return chat_template.render(self.tokenizer, messages)  # says why
-        return text
 
-    def _find_frame(self) -> _Frame | None:
+    def _find_answer_format(self) -> _AnswerFormat | None:
         question = [{"role": "user", "content": "q"}]
-        try:
-            before = chat_template.render(self.tokenizer, question, for_answer=True)
+        with contextlib.suppress(InputError):
+            before = chat_template.render(self.tokenizer, question, add_generation_prompt=True)
             bare = chat_template.render(self.tokenizer, question)
             whole = chat_template.render(self.tokenizer, [*question, {"role": "assistant", "content": "a"}])
-        except InputError:
-            return None
-        if not (before.startswith(bare) and len(before) > len(bare) and whole.startswith(f"{before}a")):
-            return None
-        return _Frame(before[len(bare) :], whole[len(before) + 1 :].rstrip())
+            if before.startswith(bare) and len(before) > len(bare) and whole.startswith(f"{before}a"):
+                return _AnswerFormat(before[len(bare) :], whole[len(before) + 1 :].rstrip())
+        return None
 
-    def _by_definition(self, conversation: Conversation) -> Row | str:
+    def _reference(self, conversation: Conversation) -> Row | str:
         try:
-            return by_definition(self.tokenizer, conversation, self.max_length, self.last_only)
+            return reference(self.tokenizer, conversation, self.max_length, self.last_only)
         except InputError as error:
             return str(error)
 
 
-def by_definition(tokenizer: Any, conversation: Conversation, max_length: int, last_only: bool) -> Row:
+def reference(tokenizer: Any, conversation: Conversation, max_length: int, last_only: bool) -> Row:
     """Encodes one conversation through `core/data`; plain text is supervised whole, and ends with the end of text.
 
     Raises:
         InputError: the chat template cannot be used on it.
     """
     encoded = formats.encode(tokenizer, conversation, 2**31 - 1, last_only)
-    ids = encoded.input_ids
-    # A run of supervised tokens starts and ends where the mark changes.
-    marks = np.array([False, *(label != chat_template.IGNORED for label in encoded.labels), False])
-    edges = np.flatnonzero(marks[1:] != marks[:-1]).tolist()
-    length = min(len(ids), max_length)
-    spans = zip(edges[::2], edges[1::2], strict=True)
-    kept = [(start, min(end, length)) for start, end in spans if start < length]
-    return Row(np.array(ids[:length], np.int32), kept, len(ids))
+    # A span of supervised tokens starts and ends where this changes.
+    supervised = np.array([False, *(label != chat_template.IGNORED for label in encoded.labels), False])
+    edges = np.flatnonzero(supervised[1:] != supervised[:-1]).tolist()
+    return _cut(np.array(encoded.input_ids, np.int32), [*zip(edges[::2], edges[1::2], strict=True)], max_length)
 
 
-def _framed(text: str, frame: _Frame, contents: list[str]) -> list[chat_template.Span] | None:
-    """Where the answers are in a rendered text, if it has the mark for exactly these answers, each in its frame."""
-    parts = text.split(frame.prompt)
-    if len(parts) != len(contents) + 1:
+def _cut(ids: Ids, spans: list[chat_template.Span], max_length: int) -> Row:
+    kept = [(start, min(end, max_length)) for start, end in spans if start < max_length]
+    return Row(ids[:max_length], kept, len(ids))
+
+
+def _answer_spans(text: str, answer_format: _AnswerFormat, contents: list[str]) -> list[chat_template.Span] | None:
+    """Where the answers are in a rendered text, if it has a generation prompt and the ending for each, and no more."""
+    prompt, ending = answer_format
+    first, *parts = text.split(prompt)
+    if len(parts) != len(contents):
         return None
     spans = []
-    at = len(parts[0])
-    for part, content in zip(parts[1:], contents, strict=True):
-        at += len(frame.prompt)
-        answer = content + frame.ending
-        if not part.startswith(answer):
-            answer = content.strip() + frame.ending
-            if not part.startswith(answer):
-                return None
+    at = len(first)
+    for part, content in zip(parts, contents, strict=True):
+        at += len(prompt)
+        answer = next((a for a in (content + ending, content.strip() + ending) if part.startswith(a)), None)
+        if answer is None:
+            return None
         spans.append((at, at + len(answer)))
         at += len(part)
     return spans
 
 
-def _borders(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the special tokens that cut a text whatever stands around them."""
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the special tokens that cut a text whatever is around them."""
     plain = [
         re.escape(token.content)
         for token in tokenizer.added_tokens_decoder.values()
@@ -266,15 +260,13 @@ def _fastokens(tokenizer: Any) -> Any:
 
     try:
         return fastokens.Tokenizer.from_json_str(tokenizer.backend_tokenizer.to_str())
-    except Exception:  # whatever it says of a tokenizer it does not know: then the model's own is used
+    except Exception:  # whatever it raises on a tokenizer that it does not know: the model's own is used instead
         return None
 
 
 def _equal(row: Row | str, wanted: Row | str) -> bool:
     if isinstance(row, str) or isinstance(wanted, str):
         return row == wanted
-    return np.array_equal(row.ids, wanted.ids) and _joined(row) == _joined(wanted) and row.tokens == wanted.tokens
-
-
-def _joined(row: Row) -> list[int]:
-    return [place for start, end in row.spans for place in range(start, end)]
+    # Two answers without a token between them are one span in the reference: so positions are compared.
+    one, other = ([place for span in each.spans for place in range(*span)] for each in (row, wanted))
+    return np.array_equal(row.ids, wanted.ids) and one == other and row.tokens == wanted.tokens

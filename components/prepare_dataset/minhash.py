@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 PERMUTATIONS = 128
+"""Values of a signature; `signatures` says how exact their estimate is."""
 SHINGLE = 5
-"""Words in a row that make one element of a text's set, as in FineWeb and Dolma."""
+"""Consecutive words that make one element of a text's set, as FineWeb takes them (Penedo et al. 2024)."""
 LONGEST_SHINGLE = 100
 SEED = 1
 _LONGEST_WORD = 256
+"""Bytes of a word that its hash is made of."""
 
 _SPACE, _LETTER, _MARK, _LEAD, _CONTINUATION = range(5)
 
@@ -36,27 +38,30 @@ def _tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 _KINDS, _LOWER = _tables()
 _RANDOM = np.random.default_rng(20260101)
-_EIGHTS = _RANDOM.integers(0, 2**63, _LONGEST_WORD // 8, dtype=np.uint64) | np.uint64(1)
-_IN_SHINGLE = _RANDOM.integers(0, 2**63, LONGEST_SHINGLE, dtype=np.uint64) | np.uint64(1)
-_FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+# Factors of multiplicative hashing modulo 2^64. They are odd, so that multiplying loses no bit; the seed is fixed, so
+# that every process makes the same hashes.
+_CHUNK_FACTORS = _RANDOM.integers(0, 2**63, _LONGEST_WORD // 8, dtype=np.uint64) | np.uint64(1)
+_WORD_FACTORS = _RANDOM.integers(0, 2**63, LONGEST_SHINGLE, dtype=np.uint64) | np.uint64(1)
+_BYTE_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+"""By number of bytes: what keeps so many of the first (lowest) bytes of a little-endian integer."""
 
 
 def shingles(texts: list[bytes], length: int = SHINGLE) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Hashes of all runs of words of one length, text after text.
+    """Hashes of all runs of `length` words (shingles, or n-grams), text after text.
 
-    A text of fewer words has one shingle, of all its words.
+    The hash of a shingle is a sum of its words' hashes, each times the factor of its place, so that order counts. A
+    text of fewer words has one shingle, of all its words.
 
     Args:
         texts: UTF-8.
         length: words, at most `LONGEST_SHINGLE`.
 
     Returns:
-        the hashes, of shape (all shingles,), and where each text's begin and the last one's end, of shape (texts + 1,).
+        The hashes, of shape (all shingles,), and the offsets of each text's, of shape (texts + 1,).
     """
     joined = np.frombuffer(b"\n".join(texts) + b"\n", np.uint8)
     kinds = _KINDS[joined]
-    before = np.empty_like(kinds)
-    before[0], before[1:] = _SPACE, kinds[:-1]
+    before = np.concatenate([[_SPACE], kinds[:-1]])
     is_start = (kinds == _MARK) | (kinds == _LEAD) | ((kinds == _LETTER) & ((before == _SPACE) | (before == _MARK)))
     starts = np.flatnonzero(is_start)
     row_starts = np.cumsum([0] + [len(text) + 1 for text in texts])
@@ -66,34 +71,37 @@ def shingles(texts: list[bytes], length: int = SHINGLE) -> tuple[NDArray[np.uint
     padded = np.zeros(len(starts) + length * len(texts) + length, np.uint64)
     place = np.arange(len(starts)) + np.repeat(np.arange(len(texts)) * length, counts)
     padded[place] = _words(joined, starts)
-    windows = sum(
-        (padded[word : len(padded) - length + 1 + word] * factor for word, factor in enumerate(_IN_SHINGLE[:length])),
-        start=np.zeros(len(padded) - length + 1, np.uint64),
-    )
+    windows = np.zeros(len(padded) - length + 1, np.uint64)
+    for word, factor in enumerate(_WORD_FACTORS[:length]):
+        windows += padded[word : len(windows) + word] * factor
     numbers = np.maximum(counts - length + 1, 1)
     offsets = np.concatenate([[0], np.cumsum(numbers)])
     first = words_before[:-1] + np.arange(len(texts)) * length
     index = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], numbers)
-    return mixed(windows[index]), offsets.astype(np.uint64)
+    return mix(windows[index]), offsets.astype(np.uint64)
 
 
 def _words(joined: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A hash of each word, from its first `_LONGEST_WORD` bytes, eight at a time; the spaces after it count as 0."""
     text = np.concatenate([_LOWER[joined], np.zeros(8, np.uint8)])
-    eights = np.ndarray((len(joined) + 1,), "<u8", text, strides=(1,))
+    # A view in which item i is the eight bytes from byte i on.
+    integers = np.ndarray((len(joined) + 1,), "<u8", text, strides=(1,))
     lengths = np.diff(starts, append=len(joined))
-    hashes = (eights[starts] & _FIRST_BYTES[np.minimum(lengths, 8)]) * _EIGHTS[0]
-    for number in range(1, _LONGEST_WORD // 8):
+    hashes = np.zeros(len(starts), np.uint64)
+    for number, factor in enumerate(_CHUNK_FACTORS):
         longer = np.flatnonzero(lengths > 8 * number)
         if not len(longer):
             break
-        rest = _FIRST_BYTES[np.minimum(lengths[longer] - 8 * number, 8)]
-        hashes[longer] += (eights[starts[longer] + 8 * number] & rest) * _EIGHTS[number]
-    return mixed(hashes)
+        mask = _BYTE_MASKS[np.minimum(lengths[longer] - 8 * number, 8)]
+        hashes[longer] += (integers[starts[longer] + 8 * number] & mask) * factor
+    return mix(hashes)
 
 
-def mixed(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spreads hashes over all 64 bits (the finaliser of splitmix64, Steele et al. 2014)."""
+def mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Spreads hashes over all 64 bits (the finaliser of splitmix64; Steele, Lea, Flood 2014).
+
+    Sums of products differ most in their high bits; what uses the hashes takes their low ones, or their remainders.
+    """
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
@@ -103,8 +111,9 @@ def signatures(texts: list[bytes]) -> NDArray[np.uint32]:
     """MinHash signatures of shape (texts, PERMUTATIONS).
 
     Under a random permutation, two sets have the same smallest element with probability |A and B| / |A or B|, their
-    Jaccard similarity (Broder 1997). So the share of equal places estimates it, with a standard error of sqrt(s (1 - s)
-    / PERMUTATIONS): 0.038 at s = 0.75.
+    Jaccard similarity s (Broder 1997). So the share of equal values estimates s. It is the mean of PERMUTATIONS
+    independent draws that are 1 with probability s, so its standard error is sqrt(s (1 - s) / PERMUTATIONS): 0.038 at
+    s = 0.75.
     """
     import rensa
 

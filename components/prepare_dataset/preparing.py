@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
-import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,12 @@ from qlora_pipelines.components.prepare_dataset.minhash import PERMUTATIONS, shi
 
 CHUNK_ROWS = 500
 CHUNK_BYTES = 8 << 20
-"""A chunk ends at either, whatever the number of processes; arrays of so many rows still fit the cache."""
+"""A chunk ends at either, so that the result does not depend on the number of processes.
+
+500 rows of 1.5 kB are 0.75 MB of text. The arrays that `minhash` makes of it have one byte per byte of text and still
+fit a core's cache, and the fixed cost of a call to numpy, fastokens or rensa is spread over many rows. Long rows end a
+chunk by bytes, which bounds memory.
+"""
 
 NO_JSON = "holds a value that JSON has no form for"
 
@@ -45,15 +49,19 @@ class Chunk(NamedTuple):
 class Prepared(NamedTuple):
     """What became of a chunk.
 
-    `rows` is a RecordBatch of `staged_schema()`, `ids` and `signatures` are those of `duplicates.Index.add`, `runs` the
-    hashes of the rows' runs of words with the offsets of each row's, where evaluation rows are sought in them. `slow`
-    says whether fastokens gave other ids than the tokenizer on the chunk's first row, and so was not used on it.
+    Attributes:
+        rows: a RecordBatch of `staged_schema()`.
+        ids: sha256 of each conversation, of shape (rows, 32).
+        signatures: MinHash signatures, of shape (rows, PERMUTATIONS); zeros where only exact duplicates are looked for.
+        ngrams: hashes of the rows' n-grams and the offsets of each row's; None without decontamination.
+        rejected: number and reason of each row that cannot be used.
+        slow: fastokens gave other ids than the tokenizer on the chunk's first row, and so was not used on the chunk.
     """
 
     rows: Any
     ids: NDArray[np.uint8]
     signatures: NDArray[np.uint32]
-    runs: tuple[NDArray[np.uint64], NDArray[np.uint64]] | None
+    ngrams: tuple[NDArray[np.uint64], NDArray[np.uint64]] | None
     rejected: list[tuple[int, str]]
     slow: bool
 
@@ -70,12 +78,12 @@ def staged_schema() -> Any:
 def chunks(file: DataFile, path: Path, held_out: bool, config: PrepareConfig) -> Iterator[Chunk]:
     """One file in chunks. The form of most of the first chunk's rows is the file's."""
     form: str = "" if config.form == "auto" else config.form
-    for records in _grouped(readers.records(path, file.uri)):
-        form = form or formats.most_common_form(row for _, row in _decoded(records, config.columns))
+    for records in _chunked(readers.records(path, file.uri)):
+        form = form or formats.most_common_form(_decoded(records, config.columns))
         yield Chunk(file.uri, form, held_out, records)
 
 
-def _grouped(records: Iterator[readers.Record]) -> Iterator[Records]:
+def _chunked(records: Iterator[readers.Record]) -> Iterator[Records]:
     chunk: Records = []
     size = 0
     for number, record in records:
@@ -89,30 +97,26 @@ def _grouped(records: Iterator[readers.Record]) -> Iterator[Records]:
 
 
 def _size(value: Any) -> int:
-    """About how many bytes of text a decoded row holds."""
+    """About how many bytes of text a decoded row holds; a number or null counts as 8."""
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     return sum(map(_size, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 8
 
 
-def _decoded(records: Records, columns: dict[Any, str]) -> Iterator[tuple[int, readers.Row]]:
-    for number, record in records:
+def _decoded(records: Records, columns: dict[Any, str]) -> Iterator[readers.Row]:
+    for _, record in records:
         with contextlib.suppress(ValueError):
-            yield number, formats.renamed(readers.decode(record), columns)
+            yield formats.renamed(readers.decode(record), columns)
 
 
-def sample(chunk: Chunk, config: PrepareConfig, rows: int) -> list[Conversation]:
-    """The first usable conversations of a chunk."""
-    found = []
+def conversations(chunk: Chunk, config: PrepareConfig) -> Iterator[Conversation]:
+    """The usable conversations of a chunk."""
     for _, record in chunk.records:
         with contextlib.suppress(ValueError):
-            found.append(_read(record, chunk.form, config)[0])
-        if len(found) == rows:
-            break
-    return found
+            yield _parse(record, chunk.form, config)[0]
 
 
-def _read(record: readers.Raw, form: str, config: PrepareConfig) -> tuple[Conversation, Content]:
+def _parse(record: readers.Raw, form: str, config: PrepareConfig) -> tuple[Conversation, Content]:
     row = formats.renamed(readers.decode(record), config.columns)
     try:
         conversation = formats.conversation(row, form)
@@ -126,43 +130,37 @@ def _read(record: readers.Raw, form: str, config: PrepareConfig) -> tuple[Conver
 
 def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
     """Turns a chunk's rows into token ids, spans, hashes and signatures; each row comes out or is rejected."""
-    rejected, numbers, conversations, contents = [], [], [], []
+    rejected, parsed = [], []
     for number, record in chunk.records:
         try:
-            conversation, content = _read(record, chunk.form, config)
+            parsed.append((number, *_parse(record, chunk.form, config)))
         except ValueError as error:
             rejected.append((number, str(error)))
-            continue
-        numbers.append(number)
-        conversations.append(conversation)
-        contents.append(content)
-    words = [_words(conversation) for conversation in conversations]
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:
-        # numpy and rensa work without the interpreter's lock, while the templates hold it.
-        signing = beside.submit(signatures, words) if config.near_duplicate_threshold else None
-        encoded, slow = encoder.encode_checked(conversations)
-    kept = []
-    for place, row_or_reason in enumerate(encoded):
-        reason = row_or_reason if isinstance(row_or_reason, str) else _unsupervised(row_or_reason, config.max_length)
-        if reason:
-            rejected.append((numbers[place], reason))
+    texts = [_text(conversation) for _, conversation, _ in parsed]
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        # numpy and rensa release the interpreter's lock, which the templates hold.
+        signing = executor.submit(signatures, texts) if config.near_duplicate_threshold else None
+        encoded, slow = encoder.encode_checked([conversation for _, conversation, _ in parsed])
+    kept, rows = [], []
+    for place, (row, (number, conversation, content)) in enumerate(zip(encoded, parsed, strict=True)):
+        if reason := row if isinstance(row, str) else _unsupervised(row, config.max_length):
+            rejected.append((number, reason))
         else:
             kept.append(place)
-    ids = [hashlib.sha256(contents[place][0] + b"\n" + contents[place][1]) for place in kept]
+            rows.append((hashlib.sha256(b"\n".join(content)), row, content, conversation))
+    words = config.decontaminate_words
     return Prepared(
-        rows=_staged([(ids[i].hexdigest(), encoded[p], contents[p], conversations[p]) for i, p in enumerate(kept)]),
-        ids=np.frombuffer(b"".join(found.digest() for found in ids), np.uint8).reshape(-1, 32),
+        rows=_staged(rows),
+        ids=np.frombuffer(b"".join(sha256.digest() for sha256, *_ in rows), np.uint8).reshape(-1, 32),
         signatures=signing.result()[kept] if signing else np.zeros((len(kept), PERMUTATIONS), np.uint32),
-        runs=shingles([words[place] for place in kept], config.decontaminate_words)
-        if config.decontaminate_words
-        else None,
+        ngrams=shingles([texts[place] for place in kept], words) if words else None,
         rejected=sorted(rejected),
         slow=slow,
     )
 
 
 def _content(conversation: Conversation) -> Content:
-    """Messages and tools as JSON, in the order in which the template will see them; what the row is known by."""
+    """Messages and tools as JSON, in the order in which the template will see them; the row's id is their hash."""
     calls_tools = any("tool_calls" in message for message in conversation.messages)
     tools = _json_of_any(conversation.tools) if conversation.tools else b""
     if not conversation.messages:
@@ -171,7 +169,7 @@ def _content(conversation: Conversation) -> Content:
 
 
 def _json_of_any(value: Any) -> bytes:
-    """As `_json`, of what may hold more than text: what is written must read back as the template sees it now."""
+    """As `_json`, of what may hold more than text: what is written must be read back as the template sees it now."""
     written = _json(value)
     if json.loads(written) != value:  # a date, NaN
         raise ValueError(NO_JSON)
@@ -181,10 +179,8 @@ def _json_of_any(value: Any) -> bytes:
 def _json(value: Any) -> bytes:
     import orjson
 
-    try:
+    with contextlib.suppress(TypeError):
         return bytes(orjson.dumps(value))
-    except TypeError:
-        pass
     try:
         return json.dumps(value, ensure_ascii=False).encode()  # numbers of more than 64 bits
     except TypeError:
@@ -198,8 +194,8 @@ def _unsupervised(row: Row, max_length: int) -> str:
     return f"nothing of an answer within {max_length} tokens" if row.tokens > max_length else "nothing to supervise"
 
 
-def _words(conversation: Conversation) -> bytes:
-    """The text by which near duplicates are known: not the system's, which many rows share, nor the template's."""
+def _text(conversation: Conversation) -> bytes:
+    """The text by which near duplicates are found: without the system prompt, which many rows share."""
     if not conversation.messages:
         return conversation.text.encode()
     parts = [message["content"] for message in conversation.messages if message["role"] not in ("system", "developer")]
@@ -207,29 +203,20 @@ def _words(conversation: Conversation) -> bytes:
     return "\n".join(parts + calls).encode()
 
 
-def _staged(rows: list[tuple[str, Any, Content, Conversation]]) -> Any:
+def _staged(rows: list[tuple[Any, Any, Content, Conversation]]) -> Any:
     import pyarrow as pa
 
-    def lists(lengths: list[int], flat: Any) -> Any:
-        offsets = np.cumsum([0, *lengths], dtype=np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.int32()))
-
-    ids = [row.ids for _, row, *_ in rows]
-    bounds = [[bound for span in row.spans for bound in span] for _, row, *_ in rows]
-
-    columns = [
-        pa.array([key for key, *_ in rows], pa.string()),
-        lists([*map(len, ids)], np.concatenate(ids) if ids else []),
-        lists([*map(len, bounds)], [*itertools.chain(*bounds)]),
-        pa.array([row.tokens for _, row, *_ in rows], pa.int32()),
-        pa.array([content if talk.messages else b"[]" for *_, (content, _), talk in rows], pa.binary()).cast(
-            pa.string()
-        ),
-        pa.array([tools for *_, (_, tools), _ in rows], pa.binary()).cast(pa.string()),
-        pa.array([talk.group for *_, talk in rows], pa.string()),
-        pa.array([talk.slice for *_, talk in rows], pa.string()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=staged_schema())
+    columns = {
+        "id": [sha256.hexdigest() for sha256, *_ in rows],
+        "input_ids": [row.ids for _, row, *_ in rows],
+        "spans": [[bound for span in row.spans for bound in span] for _, row, *_ in rows],
+        "tokens": [row.tokens for _, row, *_ in rows],
+        "messages": [messages if conversation.messages else b"[]" for *_, (messages, _), conversation in rows],
+        "tools": [tools for *_, (_, tools), _ in rows],
+        "group": [conversation.group for *_, conversation in rows],
+        "slice": [conversation.slice for *_, conversation in rows],
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=staged_schema())
 
 
 @contextlib.contextmanager
@@ -239,24 +226,23 @@ def workers(config: PrepareConfig, tokenizer: Path, encoder: Encoder) -> Iterato
     Args:
         config: the step's options.
         tokenizer: folder of the tokenizer, which every process loads for itself.
-        encoder: this process's own.
+        encoder: the one of this process.
     """
     if config.processes == 1:
         yield lambda given: ((chunk, prepare(chunk, config, encoder)) for chunk in given)
         return
-    # Not forked: the tokenizers' threads do not live on in a fork.
+    # Not forked: the threads of a tokenizer do not exist in a fork.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        config.processes, context, _start, (config, tokenizer, encoder.fast)
-    ) as pool:
+    initial = (config, tokenizer, encoder.fast)
+    with concurrent.futures.ProcessPoolExecutor(config.processes, context, _init_worker, initial) as pool:
         yield lambda given: _in_order(pool, given, 2 * config.processes)
 
 
 def _in_order(pool: Any, given: Iterable[Chunk], ahead: int) -> Iterator[tuple[Chunk, Prepared]]:
-    # At most so many chunks are under way: the reader must not run ahead and fill the memory.
+    # At most so many chunks wait: the reader must not run ahead and fill the memory.
     waiting: collections.deque[tuple[Chunk, Any]] = collections.deque()
     for chunk in given:
-        waiting.append((chunk, pool.submit(_prepare, chunk)))
+        waiting.append((chunk, pool.submit(_prepare_in_worker, chunk)))
         if len(waiting) > ahead:
             first, future = waiting.popleft()
             yield first, future.result()
@@ -264,14 +250,14 @@ def _in_order(pool: Any, given: Iterable[Chunk], ahead: int) -> Iterator[tuple[C
         yield first, future.result()
 
 
-_own: tuple[PrepareConfig, Encoder]
+_worker: tuple[PrepareConfig, Encoder]
 
 
-def _start(config: PrepareConfig, folder: Path, fast: bool) -> None:
-    global _own
+def _init_worker(config: PrepareConfig, folder: Path, fast: bool) -> None:
+    global _worker
     quiet_libraries()
-    _own = (config, Encoder(loading.load_tokenizer(folder), config.max_length, config.supervise == "last", fast))
+    _worker = (config, Encoder(loading.load_tokenizer(folder), config.max_length, config.supervise == "last", fast))
 
 
-def _prepare(chunk: Chunk) -> Prepared:
-    return prepare(chunk, *_own)
+def _prepare_in_worker(chunk: Chunk) -> Prepared:
+    return prepare(chunk, *_worker)

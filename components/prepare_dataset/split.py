@@ -9,67 +9,76 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_pipelines.components.core.data import chat_template, tokenized
-from qlora_pipelines.components.prepare_dataset.duplicates import Index
+from qlora_pipelines.components.prepare_dataset.duplicates import DuplicateIndex
 
 
-class Fate(enum.IntEnum):
-    """What becomes of a row that could be prepared; from `EXACT` on it is left out as a duplicate."""
+class RowStatus(enum.IntEnum):
+    """What happens to a row that could be prepared; from `EXACT_DUPLICATE` on, it is left out."""
 
     TRAIN = 0
     EVAL = 1
-    EXACT = 2
-    NEAR = 3
+    EXACT_DUPLICATE = 2
+    NEAR_DUPLICATE = 3
     CONTAMINATED = 4
 
 
-Fates = NDArray[np.uint8]
-Runs = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+Statuses = NDArray[np.uint8]
+NGrams = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 
 
 class Contamination:
-    """Finds training rows that share a run of words with an evaluation row, as GPT-3's authors did (Brown et al. 2020).
+    """Finds training rows that share a run of words with an evaluation row.
 
-    The evaluation rows come first; the hashes of their runs stay in memory.
+    GPT-3's authors did so with up to 13 words (Brown et al. 2020, appendix C). The evaluation rows come first. The
+    hashes of their n-grams stay in memory: 8 bytes per word of the evaluation data.
     """
 
     def __init__(self) -> None:
         """See the class."""
-        self._known: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._evaluation: NDArray[np.uint64] = np.zeros(0, np.uint64)
         self.rows: list[NDArray[np.int64]] = []
 
-    def add(self, runs: Runs | None, held_out: bool, first: int) -> None:
-        """Takes in the runs of the next rows: hashes, and offsets of each row's; `first` is the first row's number."""
-        if runs is None or len(runs[1]) < 2:
+    def add(self, ngrams: NGrams | None, held_out: bool, first: int) -> None:
+        """Adds the next rows.
+
+        Args:
+            ngrams: hashes of all their n-grams, and the offsets of each row's, of shape (rows + 1,).
+            held_out: whether they are evaluation rows.
+            first: number of the first row.
+        """
+        if ngrams is None or len(ngrams[1]) < 2:
             return
-        hashes, offsets = runs
+        hashes, offsets = ngrams
         if held_out:
-            self._known = np.union1d(self._known, hashes)
-        elif len(self._known):
-            # `_known` is sorted: np.isin would sort it anew for each chunk.
-            nearest = self._known[np.minimum(np.searchsorted(self._known, hashes), len(self._known) - 1)]
-            shared = np.logical_or.reduceat(nearest == hashes, offsets[:-1].astype(np.int64))
+            self._evaluation = np.union1d(self._evaluation, hashes)
+        elif len(self._evaluation):
+            # `_evaluation` is sorted. np.isin would sort it again for each chunk.
+            places = np.minimum(np.searchsorted(self._evaluation, hashes), len(self._evaluation) - 1)
+            shared = np.logical_or.reduceat(self._evaluation[places] == hashes, offsets[:-1].astype(np.int64))
             self.rows.append(np.flatnonzero(shared) + first)
 
 
-def fates(index: Index, contamination: Contamination, eval_share: float | None) -> Fates:
-    """Every row's fate, of shape (rows,).
+def assign(index: DuplicateIndex, contamination: Contamination, eval_share: float | None) -> Statuses:
+    """The status of every row, of shape (rows,).
 
     Args:
         index: holds all rows.
         contamination: holds the rows that share words with evaluation rows.
         eval_share: the share to hold out by content hash; None: evaluation rows were given.
     """
-    verdicts = index.verdicts()
-    found = np.where(verdicts.kept, Fate.TRAIN, np.where(verdicts.exact, Fate.EXACT, Fate.NEAR)).astype(np.uint8)
-    # By content, so that a row stays on its side as the data grows.
-    held_out = verdicts.held_out if eval_share is None else verdicts.shares < eval_share
-    found[verdicts.kept & held_out] = Fate.EVAL
-    for rows in contamination.rows:
-        found[rows[found[rows] == Fate.TRAIN]] = Fate.CONTAMINATED
-    return found
+    rows = index.deduplicate()
+    duplicate = np.where(rows.exact_duplicate, RowStatus.EXACT_DUPLICATE, RowStatus.NEAR_DUPLICATE)
+    statuses = np.where(rows.kept, RowStatus.TRAIN, duplicate).astype(np.uint8)
+    # A hash is as good as a uniform random number, so a share eval_share of the rows is below it. The row number
+    # would do too, but with the hash a row stays on its side when the data grows.
+    held_out = rows.held_out if eval_share is None else rows.hash_fractions < eval_share
+    statuses[rows.kept & held_out] = RowStatus.EVAL
+    for numbers in contamination.rows:
+        statuses[numbers[statuses[numbers] == RowStatus.TRAIN]] = RowStatus.CONTAMINATED
+    return statuses
 
 
-def select(path: Path, found: Fates) -> Iterator[tuple[str, Any, Any]]:
+def select(path: Path, statuses: Statuses) -> Iterator[tuple[str, Any, Any]]:
     """The kept rows, batch by batch: side, RecordBatch of `tokenized.schema()`, and the same rows as staged."""
     import pyarrow as pa
 
@@ -78,10 +87,10 @@ def select(path: Path, found: Fates) -> Iterator[tuple[str, Any, Any]]:
     with pa.OSFile(str(path), "rb") as file, pa.ipc.open_file(file) as staged:
         for number in range(staged.num_record_batches):
             batch = staged.get_batch(number)
-            part = found[first : first + batch.num_rows]
+            part = statuses[first : first + batch.num_rows]
             first += batch.num_rows
-            for side, fate in (("train", Fate.TRAIN), ("eval", Fate.EVAL)):
-                rows = batch.filter(pa.array(part == fate))
+            for side, status in (("train", RowStatus.TRAIN), ("eval", RowStatus.EVAL)):
+                rows = batch.filter(pa.array(part == status))
                 if rows.num_rows:
                     yield side, _labelled(rows), rows
 
@@ -89,29 +98,24 @@ def select(path: Path, found: Fates) -> Iterator[tuple[str, Any, Any]]:
 def _labelled(rows: Any) -> Any:
     import pyarrow as pa
 
-    ids = rows.column("input_ids")
-    offsets = ids.offsets.to_numpy()
-    values = ids.values.to_numpy()
-    labels = np.full(len(values), chat_template.IGNORED, np.int32)
-    marks = supervised(rows)
-    labels[marks] = values[marks]
-    columns = {
-        "id": rows.column("id"),
-        "input_ids": ids,
-        "labels": pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels)),
-        **{name: rows.column(name) for name in ("messages", "tools", "group", "slice")},
-    }
-    return pa.RecordBatch.from_arrays([columns[name] for name in tokenized.schema().names], schema=tokenized.schema())
+    ids, schema = rows.column("input_ids"), tokenized.schema()
+    # Labels are the ids themselves where they are supervised; the model shifts them by one position.
+    labels = np.where(supervised(rows), ids.values.to_numpy(), np.int32(chat_template.IGNORED))
+    column = pa.ListArray.from_arrays(ids.offsets, pa.array(labels))
+    arrays = [column if name == "labels" else rows.column(name) for name in schema.names]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def supervised(rows: Any) -> NDArray[np.bool_]:
-    """Which ids of staged rows are supervised, of the shape of the ids' values."""
+    """Which ids of staged rows are supervised, of the shape of the ids' values.
+
+    Each span adds 1 at its start and subtracts 1 at its end, so the running sum is positive inside a span.
+    """
     ids, spans = rows.column("input_ids"), rows.column("spans")
-    starts = ids.offsets.to_numpy()
-    bounds = spans.values.to_numpy()
     counts = np.diff(spans.offsets.to_numpy())
-    places = bounds[spans.offsets.to_numpy()[0] :][: counts.sum()] + np.repeat(starts[:-1], counts)
+    # Spans count from the start of their row; here from the start of the first row.
+    bounds = spans.flatten().to_numpy() + np.repeat(ids.offsets.to_numpy()[:-1], counts)
     edges = np.zeros(len(ids.values) + 1, np.int32)
-    np.add.at(edges, places[::2], 1)
-    np.add.at(edges, places[1::2], -1)
+    np.add.at(edges, bounds[::2], 1)
+    np.add.at(edges, bounds[1::2], -1)
     return np.asarray(np.cumsum(edges[:-1]) > 0)

@@ -1,13 +1,14 @@
 """Turns the listed data into token ids and labels, and accounts for every row.
 
-Two passes: the first reads, checks, tokenises and sets aside, the second leaves out duplicates and writes the sets.
-What grows with the rows lies in files, so memory does not grow with them.
+Two passes: the first reads, checks, tokenises and stages the rows, the second leaves out duplicates and writes the
+sets. What grows with the rows is in files, so memory does not grow with them.
 """
 
 import collections
 import contextlib
 import dataclasses
 import gc
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qlora_pipelines.components.core.config.steps import PrepareConfig
-from qlora_pipelines.components.core.data import listing, tokenized
+from qlora_pipelines.components.core.data import formats, listing, tokenized
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
@@ -25,10 +26,10 @@ from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import local_files, storage
 from qlora_pipelines.components.prepare_dataset import preparing
 from qlora_pipelines.components.prepare_dataset.data_report import Kept, write_report
-from qlora_pipelines.components.prepare_dataset.duplicates import Index
+from qlora_pipelines.components.prepare_dataset.duplicates import DuplicateIndex
 from qlora_pipelines.components.prepare_dataset.encoding import Encoder
 from qlora_pipelines.components.prepare_dataset.preparing import Chunk, Prepared
-from qlora_pipelines.components.prepare_dataset.split import Contamination, Fate, fates, select
+from qlora_pipelines.components.prepare_dataset.split import Contamination, RowStatus, assign, select
 
 Config = PrepareConfig
 CHECKED_ROWS = 128
@@ -82,10 +83,12 @@ def run(
     Raises:
         InputError: unreadable data, too many unusable rows, or nothing left to train on or to evaluate.
     """
+    import pyarrow as pa
+
     files = listing.load(listing_uri)
     if config.decontaminate_words and "eval" not in files:
         raise InputError("decontaminate_words compares with evaluation data, and the listing has none")
-    for path in (train_set, eval_set, rejected, report):  # found out now, not when all is done
+    for path in (train_set, eval_set, rejected, report):  # a folder that cannot be made fails now, not at the end
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -93,36 +96,37 @@ def run(
         tokenizer = loading.load_tokenizer(tokenizer_folder)
         encoder = Encoder(tokenizer, config.max_length, config.supervise == "last")
         note = _choose_tokenizer(encoder, files, folder, config)
-        # What was imported so far stays: the collector need not look through it again and again.
+        # What was imported so far stays: the garbage collector need not look through it again and again.
         gc.freeze()
-        index = stack.enter_context(contextlib.closing(Index(folder, config.near_duplicate_threshold)))
+        index = stack.enter_context(contextlib.closing(DuplicateIndex(folder, config.near_duplicate_threshold)))
         contamination = Contamination()
         with (
             preparing.workers(config, tokenizer_folder, encoder) as prepare,
             # A run that stops later still leaves the reasons there.
-            local_files.replacing(Path(rejected)) as aside,
-            aside.open("w", encoding="utf-8") as rejections,
-            _staging(folder / "staged") as staged,
+            local_files.replacing(Path(rejected)) as unfinished,
+            unfinished.open("w", encoding="utf-8") as rejections,
+            pa.OSFile(str(folder / "staged"), "wb") as file,
+            pa.ipc.new_file(file, preparing.staged_schema()) as staged,
         ):
             read = _read(prepare(_chunks(files, folder, config)), index, contamination, rejections, staged)
         _check_rejected(read, config)
-        found = fates(index, contamination, config.eval_share if "eval" not in files else None)
-        _check_left(found, read.rows)
+        statuses = assign(index, contamination, config.eval_share if "eval" not in files else None)
+        _check_left(statuses, read.rows)
         kept = Kept(tokenizer, config.max_length)
         with tokenized.Writer({"train": train_set, "eval": eval_set}, loading.tokenizer_digest(tokenizer)) as writer:
-            for side, batch, rows in select(folder / "staged", found):
+            for side, batch, rows in select(folder / "staged", statuses):
                 writer.write(side, batch)
                 kept.add(side, rows)
             digest = writer.close()
     result = Result(
         dataset_digest=digest,
-        train_rows=int((found == Fate.TRAIN).sum()),
-        eval_rows=int((found == Fate.EVAL).sum()),
+        train_rows=int((statuses == RowStatus.TRAIN).sum()),
+        eval_rows=int((statuses == RowStatus.EVAL).sum()),
         rejected_rows=read.rejected,
-        duplicate_rows=int((found >= Fate.EXACT).sum()),
+        duplicate_rows=int((statuses >= RowStatus.EXACT_DUPLICATE).sum()),
     )
     note += f"; on {read.slow_chunks} chunks of {preparing.CHUNK_ROWS} rows it was not" if read.slow_chunks else ""
-    write_report(report, result, read, found, kept, note)
+    write_report(report, result, read, statuses, kept, note)
     log(
         f"{result.train_rows} rows to train on, {result.eval_rows} to evaluate on;"
         f" {result.duplicate_rows} duplicates, {result.rejected_rows} rejected"
@@ -130,33 +134,26 @@ def run(
     return result
 
 
-def _sides(files: dict[str, list[DataFile]]) -> list[str]:
-    # The held-out side comes first: training rows are compared with it.
-    return [side for side in ("eval", "train") if side in files]
-
-
 def _choose_tokenizer(encoder: Encoder, files: dict[str, list[DataFile]], folder: Path, config: PrepareConfig) -> str:
     """Compares fastokens with the model's own tokenizer on the first rows of each side; says which is used."""
-    rows = []
-    for side in _sides(files):
+    rows: list[formats.Conversation] = []
+    for side in sorted(files):
         file = files[side][0]
-        for chunk in preparing.chunks(file, file.fetch(folder), side == "eval", config):
-            rows += preparing.sample(chunk, config, CHECKED_ROWS)
-            break
+        for chunk in itertools.islice(preparing.chunks(file, file.fetch(folder), side == "eval", config), 1):
+            rows += itertools.islice(preparing.conversations(chunk, config), CHECKED_ROWS)
+    own = "the model's own tokenizer"
     if not encoder.fast:
-        note = "tokenised by the model's own tokenizer: fastokens does not take it"
+        note = f"tokenised by {own}: fastokens does not take it"
     elif different := encoder.check(rows):
-        note = f"tokenised by the model's own tokenizer: fastokens differs on {different} of {len(rows)} rows"
+        note = f"tokenised by {own}: fastokens differs on {different} of {len(rows)} rows"
     else:
-        note = (
-            f"tokenised by fastokens: ids and labels as the model's own tokenizer's on {len(rows)} of {len(rows)} rows"
-        )
+        note = f"tokenised by fastokens: ids and labels as {own}'s on {len(rows)} of {len(rows)} rows"
     log(note)
     return note
 
 
 def _chunks(files: dict[str, list[DataFile]], folder: Path, config: PrepareConfig) -> Iterator[Chunk]:
-    for side in _sides(files):
+    for side in sorted(files):  # eval before train: training rows are compared with it
         for file in files[side]:
             with tempfile.TemporaryDirectory(dir=folder) as copies:
                 log(f"reading {file.uri}")
@@ -164,21 +161,25 @@ def _chunks(files: dict[str, list[DataFile]], folder: Path, config: PrepareConfi
 
 
 def _read(
-    prepared: Iterator[tuple[Chunk, Prepared]], index: Index, contamination: Contamination, rejections: Any, staged: Any
+    prepared: Iterator[tuple[Chunk, Prepared]],
+    index: DuplicateIndex,
+    contamination: Contamination,
+    rejections: Any,
+    staged: Any,
 ) -> Read:
     read = Read()
-    for chunk, found in prepared:
-        contamination.add(found.runs, chunk.held_out, index.rows)
-        index.add(found.ids, found.signatures, chunk.held_out)
-        staged.write_batch(found.rows)
-        for line, reason in found.rejected:
+    for chunk, done in prepared:
+        contamination.add(done.ngrams, chunk.held_out, index.rows)
+        index.add(done.ids, done.signatures, chunk.held_out)
+        staged.write_batch(done.rows)
+        for line, reason in done.rejected:
             rejections.write(json.dumps({"file": chunk.file, "line": line, "reason": reason}) + "\n")
             read.reasons[reason] += 1
             if len(read.first) < FIRST_REASONS:
                 read.first.append(f"{Path(chunk.file).name}:{line} {reason}")
         read.rows += len(chunk.records)
-        read.rejected += len(found.rejected)
-        read.slow_chunks += found.slow
+        read.rejected += len(done.rejected)
+        read.slow_chunks += done.slow
         if not read.files or read.files[-1][0] != chunk.file:
             read.files.append((chunk.file, chunk.form or "none", 0))
         read.files[-1] = (*read.files[-1][:2], read.files[-1][2] + len(chunk.records))
@@ -194,18 +195,11 @@ def _check_rejected(read: Read, config: PrepareConfig) -> None:
         )
 
 
-def _check_left(found: Any, rows: int) -> None:
-    for name, fate in (("train", Fate.TRAIN), ("evaluate", Fate.EVAL)):
-        if not np.any(found == fate):
+def _check_left(statuses: Any, rows: int) -> None:
+    for name, status in (("train", RowStatus.TRAIN), ("evaluate", RowStatus.EVAL)):
+        if not np.any(statuses == status):
+            duplicates = int((statuses >= RowStatus.EXACT_DUPLICATE).sum())
             raise InputError(
-                f"no row is left to {name} on, of {rows} read: {int((found >= Fate.EXACT).sum())} are duplicates,"
-                f" {rows - len(found)} were rejected"
+                f"no row is left to {name} on, of {rows} read: {duplicates} are duplicates,"
+                f" {rows - len(statuses)} were rejected"
             )
-
-
-@contextlib.contextmanager
-def _staging(path: Path) -> Iterator[Any]:
-    import pyarrow as pa
-
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, preparing.staged_schema()) as writer:
-        yield writer

@@ -29,14 +29,16 @@ class Encoded:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def render(tokenizer: Any, messages: list[Message], *, tools: Tools | None = None, for_answer: bool = False) -> str:
-    """The text of a conversation; with `for_answer`, ending where the assistant is to speak.
+def render(
+    tokenizer: Any, messages: list[Message], *, tools: Tools | None = None, add_generation_prompt: bool = False
+) -> str:
+    """The text of a conversation; with `add_generation_prompt`, ending where the assistant is to speak.
 
     Args:
         tokenizer: has the chat template.
         messages: `[{"role": ..., "content": ...}, ...]`, with `tool_calls` where the assistant calls tools.
         tools: JSON schemas of the tools the assistant may call.
-        for_answer: whether to end with the template's mark that asks for an answer.
+        add_generation_prompt: whether to end with the template's mark that asks for an answer.
 
     Raises:
         InputError: the template refuses these turns, with its own reason.
@@ -45,7 +47,7 @@ def render(tokenizer: Any, messages: list[Message], *, tools: Tools | None = Non
 
     try:
         text = tokenizer.apply_chat_template(
-            messages, tools=tools or None, tokenize=False, add_generation_prompt=for_answer
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except jinja2.TemplateError as error:
         reason = first_line(error)
@@ -77,7 +79,7 @@ def answers(
     turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant" and turn >= context]
     spans = []
     for turn in turns[-1:] if last_only else turns:
-        before = render(tokenizer, messages[:turn], tools=tools, for_answer=True)
+        before = render(tokenizer, messages[:turn], tools=tools, add_generation_prompt=True)
         upto = render(tokenizer, messages[: turn + 1], tools=tools) if turn + 1 < len(messages) else text
         if text.startswith(upto) and upto.startswith(before):
             spans.append((len(before), len(upto.rstrip())))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qlora_pipelines.components.prepare_dataset import duplicates, minhash
-from qlora_pipelines.components.prepare_dataset.duplicates import Index, Verdicts
+from qlora_pipelines.components.prepare_dataset.duplicates import Deduplicated, DuplicateIndex
 
 WORDS = [f"word{number}" for number in range(3000)]
 
@@ -15,8 +15,10 @@ def text(rng: random.Random, words: int = 60) -> str:
     return " ".join(rng.choices(WORDS, k=words))
 
 
-def verdicts(folder: Path, texts: list[str], held_out: int = 0, threshold: float = 0.75, batch: int = 100) -> Verdicts:
-    index = Index(folder, threshold)
+def deduplicated(
+    folder: Path, texts: list[str], held_out: int = 0, threshold: float = 0.75, batch: int = 100
+) -> Deduplicated:
+    index = DuplicateIndex(folder, threshold)
     for start in range(0, len(texts), batch):
         for side in (True, False):
             part = [t for place, t in enumerate(texts) if start <= place < start + batch and (place < held_out) == side]
@@ -24,7 +26,7 @@ def verdicts(folder: Path, texts: list[str], held_out: int = 0, threshold: float
                 data = [t.encode() for t in part]
                 ids = np.frombuffer(b"".join(hashlib.sha256(t).digest() for t in data), np.uint8).reshape(-1, 32)
                 index.add(ids, minhash.signatures(data), side)
-    found = index.verdicts()
+    found = index.deduplicate()
     index.close()
     return found
 
@@ -41,7 +43,7 @@ def test_the_row_with_the_lowest_hash_stays_wherever_it_stands(tmp_path: Path) -
     for order in range(3):
         texts = random.Random(order).sample(cluster + others, len(cluster + others))
         (tmp_path / str(order)).mkdir()
-        found = verdicts(tmp_path / str(order), texts)
+        found = deduplicated(tmp_path / str(order), texts)
         kept = [t for t, stays in zip(texts, found.kept, strict=True) if stays]
         assert sorted(kept) == sorted([*others, lowest(cluster)])
 
@@ -49,22 +51,22 @@ def test_the_row_with_the_lowest_hash_stays_wherever_it_stands(tmp_path: Path) -
 def test_exact_copies_are_told_from_near_ones(tmp_path: Path) -> None:
     rng = random.Random(1)
     first = text(rng)
-    found = verdicts(tmp_path, [first, text(rng), first, f"{first} more"])
-    assert found.exact.tolist() == [False, False, True, False]
+    found = deduplicated(tmp_path, [first, text(rng), first, f"{first} more"])
+    assert found.exact_duplicate.tolist() == [False, False, True, False]
     assert found.kept.sum() == 2 and found.kept[1]
 
 
 def test_a_held_out_row_stays_before_any_other(tmp_path: Path) -> None:
     rng = random.Random(2)
     pairs = [(text(rng)) for _ in range(20)]
-    found = verdicts(tmp_path, [*pairs, *(f"{t} more" for t in pairs)], held_out=20)
+    found = deduplicated(tmp_path, [*pairs, *(f"{t} more" for t in pairs)], held_out=20)
     assert found.kept.tolist() == [True] * 20 + [False] * 20
     assert found.held_out.tolist() == [True] * 20 + [False] * 20
 
 
 def test_nothing_but_copies_is_sought_where_the_threshold_is_zero(tmp_path: Path) -> None:
     first = text(random.Random(3))
-    assert verdicts(tmp_path, [first, f"{first} more", first], threshold=0).kept.tolist() == [True, True, False]
+    assert deduplicated(tmp_path, [first, f"{first} more", first], threshold=0).kept.tolist() == [True, True, False]
 
 
 def test_the_same_comes_out_however_rows_are_batched_and_partitioned(
@@ -75,12 +77,14 @@ def test_the_same_comes_out_however_rows_are_batched_and_partitioned(
     texts += [f"{t} x" for t in texts[::3]] + texts[::5]
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    whole = verdicts(tmp_path / "a", texts)
+    whole = deduplicated(tmp_path / "a", texts)
     monkeypatch.setattr(duplicates, "PARTITION", 40)
     monkeypatch.setattr(duplicates, "_BLOCK", 7)
     monkeypatch.setattr(duplicates, "_PART", 2)
-    parts = verdicts(tmp_path / "b", texts, batch=13)
-    assert whole.kept.tolist() == parts.kept.tolist() and whole.exact.tolist() == parts.exact.tolist()
+    parts = deduplicated(tmp_path / "b", texts, batch=13)
+    assert (
+        whole.kept.tolist() == parts.kept.tolist() and whole.exact_duplicate.tolist() == parts.exact_duplicate.tolist()
+    )
     assert whole.kept.sum() == 200
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.data.formats import Conversation
-from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row, by_definition
+from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row, reference
 from tests.components.prepare_dataset import templates
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -75,11 +75,11 @@ def test_each_answer_is_supervised_with_its_end_of_turn_and_nothing_else(
     tokenizer_of: Callable[[str], Any], template: str, endings: str
 ) -> None:
     tokenizer = tokenizer_of(template)
-    row = by_definition(tokenizer, TALKS[2], 1000, last_only=False)
+    row = reference(tokenizer, TALKS[2], 1000, last_only=False)
     thinking = "<think>\n\n</think>\n\n" if template == templates.THINKING else ""
     found = [text.strip() for text in supervised_text(tokenizer, row)]
     assert found == [f"two{endings}", f"four{endings}", f"{thinking}one two{endings}"]
-    assert len(by_definition(tokenizer, TALKS[2], 1000, last_only=True).spans) == 1
+    assert len(reference(tokenizer, TALKS[2], 1000, last_only=True).spans) == 1
 
 
 def test_ids_and_labels_are_those_of_a_template_with_generation_marks(tokenizer_of: Callable[[str], Any]) -> None:
@@ -91,7 +91,7 @@ def test_ids_and_labels_are_those_of_a_template_with_generation_marks(tokenizer_
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
-        row = by_definition(tokenizer, conversation, 1000, last_only=False)
+        row = reference(tokenizer, conversation, 1000, last_only=False)
         assert row.ids.tolist() == marked["input_ids"]
         mask = np.zeros(len(row.ids), int)
         for start, end in row.spans:
@@ -109,7 +109,7 @@ def test_where_trl_trains_on_what_serving_gives_we_do_not(tokenizer_of: Callable
     marked = tokenizer.apply_chat_template(
         TALKS[0].messages, chat_template=theirs, return_dict=True, return_assistant_tokens_mask=True
     )
-    row = by_definition(tokenizer, TALKS[0], 1000, last_only=False)
+    row = reference(tokenizer, TALKS[0], 1000, last_only=False)
     assert row.ids.tolist() == marked["input_ids"]
     [(_, end)] = row.spans
     assert tokenizer.decode(row.ids[:end]).endswith("<|im_end|>")
@@ -118,7 +118,7 @@ def test_where_trl_trains_on_what_serving_gives_we_do_not(tokenizer_of: Callable
 
 def test_a_tool_call_is_supervised_and_a_tools_result_is_not(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of(templates.QWEN)
-    found = supervised_text(tokenizer, by_definition(tokenizer, TALKS[7], 1000, last_only=False))
+    found = supervised_text(tokenizer, reference(tokenizer, TALKS[7], 1000, last_only=False))
     call = '<tool_call>\n{"name": "add", "arguments": {"b": 2, "a": 1}}\n</tool_call><|im_end|>'
     assert found == [call, "3<|im_end|>"]
 
@@ -126,13 +126,13 @@ def test_a_tool_call_is_supervised_and_a_tools_result_is_not(tokenizer_of: Calla
 def test_the_end_of_turn_is_supervised_where_pad_is_eos(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of(templates.CHATML)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    [(_, end)] = by_definition(tokenizer, TALKS[0], 1000, last_only=False).spans
-    assert by_definition(tokenizer, TALKS[0], 1000, last_only=False).ids[end - 1] == tokenizer.eos_token_id
+    [(_, end)] = reference(tokenizer, TALKS[0], 1000, last_only=False).spans
+    assert reference(tokenizer, TALKS[0], 1000, last_only=False).ids[end - 1] == tokenizer.eos_token_id
 
 
 def test_plain_text_is_supervised_whole_and_ends(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of(templates.CHATML)
-    row = by_definition(tokenizer, TALKS[-1], 1000, last_only=False)
+    row = reference(tokenizer, TALKS[-1], 1000, last_only=False)
     assert supervised_text(tokenizer, row) == ["the cat sat on the mat<|im_end|>"]
 
 
@@ -162,6 +162,6 @@ def test_fastokens_is_put_away_where_it_differs(
     monkeypatch.setattr("qlora_pipelines.components.prepare_dataset.encoding._fastokens", lambda _: wrong)
     encoder = Encoder(tokenizer, 40, False)
     rows, slow = encoder.encode_checked(TALKS)
-    assert slow and rows[0].ids.tolist() == encoder._by_definition(TALKS[0]).ids.tolist()
+    assert slow and rows[0].ids.tolist() == encoder._reference(TALKS[0]).ids.tolist()
     assert encoder.check(TALKS) > 0 and not encoder.fast
     assert encoder.check(TALKS) == 0

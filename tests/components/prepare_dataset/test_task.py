@@ -111,7 +111,7 @@ def test_training_evaluation_and_serving_see_the_same_text(
     for sample in run.side("train"):
         text = tokenizer.decode(sample.encoded.input_ids).encode()
         assert text == chat_template.render(tokenizer, sample.messages).encode()
-        prompt = chat_template.render(tokenizer, sample.messages[:-1], for_answer=True).encode()
+        prompt = chat_template.render(tokenizer, sample.messages[:-1], add_generation_prompt=True).encode()
         first = next(place for place, label in enumerate(sample.encoded.labels) if label != chat_template.IGNORED)
         assert tokenizer.decode(sample.encoded.input_ids[:first]).encode() == prompt
         supervised = [label for label in sample.encoded.labels if label != chat_template.IGNORED]
