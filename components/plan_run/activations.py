@@ -1,7 +1,7 @@
 """What a training step holds besides weights, counted by running the model's own code on tensors without data.
 
 PyTorch's FakeTensorMode runs forward and backward of the real architecture: shapes, dtypes, autograd and gradient
-checkpointing are those of training, no memory is taken. So one way serves every architecture, fused experts
+checkpointing are those of training, and no memory is taken. So the same code serves every architecture, fused experts
 included, and stays right when transformers changes a layer.
 """
 
@@ -15,7 +15,7 @@ from qlora_pipelines.components.core.models import loading, packed_attention
 from qlora_pipelines.components.plan_run import architecture
 
 FEW, MORE = 4, 8
-"""Layers that are run: memory is linear in them, so two depths give that of any."""
+"""Layers that are run: memory is linear in their number, so two depths give that of any other."""
 _ATTENTION = "planned_packed_conversations"
 
 
@@ -23,11 +23,11 @@ _ATTENTION = "planned_packed_conversations"
 class Activations:
     """Bytes of one forward and backward pass of the model without its head.
 
-    `held` is what is kept from the end of the forward pass on; `backward` is how much more there is at the highest
-    point of the backward pass: gradients between layers, and with checkpointing one layer's recomputed activations.
+    `saved` is what the forward pass keeps for the backward pass; `backward` is how much more there is at the peak of
+    the backward pass: gradients between layers, and with checkpointing the recomputed activations of one layer.
     """
 
-    held: int
+    saved: int
     backward: int
 
 
@@ -48,7 +48,7 @@ def trace(folder: Path, train: TrainConfig, tokens: int) -> Activations:
     few, more = (_run(folder, train, tokens, depth) for depth in (FEW, MORE))
     beyond, step = total - FEW, MORE - FEW
     return Activations(
-        held=few.held + (more.held - few.held) * beyond // step,
+        saved=few.saved + (more.saved - few.saved) * beyond // step,
         backward=max(0, few.backward + (more.backward - few.backward) * beyond // step),
     )
 
@@ -82,10 +82,9 @@ def _run(folder: Path, train: TrainConfig, tokens: int, depth: int) -> Activatio
         with _live() as live, torch.autocast("cpu", getattr(torch, train.compute_dtype)):
             backbone = adapted.get_base_model().base_model
             output = backbone(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
-            held = live.now
-            live.peak = held
+            saved = live.peak = live.now
             output.backward(torch.ones_like(output))
-            return Activations(held=held, backward=live.peak - held)
+            return Activations(saved=saved, backward=live.peak - saved)
 
 
 def _attend(
@@ -99,7 +98,7 @@ def _attend(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Any, None]:
-    """Training's own attention on a GPU, over two conversations: tensors without data cannot say how long they are."""
+    """Training's own attention on a GPU, over two conversations: fake tensors cannot tell how long they are."""
     half = query.shape[2] // 2
     lengths = [half, query.shape[2] - half]
     return packed_attention.block_diagonal_attention(
@@ -111,19 +110,11 @@ def _materialise(model: Any) -> None:
     """Turns meta tensors into fake ones on the CPU; trainable ones get their gradient, which is counted elsewhere."""
     import torch
 
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None and id(tensor) not in made:
-                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    if store is module._parameters:
-                        fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                        if tensor.requires_grad:
-                            fake.grad = torch.zeros_like(fake)
-                    made[id(tensor)] = fake
-                if tensor is not None:
-                    store[name] = made[id(tensor)]
+    # As `to_empty`, which FakeTensorMode refuses for tensors that were made outside it.
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _live() -> Any:

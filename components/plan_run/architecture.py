@@ -1,6 +1,7 @@
 """The shapes of a base model, from its config.json alone: built by transformers on the meta device, no weights read."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,14 @@ class Weight:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """What the arithmetic needs of a base model and the adapter that the run puts on it.
 
-    `adapter` holds the shape of every trainable tensor. `share_of_experts` is the share of its experts that a token
+    `adapter` holds the shape of every trainable tensor. `active_experts` is the share of the experts that a token
     passes through, 1 where there are none.
     """
 
@@ -47,7 +45,7 @@ class Architecture:
     layers: int
     hidden: int
     vocabulary: int
-    share_of_experts: float
+    active_experts: float
     optimiser_bits: int = 32
 
     @property
@@ -58,7 +56,7 @@ class Architecture:
     @property
     def trainable(self) -> int:
         """Parameters of the adapter."""
-        return sum(_numel(shape) for shape in self.adapter)
+        return sum(map(math.prod, self.adapter))
 
     @property
     def in_fused_experts(self) -> int:
@@ -66,19 +64,16 @@ class Architecture:
         return sum(weight.numel for weight in self.weights if _EXPERTS.search(weight.name) and not weight.quantised)
 
     @property
-    def active(self) -> float:
-        """Parameters in the matrix products of one token, embeddings left out and the head counted."""
-        matrices = [w for w in self.weights if len(w.shape) > 1 and not w.name.endswith("embed_tokens.weight")]
-        tied = any(w.name.endswith("embed_tokens.weight") for w in self.weights) and not any(
-            w.name.endswith("lm_head.weight") for w in self.weights
+    def active_parameters(self) -> float:
+        """Parameters in the matrix products of one token: without embeddings, which are looked up, with the head."""
+        names = {weight.name.rpartition(".")[0].rpartition(".")[2] for weight in self.weights}
+        # A tied head is the matrix of the embeddings, and is stored once, under their name.
+        head = self.vocabulary * self.hidden if "embed_tokens" in names and "lm_head" not in names else 0
+        return head + sum(
+            weight.numel * (self.active_experts if _EXPERTS.search(weight.name) else 1)
+            for weight in self.weights
+            if len(weight.shape) > 1 and not weight.name.endswith("embed_tokens.weight")
         )
-        head = self.vocabulary * self.hidden if tied else 0
-        share = self.share_of_experts
-        return head + sum(w.numel * (share if _EXPERTS.search(w.name) else 1) for w in matrices)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return Weight("", shape, None, 0).numel
 
 
 def read(folder: Path, train: TrainConfig) -> Architecture:
@@ -106,31 +101,25 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
         layers=int(config.num_hidden_layers),
         hidden=int(embeddings.shape[1]),
         vocabulary=int(embeddings.shape[0]),
-        share_of_experts=chosen / experts if experts and chosen else 1.0,
+        active_experts=chosen / experts if experts and chosen else 1.0,
         optimiser_bits=8 if train.optim == "paged_adamw_8bit" else 32,
     )
 
 
 def _quantised(model: Any, quantization: Quantization) -> set[str]:
     """Names of the weights that bitsandbytes puts into 4 bit, by transformers' own rule."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.auto import AutoHfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     quantizer = AutoHfQuantizer.from_config(quantization.as_transformers())
-    kept = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    return {f"{name}.weight" for name, module in linear_layers(model) if should_convert_module(name, kept)}
-
-
-def linear_layers(model: Any) -> list[tuple[str, Any]]:
-    """Every plain linear layer by name: those that can be quantised."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return [
-        (name, module)
+    skipped = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return {
+        f"{name}.weight"
         for name, module in model.named_modules()
-        if type(module) is torch.nn.Linear or isinstance(module, Conv1D)
-    ]
+        if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped)
+    }
 
 
 def with_adapter(model: Any, train: TrainConfig) -> Any:

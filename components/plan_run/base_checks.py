@@ -19,7 +19,7 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
     described = loading.read_config(files)
     name = f"base model {config.base_model}"
     if described.get("auto_map"):
-        yield "warning", f"{name}: it brings code of its own (auto_map); that is not run"
+        yield "warning", f"{name}: it has code of its own (auto_map), which is not run"
     if described.get("quantization_config"):
         yield "fatal", f"{name}: its weights are quantised already; give the 16-bit model"
     if _sees_what_follows(model.config):
@@ -37,7 +37,7 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
 
 
 def _sees_what_follows(described: Any) -> bool:
-    """BERT and its kin are taken for language models by transformers, and are none unless their config says so."""
+    """Whether it is an encoder: transformers loads BERT and the like as causal models even without `is_decoder`."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     return type(described) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(described, "is_decoder", False)
@@ -47,6 +47,6 @@ def _has_learned_positions(model: Any, positions: int) -> bool:
     """Whether positions are rows of a table, as in GPT-2 and OPT, and not computed, as with rotary embeddings."""
     import torch
 
-    words = model.get_input_embeddings()
-    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words)
+    tokens = model.get_input_embeddings()
+    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not tokens)
     return any(table.num_embeddings >= positions for table in tables)

@@ -1,4 +1,4 @@
-"""What other ways of training the same model would take: weights, gradients and optimiser, without activations."""
+"""What other methods to train the same model would take: weights, gradients and optimiser, without activations."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ from qlora_pipelines.components.plan_run.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """Bytes of one way of training; `trained` is what is trained, `full` or `adapter`."""
+class Method:
+    """Bytes of one training method; `trained` is what is trained, `full` or `adapter`."""
 
     weights_in: str
     trained: str
@@ -22,12 +22,13 @@ class Way:
         return self.weights + self.gradients + self.optimiser
 
 
-def ways(architecture: Architecture) -> list[Way]:
+def methods(architecture: Architecture) -> list[Method]:
     """The table FP32 / 16-bit / INT8 / QLoRA, for full training and for this run's adapter.
 
-    AdamW with two moments of 32 bits everywhere. Full 16-bit training is mixed precision: it keeps a master copy of the
-    weights in fp32 beside them (Micikevicius et al. 2018), counted as optimiser. Quantised weights cannot be trained in
-    full. INT8 is LLM.int8 (Dettmers et al. 2022): a byte an element of each linear layer and an fp32 scale a row.
+    AdamW with two moments of 32 bits everywhere: 4 + 4 = 8 bytes per trained parameter. Full 16-bit training is mixed
+    precision: it keeps a master copy of the weights in fp32 too (Micikevicius et al. 2018, section 3.1), counted as
+    optimiser: 8 + 4 = 12 bytes. Quantised weights cannot be trained in full. INT8 is LLM.int8 (Dettmers et al. 2022):
+    one byte per element of each linear layer, and an fp32 scale per row. The adapter and its gradients are in fp32.
     """
     count, trainable = architecture.parameters, architecture.trainable
     int8 = sum(
@@ -37,10 +38,10 @@ def ways(architecture: Architecture) -> list[Way]:
     nf4 = sum(memory.weight_bytes(weight) for weight in architecture.weights)
     adapter = memory.adapter_bytes(architecture)
     return [
-        Way("FP32", "full", 4 * count, 4 * count, 8 * count),
-        Way("16-bit", "full", 2 * count, 2 * count, 12 * count),
-        Way("FP32", "adapter", 4 * count + adapter, adapter, 8 * trainable),
-        Way("16-bit", "adapter", 2 * count + adapter, adapter, 8 * trainable),
-        Way("INT8", "adapter", int8 + adapter, adapter, 8 * trainable),
-        Way("QLoRA", "adapter", nf4 + adapter, adapter, memory.optimiser_bytes(architecture)),
+        Method("FP32", "full", 4 * count, 4 * count, 8 * count),
+        Method("16-bit", "full", 2 * count, 2 * count, 12 * count),
+        Method("FP32", "adapter", 4 * count + adapter, adapter, 8 * trainable),
+        Method("16-bit", "adapter", 2 * count + adapter, adapter, 8 * trainable),
+        Method("INT8", "adapter", int8 + adapter, adapter, 8 * trainable),
+        Method("QLoRA", "adapter", nf4 + adapter, adapter, memory.optimiser_bytes(architecture)),
     ]

@@ -10,9 +10,12 @@ from qlora_pipelines.components.plan_run.sampling import Sample
 FILES_AT_A_TIME = 4
 """Files of a hub's base that stage_base_model has on its disk at once."""
 INDEX = 800
-"""Bytes a row of preparation's index of duplicates."""
-TWICE = 1.5
-"""A row's text and ids lie in the staged file and, compressed, in the set that comes out."""
+"""Bytes per row of preparation's index of duplicates (`duplicates.DuplicateIndex`), rounded up.
+
+512 of signature, 32 of content hash, 8 for each of 25 bands at the default threshold, 17 of flags and clusters: 761.
+"""
+STAGED_AND_WRITTEN = 1.5
+"""A row's text and ids are in the staged file, and once more in the set that is written, compressed to about a half."""
 
 
 def need(
@@ -29,17 +32,18 @@ def need(
     Args:
         architecture: base and adapter.
         train: how many checkpoints are kept.
-        base_files: sizes of the base's weight files; none: not known, and reckoned at 16 bits a parameter.
+        base_files: sizes of the base's weight files; none: not known, and estimated as 16 bits per parameter.
         from_hub: whether the base is copied into the store.
         data_files: sizes of the data's files.
         sample: what the data's first rows tell; None: not known, and then preparation's disk is not either.
     """
-    merged = 2 * architecture.parameters
+    merged = 2 * architecture.parameters  # 16 bits each
     base = sum(base_files) or merged
     adapter = memory.adapter_bytes(architecture)
     checkpoint = adapter + memory.optimiser_bytes(architecture)
+    # One checkpoint more than is kept: the oldest is deleted after the newest was written.
     written = (base if from_hub else 0) + (train.save_total_limit + 1) * checkpoint + adapter + merged
-    found = {
+    sizes = {
         "base model": base,
         "checkpoint": checkpoint,
         "adapter": adapter,
@@ -48,12 +52,13 @@ def need(
         "pod that stages": sum(heapq.nlargest(FILES_AT_A_TIME, base_files)) if from_hub else 0,
         # The checkpoint it resumes from, and the one it writes.
         "pod that trains": base + 2 * checkpoint + adapter,
-        # The adapter on its base, with the champion's beside it; later the merged model.
+        # The adapter on its base, and the champion's; later the merged model.
         "pod that evaluates": max(base + 2 * adapter, merged),
-        # Tensors flow from store to store.
+        # Tensors go from store to store without a file.
         "pod that merges": adapter,
     }
     if sample:
-        a_row = INDEX + TWICE * (sample.bytes_a_row + 4 * sample.tokens_a_row)
-        found["pod that prepares"] = max(data_files, default=0) + round(sample.rows * a_row)
-    return found
+        # Ids have 4 bytes; labels are written only in the set, where they compress well.
+        per_row = INDEX + STAGED_AND_WRITTEN * (sample.bytes_per_row + 4 * sample.tokens_per_row)
+        sizes["pod that prepares"] = max(data_files, default=0) + round(sample.rows * per_row)
+    return sizes

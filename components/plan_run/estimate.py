@@ -8,15 +8,15 @@ from typing import Any
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.plan_run import (
-    access,
     base_checks,
     compare,
     fit,
     gpus,
     memory,
+    preflight,
     time_and_cost,
 )
-from qlora_pipelines.components.plan_run.access import Access
+from qlora_pipelines.components.plan_run.preflight import Checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Estimate:
         gpus: every GPU type, with hours and cost.
         smallest: name of the smallest type that fits, or ''.
         change: what would make the run fit the largest type, where none fits; else ''.
-        ways: other ways of training the model.
+        methods: other methods to train the model.
         disk: bytes on each pod's disk, by what they are.
     """
 
@@ -36,13 +36,13 @@ class Estimate:
     gpus: list[time_and_cost.OnGpu]
     smallest: str
     change: str
-    ways: list[compare.Way]
+    methods: list[compare.Method]
     disk: dict[str, int]
 
 
 def of(
     config: RunConfig,
-    found: Access,
+    checks: Checks,
     plan: fit.Plan,
     efficiency: float = time_and_cost.EFFICIENCY,
     prices: dict[str, float] | None = None,
@@ -51,13 +51,13 @@ def of(
 
     Args:
         config: the whole run.
-        found: what the checks found.
+        checks: what the preflight checks found.
         plan: the memory of its training.
         efficiency: share of a GPU's 16-bit speed.
         prices: of an hour, by GPU type.
     """
     needed, dtype = plan.estimate.total, plan.train.compute_dtype
-    work = time_and_cost.of_run(config, found.samples)
+    work = time_and_cost.of_run(config, checks.samples)
     operations = time_and_cost.flops(plan.architecture, plan.train, work) if work else 0.0
     smallest = gpus.smallest(needed, dtype)
     return Estimate(
@@ -65,8 +65,8 @@ def of(
         gpus=time_and_cost.table(needed, dtype, operations, efficiency, prices or {}),
         smallest=smallest.name if smallest else "",
         change="" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE)),
-        ways=compare.ways(plan.architecture),
-        disk=access.disk_of(found, config, plan),
+        methods=compare.methods(plan.architecture),
+        disk=preflight.disk_of(checks, config, plan),
     )
 
 
@@ -80,7 +80,7 @@ def figures(
         gpu_count: GPUs for the estimates with DDP and FSDP.
         efficiency: share of a GPU's 16-bit speed.
         prices: of an hour, by GPU type.
-        reach: whether to try the access to data, store and MLflow too; else the base's config.json is all that is read.
+        reach: whether to try access to data, store and MLflow too; else the base's config.json is all that is read.
 
     Returns:
         What could be found out: without a base that can be read, findings only.
@@ -89,18 +89,18 @@ def figures(
         InputError: with `reach` false, the base cannot be read or planned, or its architecture is not known.
     """
     with tempfile.TemporaryDirectory() as folder:
-        found = access.check(config, Path(folder)) if reach else _base_alone(config, Path(folder))
-        work = time_and_cost.of_run(config, found.samples)
+        checks = preflight.run(config, Path(folder)) if reach else _base_alone(config, Path(folder))
+        work = time_and_cost.of_run(config, checks.samples)
         shown = {
             "work": dataclasses.asdict(work) if work else {},
-            "findings": [dataclasses.asdict(finding) for finding in found.findings],
-            "keys": found.run_keys._asdict() if found.run_keys else {},
+            "findings": [dataclasses.asdict(finding) for finding in checks.findings],
+            "keys": checks.run_keys._asdict() if checks.run_keys else {},
             "fits": True,
             "verdict": "",
         }
-        if (plan := found.plan) is None:
+        if (plan := checks.plan) is None:
             return shown
-        estimate = of(config, found, plan, efficiency, prices)
+        estimate = of(config, checks, plan, efficiency, prices)
         limit = config.gpu_memory_gib
         fits, verdict = True, estimate.change
         if limit:
@@ -121,17 +121,17 @@ def figures(
             "fits": fits,
             "verdict": verdict,
             "several_gpus": several if gpu_count > 1 else {},
-            "compare": [dataclasses.asdict(way) | {"total": way.total} for way in estimate.ways],
+            "compare": [dataclasses.asdict(method) | {"total": method.total} for method in estimate.methods],
             "gpus": [dataclasses.asdict(gpu) | {"fits": not gpu.why_not} for gpu in estimate.gpus],
             "disk": estimate.disk,
         }
 
 
-def _base_alone(config: RunConfig, folder: Path) -> Access:
-    """What the base's config.json alone tells."""
-    found = Access()
+def _base_alone(config: RunConfig, folder: Path) -> Checks:
+    """What can be found out from the base's config.json alone."""
+    checks = Checks()
     files = base_model.small_files(config.base_model, config.base_revision, folder)
     for level, text in base_checks.check(files, loading.empty_model(files), config):
-        found.note(level, "base model", text)
-    found.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
-    return found
+        checks.note(level, "base model", text)
+    checks.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
+    return checks

@@ -23,7 +23,7 @@ class Gpu:
         return int(self.gib * (1 << 30))
 
     def why_not(self, needed: int, compute_dtype: str) -> str:
-        """Why a run that needs so many bytes does not fit, and what to do; empty where it does."""
+        """Why a run that needs so many bytes does not fit, and what to do; empty where it fits."""
         if self.memory < needed:
             return "too small"
         if compute_dtype == "bfloat16" and not self.bfloat16:
@@ -46,10 +46,10 @@ TABLE = (
     Gpu("H200 141 GB", 140.4, 989),
     Gpu("B200 192 GB", 179.1, 2250),
 )
-"""By memory, smallest first where two are equal in name."""
+"""Smallest memory first, as named."""
 
 
 def smallest(needed: int, compute_dtype: str) -> Gpu | None:
     """The smallest type that fits a run, the slower one of two; None: none does."""
-    able = [gpu for gpu in TABLE if not gpu.why_not(needed, compute_dtype)]
-    return min(able, key=lambda gpu: (gpu.memory, gpu.tflops), default=None)
+    fitting = [gpu for gpu in TABLE if not gpu.why_not(needed, compute_dtype)]
+    return min(fitting, key=lambda gpu: (gpu.memory, gpu.tflops), default=None)

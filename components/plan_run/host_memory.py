@@ -8,14 +8,18 @@ LIBRARIES = 1020 << 20
 SCRATCH = 0.4
 """Share of a step's tensors by which its memory exceeds them: oneDNN's scratch, and what glibc does not give back.
 
-Both were measured with tests/benchmarks/plan_vs_measured.py, on rows of 256 to 2048 tokens of a model of 135 M.
+`LIBRARIES` and this were measured with tests/benchmarks/plan_vs_measured.py, on rows of 256 to 2048 tokens of a model
+of 135 M parameters.
 """
 
 
 def peak(plan: Plan, supervised: float = 1.0) -> int:
     """Peak resident memory of training on a CPU, in bytes.
 
-    Differs from a GPU's: the base's files are mapped into memory while their weights are quantised.
+    There are two peaks, of which the higher counts. While the base is loaded, its 16-bit files (2 bytes per parameter)
+    are mapped, and one weight after the other is quantised. In a training step there are the adapter and its gradients
+    (the same size), the optimiser, and the tensors of the step: unlike on a GPU they are not paged, and the logits are
+    only those of the supervised tokens.
 
     Args:
         plan: of the run.
@@ -23,9 +27,11 @@ def peak(plan: Plan, supervised: float = 1.0) -> int:
     """
     base = plan.architecture
     weights = sum(memory.weight_bytes(weight) for weight in base.weights)
-    held = plan.activations
+    traced = plan.activations
+    # Where bitsandbytes' CPU code quantises, it has a float32 copy of the weight (4 bytes per element) next to the
+    # 16-bit one (2). Dequantising in a step takes no more.
     dequantised = max((6 * weight.numel for weight in base.weights if weight.quantised), default=0)
     head = memory.head_bytes(base, round(plan.tokens * supervised))
-    step = round((1 + SCRATCH) * (held.held + max(head, held.backward + dequantised)))
+    step = round((1 + SCRATCH) * (traced.saved + max(head, traced.backward + dequantised)))
     training = 2 * memory.adapter_bytes(base) + memory.optimiser_bytes(base) + step
     return LIBRARIES + weights + max(training, 2 * base.parameters + dequantised)

@@ -1,6 +1,6 @@
 """GPU memory of a training run by part: plain arithmetic on an architecture, in bytes.
 
-The base is in NF4 with double quantisation (Dettmers et al. 2023, sections 2 and 3), all that is not a linear layer
+The base is in NF4 with double quantisation (Dettmers et al. 2023, QLoRA, section 3), all that is not a linear layer
 stays in 16 bit, the adapter is trained in float32 with AdamW whose two moments are paged.
 """
 
@@ -11,15 +11,15 @@ from qlora_pipelines.components.plan_run.activations import Activations
 from qlora_pipelines.components.plan_run.architecture import Architecture, Weight
 
 BLOCK = 64
-"""Elements of a weight that share one absmax."""
+"""Elements of a weight that share one absmax (QLoRA, section 3)."""
 OUTER_BLOCK = 256
-"""Absmax values that share one second-level absmax."""
+"""Absmax values that share one second-level absmax (QLoRA, section 3, "Double Quantization")."""
 CODE = 4 * 16
-"""Bytes of the code book that a tensor keeps beside them, of NF4 or FP4, in fp32."""
+"""Bytes of the code book that each tensor has of its own: the 16 values of NF4 or FP4, in fp32."""
 OUTER_CODE = 4 + 4 * 256
-"""And with double quantisation the offset and the code book of the 8-bit absmax."""
+"""With double quantisation also the mean of the absmax values and the 256 values of their 8-bit code, in fp32."""
 SMALLEST_8BIT = 4096
-"""Elements from which bitsandbytes keeps a tensor's moments in 8 bits."""
+"""Elements from which bitsandbytes keeps a tensor's moments in 8 bits (`min_8bit_size`)."""
 
 CUDA_CONTEXT = 600 << 20
 """Bytes that the driver, cuBLAS and bitsandbytes' kernels take before the first tensor; an allowance."""
@@ -27,14 +27,18 @@ FRAGMENTATION = 0.05
 """Share of the working tensors that the caching allocator cannot use; an allowance."""
 
 LOGIT = 2 + 4 + 4 + 4
-"""Bytes a logit takes at its worst moment: in bfloat16 and in float32, its log-softmax and the gradient of that."""
+"""Bytes that a logit takes where the loss takes most.
+
+Then there are at once the product in bfloat16, the same in float32, its log-softmax, and the gradient of that.
+"""
 
 
 def quantised_bytes(numel: int, double: bool = True) -> int:
     """Bytes of a weight in 4 bit, NF4 or FP4, as bitsandbytes stores it.
 
-    Two elements a byte, and one absmax a block of 64: 4 + 32/64 = 4.5 bits an element. With double quantisation the
-    absmax has 8 bits, and one of 32 bits a block of 256 of those: 4 + 8/64 + 32/(64·256) = 4.127.
+    Two elements per byte, and one fp32 absmax per block of 64: 4 + 32/64 = 4.5 bits per element. With double
+    quantisation an absmax has 8 bits, and 256 of them share one of 32 bits: 4 + 8/64 + 32/(64·256) = 4.127 bits per
+    element (Dettmers et al. 2023, section 3: 0.373 bits less).
     """
     blocks = math.ceil(numel / BLOCK)
     scales = blocks + 4 * math.ceil(blocks / OUTER_BLOCK) + OUTER_CODE if double else 4 * blocks
@@ -54,10 +58,10 @@ def adapter_bytes(architecture: Architecture) -> int:
 
 
 def optimiser_bytes(architecture: Architecture) -> int:
-    """Bytes of AdamW's two moments of every trainable tensor.
+    """Bytes of AdamW's two moments of every trainable tensor, as bitsandbytes stores them.
 
-    As bitsandbytes stores them: in 32 bits, or in 8 with an fp32 scale a block of 256, where tensors of fewer than 4096
-    elements keep 32 bits.
+    In 32 bits that is 2·4 bytes per element. In 8 bits it is 2·1, and 2·4 per block of 256 for the scales (Dettmers et
+    al. 2022, 8-bit Optimizers via Block-wise Quantization); there, tensors of fewer than 4096 elements keep 32 bits.
     """
     sizes = [math.prod(shape) for shape in architecture.adapter]
     if architecture.optimiser_bits == 32:
@@ -66,7 +70,7 @@ def optimiser_bytes(architecture: Architecture) -> int:
 
 
 def head_bytes(architecture: Architecture, tokens: int) -> int:
-    """Bytes while the loss is made: the logits of all supervised tokens at once, and their gradient.
+    """Bytes while the loss is computed: the logits of all supervised tokens at once, and their hidden states in 16 bit.
 
     Args:
         architecture: the base.
@@ -79,8 +83,9 @@ def head_bytes(architecture: Architecture, tokens: int) -> int:
 class Estimate:
     """Bytes on one GPU by part.
 
-    `working` is the more there is at the highest point of a step: the head's logits, or the backward pass with one
-    weight dequantised. `optimiser` is paged: under pressure the driver moves it to the host's memory.
+    `activations` is what the forward pass keeps for the backward pass. `working` is what else there is at the peak of a
+    step: the head's logits, or the backward pass with one weight dequantised. `optimiser` is paged: where memory is
+    short, the driver moves it to the host's.
     """
 
     weights_nf4: int
@@ -109,7 +114,7 @@ class Estimate:
 
 
 def estimate(
-    architecture: Architecture, activations: Activations, tokens: int, gpus: int = 1, how: str = "ddp"
+    architecture: Architecture, activations: Activations, tokens: int, gpus: int = 1, strategy: str = "ddp"
 ) -> Estimate:
     """Memory of one of `gpus` GPUs.
 
@@ -118,30 +123,35 @@ def estimate(
         activations: of one row, from `activations.trace`.
         tokens: length of the row.
         gpus: how many share the run; each has a row of its own.
-        how: `ddp`: each holds all, and a second copy of the gradients in buckets; `fsdp`: weights, adapter, gradients
-            and optimiser are cut into equal shares, but for the scales of the 4-bit weights. One layer at a time and
-            the next one are whole, and in a step embeddings and head are.
+        strategy: `ddp`: each GPU holds all, and a second copy of the gradients in buckets. `fsdp`: weights, adapter,
+            gradients and optimiser are sharded evenly, except the scales of the 4-bit weights. Unsharded at a time are
+            one layer and the next, which is prefetched, and throughout a step embeddings and head.
     """
-    nf4 = sum(weight_bytes(weight) for weight in architecture.weights if weight.quantised)
-    kept = sum(weight_bytes(weight) for weight in architecture.weights if not weight.quantised)
+    quantised = [weight for weight in architecture.weights if weight.quantised]
+    nf4 = sum(map(weight_bytes, quantised))
+    unquantised = sum(map(weight_bytes, architecture.weights)) - nf4
     adapter = adapter_bytes(architecture)
     optimiser = optimiser_bytes(architecture)
-    gradients = adapter * (2 if gpus > 1 and how == "ddp" else 1)
-    largest = max((weight.numel * 2 for weight in architecture.weights if weight.quantised), default=0)
-    working = max(head_bytes(architecture, tokens), activations.backward + largest)
-    if how == "fsdp" and gpus > 1:
-        codes = sum(math.ceil(weight.numel / 2) for weight in architecture.weights if weight.quantised)
-        working += 2 * codes // architecture.layers + kept
+    gradients = adapter * (2 if gpus > 1 and strategy == "ddp" else 1)
+    # bitsandbytes dequantises one weight at a time to 16 bits for its product.
+    dequantised = 2 * max((weight.numel for weight in quantised), default=0)
+    # The loss is computed before the backward pass through the layers, so their peaks do not add up.
+    working = max(head_bytes(architecture, tokens), activations.backward + dequantised)
+    if strategy == "fsdp" and gpus > 1:
+        codes = sum(math.ceil(weight.numel / 2) for weight in quantised)
+        working += 2 * codes // architecture.layers + unquantised
         nf4 = nf4 - codes + math.ceil(codes / gpus)
-        kept, adapter, gradients, optimiser = (math.ceil(part / gpus) for part in (kept, adapter, gradients, optimiser))
+        unquantised, adapter, gradients, optimiser = (
+            math.ceil(part / gpus) for part in (unquantised, adapter, gradients, optimiser)
+        )
     return Estimate(
         weights_nf4=nf4,
-        weights_16bit=kept,
+        weights_16bit=unquantised,
         adapter=adapter,
         gradients=gradients,
         optimiser=optimiser,
-        activations=activations.held,
+        activations=activations.saved,
         working=working,
         context=CUDA_CONTEXT,
-        fragmentation=int(FRAGMENTATION * (activations.held + working)),
+        fragmentation=int(FRAGMENTATION * (activations.saved + working)),
     )

@@ -7,34 +7,34 @@ from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS
 from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.plan_run import estimate, fit, time_and_cost
-from qlora_pipelines.components.plan_run.access import Access
 from qlora_pipelines.components.plan_run.estimate import Estimate
+from qlora_pipelines.components.plan_run.preflight import Checks
 
 GIB = 1 << 30
 
 
-def write(config: RunConfig, found: Access, shown: list[tuple[str, object]], host: int, path: str | Path) -> None:
+def write(config: RunConfig, checks: Checks, shown: list[tuple[str, object]], host: int, path: str | Path) -> None:
     """Writes the page: findings first, then memory, time and disk, and what the run works from.
 
     Args:
         config: the whole run.
-        found: what the checks found.
+        checks: what the preflight checks found.
         shown: what the run works from, by name.
         host: bytes that the training process needs on a machine without a GPU; 0: not known.
         path: file to write.
     """
     report = Report("Plan", "What this run works from; none of it changes while the run lasts.")
-    fatal = len(found.fatal)
-    report.verdict(not fatal, f"{fatal} things to fix" if fatal else "Nothing stands in the way")
-    report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in found.findings])
-    if found.plan:
-        estimated = estimate.of(config, found, found.plan)
-        _memory(report, found.plan, estimated, host)
+    fatal = len(checks.fatal)
+    report.verdict(not fatal, f"{fatal} things to fix" if fatal else "Nothing stands in the method")
+    report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in checks.findings])
+    if checks.plan:
+        estimated = estimate.of(config, checks, checks.plan)
+        _memory(report, checks.plan, estimated, host)
         _time(report, estimated)
     if shown:
         report.section("What it works from")
         report.table(["", ""], [("base model", config.base_model), *shown])
-    for side, source in found.listing.items():
+    for side, source in checks.listing.items():
         report.section("Training data" if side == "train" else "Evaluation data", source["uri"])
         report.table(["file", "bytes", "content"], source["files"])
     report.section("Options")
@@ -55,11 +55,11 @@ def _memory(report: Report, plan: fit.Plan, estimated: Estimate, host: int) -> N
         ["weights in", "trained", "weights", "gradients", "optimiser", "total"],
         [
             (
-                way.weights_in,
-                way.trained,
-                *(size / GIB for size in (way.weights, way.gradients, way.optimiser, way.total)),
+                method.weights_in,
+                method.trained,
+                *(size / GIB for size in (method.weights, method.gradients, method.optimiser, method.total)),
             )
-            for way in estimated.ways
+            for method in estimated.methods
         ],
     )
 

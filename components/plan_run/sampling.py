@@ -1,13 +1,12 @@
-"""The first rows of the data, looked at and tokenised as training will see them: what there is to reckon with."""
+"""The first rows of the data, tokenised as training will see them: from these the plan's figures are estimated."""
 
 import contextlib
 import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.data import chat_template, formats, listing, readers
@@ -16,43 +15,54 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 
 START = 1 << 20
-"""Bytes of a data file that are read to look at its first rows; more where they hold no whole row."""
+"""Bytes of a data file that are read for its first rows; more where they hold no whole row."""
 ROWS = 200
 """Rows that are tokenised."""
 
+T = TypeVar("T")
+Numbered = list[tuple[int, T]]
+"""Values of rows, each with the row's number."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """The first rows of a file, with their numbers, and how many rows it has in all as far as that can be told.
+class FirstRows:
+    """The first rows of a file, with their numbers, and how many rows it has in total as far as that can be told.
 
-    `broken` says of the rows among them that hold none why not.
+    `unreadable` holds the reasons for those that cannot be read, with their numbers.
     """
 
-    rows: list[tuple[int, dict[str, Any]]]
-    broken: list[tuple[int, str]]
-    in_all: float
+    rows: Numbered[dict[str, Any]]
+    unreadable: Numbered[str]
+    total_rows: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """What the first rows of one side's first file tell.
 
-    Rows of the side as reckoned from them; a row's mean bytes of text and tokens, and the share of these that is
-    supervised; how many were looked at and how many of them cannot be used, with the first reason.
+    Attributes:
+        form: what the rows' columns mean, a key of `formats.COLUMNS`.
+        rows: of the whole side, an estimate.
+        bytes_per_row: mean size of a row as JSON.
+        tokens_per_row: mean number of tokens, cut at max_length.
+        supervised: share of these tokens that is supervised.
+        checked: how many rows were read.
+        unusable: how many of these cannot be used.
+        reason: number of the first of these and why; '' where there is none.
     """
 
     form: str
     rows: int
-    bytes_a_row: float
-    tokens_a_row: float
+    bytes_per_row: float
+    tokens_per_row: float
     supervised: float
-    looked_at: int
+    checked: int
     unusable: int
     reason: str
 
 
-def look(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sample:
-    """Looks at the first file of one side.
+def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sample:
+    """Estimates what one side holds from the first rows of its first file.
 
     Args:
         source: of the listing.
@@ -63,25 +73,26 @@ def look(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sa
         InputError: the first rows cannot be read, are of no known form, or none of them can be used.
     """
     file = listing.first_file(source)
-    start = first_rows(file)
-    form, encoded, reasons = _encoded(start.rows[:ROWS], file.uri, config, tokenizer_files)
-    last = start.rows[:ROWS][-1][0]
-    reasons = sorted([*reasons, *((number, why) for number, why in start.broken if number < last)])
+    first = first_rows(file)
+    form, encoded, reasons = _encoded(first.rows[:ROWS], file.uri, config, tokenizer_files)
+    last = first.rows[:ROWS][-1][0]
+    reasons = sorted([*reasons, *((number, reason) for number, reason in first.unreadable if number < last)])
     tokens = sum(len(item.input_ids) for item in encoded)
-    rows = start.in_all * sum(entry[1] for entry in source["files"]) / file.entry.size
+    # The other files are taken to have as many rows per byte.
+    rows = first.total_rows * sum(entry[1] for entry in source["files"]) / file.entry.size
     return Sample(
         form=form,
         rows=max(1, round(rows)),
-        bytes_a_row=sum(len(json.dumps(row, default=str)) for _, row in start.rows) / len(start.rows),
-        tokens_a_row=tokens / len(encoded),
+        bytes_per_row=sum(len(json.dumps(row, default=str)) for _, row in first.rows) / len(first.rows),
+        tokens_per_row=tokens / len(encoded),
         supervised=sum(item.supervised for item in encoded) / tokens,
-        looked_at=len(encoded) + len(reasons),
+        checked=len(encoded) + len(reasons),
         unusable=len(reasons),
         reason="row {}: {}".format(*reasons[0]) if reasons else "",
     )
 
 
-def first_rows(file: DataFile) -> Start:
+def first_rows(file: DataFile) -> FirstRows:
     """The whole rows at the start of a file.
 
     Raises:
@@ -94,59 +105,50 @@ def first_rows(file: DataFile) -> Start:
         with file.open() as opened:
             data = opened.read(size)
         whole = len(data) >= file.entry.size
-        rows, broken = _rows(data, file.uri, whole)
+        rows, unreadable = _rows(data, file.uri, whole)
         if rows or whole or size > readers.LONGEST_LINE:
             break
         size *= 16
     if not rows:
         raise InputError(f"data {file.uri}: its first rows cannot be read; see the README for the kinds that are read")
-    read = len(rows) + len(broken)
-    return Start(rows, broken, read if whole else (read + 0.5) * file.entry.size / len(data))
+    read = len(rows) + len(unreadable)
+    # The row that the data ends in is read to a half, on average.
+    return FirstRows(rows, unreadable, read if whole else (read + 0.5) * file.entry.size / len(data))
 
 
-def _rows(data: bytes, name: str, whole: bool) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, str]]]:
-    """The rows at the start of a file, and why others hold none. Where it goes on, the last one may be cut."""
-    rows: list[tuple[int, dict[str, Any]]] = []
-    broken: list[tuple[int, str]] = []
+def _rows(data: bytes, name: str, whole: bool) -> tuple[Numbered[dict[str, Any]], Numbered[str]]:
+    """The rows at the start of a file, and why others cannot be read. If the file goes on, the last one may be cut."""
+    rows, unreadable = [], []
     records = readers.records(io.BufferedReader(io.BytesIO(data)), name)
     with contextlib.nullcontext() if whole else contextlib.suppress(InputError):
-        for number, record in records if whole else _but_the_last(records):
+        for number, record in records if whole else (record for record, _ in itertools.pairwise(records)):
             try:
                 rows.append((number, readers.decode(record)))
             except ValueError as error:
-                broken.append((number, str(error)))
-    return rows, broken
+                unreadable.append((number, str(error)))
+    return rows, unreadable
 
 
-def _but_the_last(records: Iterator[readers.Record]) -> Iterator[readers.Record]:
-    for one, _ in itertools.pairwise(records):
-        yield one
-
-
-def _parquet(file: DataFile) -> Start:
-    """The first rows, and how many the file's own description says there are; a packed one is unpacked for that."""
+def _parquet(file: DataFile) -> FirstRows:
+    """The first rows, and how many the file's metadata says there are; those of a compressed file are not read."""
     import pyarrow
     import pyarrow.parquet
 
-    rows = []
-    in_all = 0
     with file.open() as opened:
-        for number, row in readers.records(opened, file.uri):
-            rows.append((number, readers.decode(row)))
-            in_all = number
-            if number == ROWS:
-                break
+        records = itertools.islice(readers.records(opened, file.uri), ROWS)
+        rows = [(number, readers.decode(record)) for number, record in records]
+        total_rows = len(rows)
         if file.uri.lower().endswith(".parquet"):
             with contextlib.suppress(OSError, pyarrow.ArrowException):
-                in_all = pyarrow.parquet.read_metadata(opened).num_rows
+                total_rows = pyarrow.parquet.read_metadata(opened).num_rows
     if not rows:
         raise InputError(f"data {file.uri}: it has no rows")
-    return Start(rows, [], in_all)
+    return FirstRows(rows, [], total_rows)
 
 
 def _encoded(
-    rows: list[tuple[int, dict[str, Any]]], uri: str, config: RunConfig, files: Path
-) -> tuple[str, list[chat_template.Encoded], list[tuple[int, str]]]:
+    rows: Numbered[dict[str, Any]], uri: str, config: RunConfig, files: Path
+) -> tuple[str, list[chat_template.Encoded], Numbered[str]]:
     """A file's first rows as they will be trained on, their form, and why the others of them will be rejected.
 
     Raises:
@@ -168,8 +170,8 @@ def _encoded(
     encoded, reasons = [], []
     for number, row in rows:
         try:
-            found = formats.conversation(formats.renamed(row, prepare.columns), form)
-            item = formats.encode(tokenizer, found, config.max_length, prepare.supervise == "last")
+            conversation = formats.conversation(formats.renamed(row, prepare.columns), form)
+            item = formats.encode(tokenizer, conversation, config.max_length, prepare.supervise == "last")
             if not item.supervised:
                 raise ValueError(f"nothing of an answer within {config.max_length} tokens")
             encoded.append(item)

@@ -11,14 +11,14 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import claims, storage
-from qlora_pipelines.components.plan_run import access, fit, host_memory, plan_report
+from qlora_pipelines.components.plan_run import fit, host_memory, plan_report, preflight
 
 Config = RunConfig
 MIB = 1 << 20
 
 
 class Result(NamedTuple):
-    """What later steps work from; the `*_options` are JSON of the options that are no parameters of their own.
+    """What later steps work from; the `*_options` are JSON of the options that have no parameter of their own.
 
     `run_config` is JSON of the whole run, the base's revision fixed: what makes the same model again.
     `planned_*_mib` is the memory that training needs on a GPU, or at its peak where there is none; 0: not known.
@@ -42,54 +42,59 @@ class Result(NamedTuple):
 
 
 def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = "", run_id: str = "") -> Result:
-    """Tries all that the run will reach for, resolves base, data and champion, and computes the three keys.
+    """Tries all that the run will use, resolves base, data and champion, and computes the three keys.
 
     Args:
         config: the whole run.
         report: path of the HTML report to write; it is written too where something is wrong.
-        training_key: the key that the run must turn out to have; empty is not checked.
-        claim: of several runs with this training_key one passes; empty: this one.
+        training_key: the key that the run must have; empty is not checked.
+        claim: of several runs with this training_key one continues; empty: this one.
         run_id: of the Kubeflow run, for its claim.
 
     Raises:
-        InputError: all that would make the run fail later, or that another run goes on in its place; in one line.
+        InputError: all that would make the run fail later, or that another run continues in its place; in one line.
     """
     if claim and not training_key:
         raise InputError("claim is given without training_key; leave both empty, or take both from qlora trigger")
     place = claims.place(training_key, config.model_name) if claim else ""
     claimed = claims.write(place, claims.parse(claim), run_id) if claim else 0.0
     with tempfile.TemporaryDirectory() as folder:
-        found = access.check(config, Path(folder))
-        for finding in found.findings:
+        checks = preflight.run(config, Path(folder))
+        for finding in checks.findings:
             if finding.level != "fatal":
                 log(f"{finding.subject}: {finding.text}", "warning" if finding.level == "warning" else "info")
-        host = host_memory.peak(found.plan, found.supervised) if found.plan else 0
-        if found.fatal or found.files is None or found.run_keys is None:
-            plan_report.write(config, found, [], host, report)
-            raise InputError("; ".join(found.fatal))
-        if found.plan:
-            log(f"memory: {found.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, {host / fit.GIB:.1f} GiB without one")
-        tokenizer_uri = _keep_tokenizer(found.files, found.tokenizer_digest)
-    if training_key not in ("", found.run_keys.training_key):
+        host = host_memory.peak(checks.plan, checks.supervised) if checks.plan else 0
+        if checks.fatal or checks.files is None or checks.run_keys is None:
+            plan_report.write(config, checks, [], host, report)
+            raise InputError("; ".join(checks.fatal))
+        if checks.plan:
+            log(
+                f"memory: {checks.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, {host / fit.GIB:.1f} GiB without one"
+            )
+        tokenizer_uri = _keep_tokenizer(checks.files, checks.tokenizer_digest)
+    if training_key not in ("", checks.run_keys.training_key):
         raise InputError(
-            f"training_key is {found.run_keys.training_key[:12]}, not {training_key[:12]}: base, data or options are no"
-            " longer those that the run was started for; start a new one, or empty training_key"
+            f"training_key is {checks.run_keys.training_key[:12]}, not {training_key[:12]}: base, data or options are"
+            " no longer those that the run was started for; start a new one, or empty training_key"
         )
     if claim:
         claims.settle(place, claims.parse(claim), run_id, claimed)
     result = Result(
-        base_revision=found.revision,
+        base_revision=checks.revision,
         tokenizer_uri=tokenizer_uri,
-        listing_uri=listing.save(found.listing),
-        data_digest=found.data_digest,
-        champion_version=found.champion,
-        **found.run_keys._asdict(),
+        listing_uri=listing.save(checks.listing),
+        data_digest=checks.data_digest,
+        champion_version=checks.champion,
+        **checks.run_keys._asdict(),
         prepare_options=_options(config, "prepare_dataset"),
         train_options=_options(config, "train_qlora"),
         evaluate_options=_options(config, "evaluate_model"),
         merge_options=_options(config, "dequantize_and_merge"),
-        run_config=_fixed(config, found.revision),
-        planned_gpu_mib=round(found.plan.estimate.total / MIB) if found.plan else 0,
+        # The base at the revision that its name means now: so the same configuration makes the same model again.
+        run_config=json.dumps(
+            config.model_copy(update={"base_revision": checks.revision}).model_dump(exclude_defaults=True)
+        ),
+        planned_gpu_mib=round(checks.plan.estimate.total / MIB) if checks.plan else 0,
         planned_host_mib=round(host / MIB),
     )
     shown = [
@@ -97,17 +102,12 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
         for name, value in result._asdict().items()
         if "options" not in name and name != "run_config"
     ]
-    plan_report.write(config, found, shown, host, report)
+    plan_report.write(config, checks, shown, host, report)
     return result
 
 
 def _options(config: RunConfig, step: str) -> str:
     return json.dumps(config.options.get(step, {}), sort_keys=True)
-
-
-def _fixed(config: RunConfig, revision: str) -> str:
-    """The run's options that are not the defaults, as JSON, the base at the revision that its name means now."""
-    return json.dumps(config.model_copy(update={"base_revision": revision}).model_dump(exclude_defaults=True))
 
 
 def _keep_tokenizer(files: Path, digest: str) -> str:

@@ -11,9 +11,9 @@ from qlora_pipelines.components.plan_run.gpus import TABLE, Gpu
 from qlora_pipelines.components.plan_run.sampling import Sample
 
 EFFICIENCY = 0.3
-"""Share of a GPU's dense 16-bit speed that training reaches; a guess to be replaced by one's own measurement."""
-FULL = 0.97
-"""Share of a packed row that is filled where conversations are much shorter than it."""
+"""Share of a GPU's dense 16-bit speed that training reaches; a guess, to be replaced by your own measurement."""
+FILLED = 0.97
+"""Share of a packed row that is filled where conversations are much shorter than the row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,35 +38,39 @@ def of_run(config: RunConfig, samples: dict[str, Sample]) -> Work | None:
         return None
     kept = 1.0 if "eval" in samples else 1 - config.for_step("prepare_dataset").eval_share
     sample = samples["train"]
-    return work(config.for_step("train_qlora"), max(1, round(sample.rows * kept)), sample.tokens_a_row)
+    return work(config.for_step("train_qlora"), max(1, round(sample.rows * kept)), sample.tokens_per_row)
 
 
-def work(train: TrainConfig, rows: int, tokens_a_row: float) -> Work:
+def work(train: TrainConfig, rows: int, tokens_per_row: float) -> Work:
     """Counts steps as train_qlora makes them.
 
     Args:
         train: packing and the length of a packed row, accumulation, processes, num_train_epochs, max_steps.
         rows: training rows.
-        tokens_a_row: their mean length after cutting at max_length.
+        tokens_per_row: their mean length after cutting at max_length.
     """
-    tokens = round(rows * tokens_a_row)
-    packed = max(1, math.ceil(tokens / train.batch_tokens / FULL)) if train.packing else rows
-    an_epoch = math.ceil(packed / train.gradient_accumulation_steps / train.processes)
-    steps = train.max_steps or math.ceil(train.num_train_epochs * an_epoch)
-    return Work(rows, tokens, packed, steps, round(steps / an_epoch * tokens))
+    tokens = round(rows * tokens_per_row)
+    packed = max(1, math.ceil(tokens / train.batch_tokens / FILLED)) if train.packing else rows
+    steps_per_epoch = math.ceil(packed / train.gradient_accumulation_steps / train.processes)
+    steps = train.max_steps or math.ceil(train.num_train_epochs * steps_per_epoch)
+    return Work(rows, tokens, packed, steps, round(steps / steps_per_epoch * tokens))
 
 
 def flops(architecture: Architecture, train: TrainConfig, work: Work) -> float:
     """Floating-point operations of the run.
 
-    A product with a matrix of P parameters takes 2P operations a token forward and 2P backward to its input; weights
-    that are trained take 2P more (Kaplan et al. 2020, section 2.1, with the frozen base's own gradient left out).
-    Checkpointing adds a forward pass. Scores and values of attention add 4·layers·hidden·length a token forward and
-    twice that backward (Chowdhery et al. 2022, appendix B), half of it under a causal mask.
+    A product with a matrix of P parameters takes P multiplications and P additions per token: 2P forward, 2P backward
+    for the gradient of its input, and 2P more for its own gradient if it is trained. Kaplan et al. 2020 (section 2.1)
+    have 6P for all three; here the frozen base has 4P, the adapter 6P. Checkpointing adds 2P, a second forward pass.
+
+    Attention multiplies queries with keys, and scores with values: 2 products of 2·hidden·length operations per token
+    and layer, 4·layers·hidden·length in all forward, and twice that backward, as both factors of both products need a
+    gradient (Chowdhery et al. 2022, appendix B). A causal mask halves it. `length` is the mean length of a
+    conversation, as attention in a packed row stays within each.
     """
-    again = 1 if train.gradient_checkpointing else 0
-    matrices = 2 * (2 + again) * architecture.active + 2 * (3 + again) * architecture.trainable
-    attention = 4 * (3 + again) * architecture.layers * architecture.hidden * (work.tokens / work.rows) / 2
+    recomputed = 1 if train.gradient_checkpointing else 0
+    matrices = 2 * (2 + recomputed) * architecture.active_parameters + 2 * (3 + recomputed) * architecture.trainable
+    attention = 4 * (3 + recomputed) * architecture.layers * architecture.hidden * (work.tokens / work.rows) / 2
     return work.tokens_in_all * (matrices + attention)
 
 

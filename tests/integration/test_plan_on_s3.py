@@ -10,7 +10,7 @@ from qlora_pipelines.components.core.config.steps import StageConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
 from qlora_pipelines.components.core.store import storage
-from qlora_pipelines.components.plan_run import access, sampling, task, weight_files
+from qlora_pipelines.components.plan_run import preflight, sampling, task, weight_files
 from qlora_pipelines.components.stage_base_model import task as stage
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 from tests.conftest import conversation, write_jsonl
@@ -61,7 +61,7 @@ def test_headers_and_parquet_rows_are_read_from_s3(
     storage.upload_file(path, f"{own_store}/rows.parquet")
     file = listing.first_file(listing.make(f"{own_store}/rows.parquet")["train"])
     start = sampling.first_rows(file)
-    assert (len(start.rows), start.in_all) == (7, 7)
+    assert (len(start.rows), start.total_rows) == (7, 7)
 
 
 def test_a_torn_base_on_s3(config: dict[str, Any], own_store: str, tiny_model: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_all_checks_are_made_before_any_is_reported(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-the-password")
     monkeypatch.setenv(storage.STORE_VARIABLE, "s3://no-such-bucket/store")
     wrong = config | {"base_model": "s3://no-such-bucket/base", "dataset_uri": "s3://no-such-bucket/rows"}
-    found = access.check(RunConfig.parse(**wrong), tmp_path)
+    found = preflight.run(RunConfig.parse(**wrong), tmp_path)
     assert [finding.subject for finding in found.findings if finding.level == "fatal"] == [
         "MLflow",
         "base model",

@@ -163,8 +163,8 @@ def test_activations_are_what_the_allocator_holds(folder: Path, checkpointing: b
     train = TrainConfig(lora_r=8, gradient_checkpointing=checkpointing)
     planned = activations.trace(folder, train, TOKENS)
     held, more = timeline(trained(folder, train), train)
-    assert planned.held == pytest.approx(held, rel=0.1)
-    assert planned.held + planned.backward == pytest.approx(held + more, rel=0.1)
+    assert planned.saved == pytest.approx(held, rel=0.1)
+    assert planned.saved + planned.backward == pytest.approx(held + more, rel=0.1)
 
 
 def test_the_head_is_what_the_allocator_holds() -> None:
@@ -185,8 +185,8 @@ def test_many_layers_are_what_a_few_foretell(tmp_path: Path, checkpointing: bool
     train = TrainConfig(gradient_checkpointing=checkpointing)
     every = activations._run(tmp_path, train, 128, 13)
     few = activations.trace(tmp_path, train, 128)
-    assert few.held == every.held
-    assert few.held + few.backward == pytest.approx(every.held + every.backward, rel=0.01)
+    assert few.saved == every.saved
+    assert few.saved + few.backward == pytest.approx(every.saved + every.backward, rel=0.01)
 
 
 def anchor(name: str) -> tuple[architecture.Architecture, memory.Estimate]:
@@ -222,7 +222,7 @@ def test_fused_experts_stay_in_16_bit() -> None:
     found, estimate = anchor("mixtral-8x7b")
     assert found.in_fused_experts == 32 * 8 * 3 * 4096 * 14336
     assert estimate.weights_16bit > 90e9
-    assert found.active == pytest.approx(12.7e9, rel=0.01)
+    assert found.active_parameters == pytest.approx(12.7e9, rel=0.01)
 
 
 def test_ddp_copies_gradients_and_fsdp_cuts_the_rest() -> None:
@@ -230,8 +230,8 @@ def test_ddp_copies_gradients_and_fsdp_cuts_the_rest() -> None:
     found = architecture.read(CONFIGS / "llama-2-70b", train)
     held = activations.trace(CONFIGS / "llama-2-70b", train, 512)
     one = memory.estimate(found, held, 512)
-    ddp = memory.estimate(found, held, 512, gpus=4, how="ddp")
-    fsdp = memory.estimate(found, held, 512, gpus=4, how="fsdp")
+    ddp = memory.estimate(found, held, 512, gpus=4, strategy="ddp")
+    fsdp = memory.estimate(found, held, 512, gpus=4, strategy="fsdp")
     assert ddp.total - one.total == memory.adapter_bytes(found)
     assert one.weights_nf4 / 4 < fsdp.weights_nf4 < 0.28 * one.weights_nf4  # the scales are not cut
     assert fsdp.total < 0.4 * one.total

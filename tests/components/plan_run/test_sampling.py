@@ -18,7 +18,7 @@ from tests.conftest import conversation, write_jsonl
 ROWS = [conversation(f"question {n}", "cat sat on the mat") for n in range(5000)]
 
 
-def first_rows(path: Path) -> sampling.Start:
+def first_rows(path: Path) -> sampling.FirstRows:
     return sampling.first_rows(listing.first_file(listing.make(str(path))["train"]))
 
 
@@ -39,7 +39,7 @@ def test_the_first_rows_of_each_kind_of_file(tmp_path: Path, name: str, content:
     path = tmp_path / f"{name}{compressed}"
     path.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstd}[compressed](content.encode()))
     start = first_rows(path)
-    assert len(start.rows) == 2 == start.in_all - len(start.broken)
+    assert len(start.rows) == 2 == start.total_rows - len(start.unreadable)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
@@ -51,9 +51,9 @@ def test_rows_and_tokens_are_reckoned_from_the_start(tmp_path: Path, tiny_model:
     else:
         path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstd}[kind](plain))
     config = RunConfig.parse(base_model=str(tiny_model), dataset_uri=str(path), model_name="n", max_length=64)
-    found = sampling.look(listing.make(str(path))["train"], config, tiny_model)
+    found = sampling.sample(listing.make(str(path))["train"], config, tiny_model)
     assert found.rows == pytest.approx(5000, rel=0 if kind == "parquet" else 0.1)
-    assert 5 < found.tokens_a_row < 64 and 0 < found.supervised < 1
+    assert 5 < found.tokens_per_row < 64 and 0 < found.supervised < 1
 
 
 @pytest.mark.parametrize("start", [1000, 100_000])
@@ -74,13 +74,13 @@ def test_a_start_that_ends_anywhere_gives_whole_rows(
     monkeypatch.setattr(sampling, "START", start)
     found = first_rows(path)
     assert [row for _, row in found.rows] == rows[: len(found.rows)]
-    assert found.in_all == pytest.approx(len(rows), rel=0.1 if start > 1000 and kind.count(".") == 1 else 0.5)
+    assert found.total_rows == pytest.approx(len(rows), rel=0.1 if start > 1000 and kind.count(".") == 1 else 0.5)
 
 
 def test_a_first_row_longer_than_the_start_is_read(tmp_path: Path) -> None:
     long = {"prompt": "q", "completion": "a " * 2_500_000}
     start = first_rows(write_jsonl(tmp_path / "rows.jsonl", [long] * 4))
-    assert start.rows[0] == (1, long) and 2 < start.in_all < 6
+    assert start.rows[0] == (1, long) and 2 < start.total_rows < 6
 
 
 def test_a_first_line_that_is_broken_is_passed_over(tmp_path: Path) -> None:
@@ -126,5 +126,5 @@ def test_of_a_large_parquet_file_a_few_pages_are_read(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(listing.DataFile, "open", lambda _: listing._buffered(part, len(content)))
     found = first_rows(path)
-    assert (len(found.rows), found.in_all) == (sampling.ROWS, 40_000)
+    assert (len(found.rows), found.total_rows) == (sampling.ROWS, 40_000)
     assert sum(read) < len(content) / 5

@@ -19,7 +19,7 @@ def llama() -> architecture.Architecture:
 
 def test_steps_are_counted_over_packed_rows() -> None:
     train = TrainConfig(batch_tokens=1000, gradient_accumulation_steps=4, num_train_epochs=3)
-    work = time_and_cost.work(train, rows=970, tokens_a_row=100)
+    work = time_and_cost.work(train, rows=970, tokens_per_row=100)
     assert (work.tokens, work.packed_rows, work.steps) == (97_000, 100, 75)
     assert work.tokens_in_all == 3 * work.tokens
     assert time_and_cost.work(train.model_copy(update={"max_steps": 5}), 970, 100).steps == 5
@@ -29,10 +29,10 @@ def test_steps_are_counted_over_packed_rows() -> None:
 
 def test_operations_are_four_a_frozen_parameter_and_token(llama: architecture.Architecture) -> None:
     train = TrainConfig(lora_r=64)
-    work = time_and_cost.work(train, rows=1000, tokens_a_row=512)
+    work = time_and_cost.work(train, rows=1000, tokens_per_row=512)
     found = time_and_cost.flops(llama, train, work)
     head_and_layers = llama.parameters - 32000 * 4096
-    assert llama.active == pytest.approx(head_and_layers, rel=1e-3)
+    assert llama.active_parameters == pytest.approx(head_and_layers, rel=1e-3)
     assert found == pytest.approx(work.tokens_in_all * (4 * head_and_layers + 6 * llama.trainable), rel=0.05)
     again = time_and_cost.flops(llama, train.model_copy(update={"gradient_checkpointing": True}), work)
     assert again / found == pytest.approx(1.5, rel=0.05)
@@ -74,12 +74,12 @@ def test_the_smallest_gpu_is_named() -> None:
 
 
 def test_other_ways_to_train(llama: architecture.Architecture) -> None:
-    found = {(way.weights_in, way.trained): way for way in compare.ways(llama)}
+    found = {(method.weights_in, method.trained): method for method in compare.methods(llama)}
     count = llama.parameters
     assert found["FP32", "full"].total == 16 * count == found["16-bit", "full"].total
     assert found["16-bit", "adapter"].weights == 2 * count + memory.adapter_bytes(llama)
     assert found["QLoRA", "adapter"].total < found["INT8", "adapter"].total < found["16-bit", "adapter"].total
-    assert all(way.total == way.weights + way.gradients + way.optimiser for way in found.values())
+    assert all(method.total == method.weights + method.gradients + method.optimiser for method in found.values())
 
 
 def test_int8_weights_are_what_bitsandbytes_holds() -> None:
@@ -89,7 +89,7 @@ def test_int8_weights_are_what_bitsandbytes_holds() -> None:
     quantised, scales, _ = bnb.functional.int8_vectorwise_quant(torch.randn(48, 80).to(torch.float16))
     weight = architecture.Weight("w", (48, 80), Quantization(), 2)
     model = architecture.Architecture("", (weight,), (), 1, 80, 10, 1.0)
-    planned = next(way for way in compare.ways(model) if way.weights_in == "INT8")
+    planned = next(method for method in compare.methods(model) if method.weights_in == "INT8")
     assert planned.weights == quantised.nbytes + scales.nbytes
 
 

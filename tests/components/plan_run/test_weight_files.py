@@ -14,7 +14,7 @@ from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.models.safetensors_files import INDEX
-from qlora_pipelines.components.plan_run import access, weight_files
+from qlora_pipelines.components.plan_run import preflight, weight_files
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 
 ONE = "model.safetensors"
@@ -102,7 +102,7 @@ def test_a_plan_names_what_does_not_fit_its_config(base: Path, place: Path) -> N
     (place / "rows.jsonl").write_text('{"text": "a"}\n')
     changed(base, norm=None)
     config = RunConfig(base_model=str(base), dataset_uri=str(place / "rows.jsonl"), model_name="n", max_length=64)
-    found = access.check(config, place)
+    found = preflight.run(config, place)
     assert found.fatal == [
         f"base model {base}: the files hold no model.norm.weight, which config.json describes (1 of 20 are missing)"
     ]

@@ -13,7 +13,7 @@ from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.data import hub as hub_client
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.plan_run import access, sampling
+from qlora_pipelines.components.plan_run import preflight, sampling
 from tests.components.prepare_dataset.test_task import distinct
 from tests.components.stage_base_model.hub_server import COMMIT, Hub, serve
 from tests.conftest import write_jsonl
@@ -57,7 +57,7 @@ def test_it_is_prepared_as_the_same_rows_from_a_file_are(
 
 def test_its_first_rows_are_looked_into(hub: Hub, tiny_model: Path, place: Path) -> None:
     config = RunConfig(base_model=str(tiny_model), dataset_uri="org/model", model_name="n", max_length=64)
-    found = access.check(config, place / "files")
+    found = preflight.run(config, place / "files")
     assert not found.fatal and found.samples["train"].rows == 60
     asked = [wanted for method, name, wanted in hub.requests if name == TRAIN]
     assert asked and all(asked)  # by range, never whole
@@ -69,7 +69,7 @@ def test_lines_are_looked_into_by_range(hub: Hub, rows: list[dict[str, Any]], mo
     file = listing.first_file(listing.make("org/model")["train"])
     start = sampling.first_rows(file)
     assert [row for _, row in start.rows] == rows[: len(start.rows)] and 5 < len(start.rows) < 30
-    assert start.in_all == pytest.approx(60, rel=0.2)
+    assert start.total_rows == pytest.approx(60, rel=0.2)
 
 
 def test_other_bytes_than_were_listed_are_refused(hub: Hub, prepared: Callable[..., Any]) -> None:

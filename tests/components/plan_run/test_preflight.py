@@ -11,7 +11,7 @@ from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.components.core.store import attempts, storage
-from qlora_pipelines.components.plan_run import access, task
+from qlora_pipelines.components.plan_run import preflight, task
 from tests.conftest import conversation, write_jsonl
 
 
@@ -40,7 +40,7 @@ def test_finished_work_is_found_by_its_key(place: Path, config: dict[str, Any]) 
     result = plan(place, config)
     with attempts.attempt(storage.join(storage.root(), "adapters", result.training_key)) as attempt:
         attempt.commit({})
-    found = {finding.subject: finding.text for finding in access.check(RunConfig.parse(**config), place).findings}
+    found = {finding.subject: finding.text for finding in preflight.run(RunConfig.parse(**config), place).findings}
     assert found["adapter"].startswith("finished already: ") and found["merged model"] == "not made yet"
     assert "checkpoint" not in found
 
@@ -150,7 +150,7 @@ def test_a_gpu_that_is_too_small(place: Path, config: dict[str, Any]) -> None:
 
 def levels(place: Path, config: dict[str, Any]) -> dict[str, str]:
     """What is not as it should be: the level of each text."""
-    found = access.check(RunConfig.parse(**config), place / "files").findings
+    found = preflight.run(RunConfig.parse(**config), place / "files").findings
     return {finding.text: finding.level for finding in found if finding.level != "ok"}
 
 

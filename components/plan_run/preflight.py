@@ -1,0 +1,229 @@
+"""Preflight checks: all that a run will use is tried at once: base, tokenizer, data, store and MLflow.
+
+Each check gives findings; none stops another, so that all problems can be fixed in one go.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.data import listing
+from qlora_pipelines.components.core.data.listing import Listing
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.registry import champion, mlflow_client
+from qlora_pipelines.components.core.runtime import load_libraries
+from qlora_pipelines.components.core.sample_size import groups_needed
+from qlora_pipelines.components.core.store import attempts, keys, storage
+from qlora_pipelines.components.plan_run import base_checks, disk, fit, sampling, weight_files
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What one check found. `level` is `ok`, `warning` or `fatal`; `text` says what, and what to do."""
+
+    level: str
+    subject: str
+    text: str
+
+
+@dataclasses.dataclass
+class Checks:
+    """What the checks found; what could not be found out is empty, and a finding says why.
+
+    `samples` holds what the first rows of each side tell, `weights` what the headers of the base's files do; `staged`
+    says whether a hub's base is in the store already. `run_keys` are there where nothing is fatal.
+    """
+
+    champion: str = ""
+    revision: str = ""
+    files: Path | None = None
+    listing: Listing = dataclasses.field(default_factory=dict)
+    samples: dict[str, sampling.Sample] = dataclasses.field(default_factory=dict)
+    weights: weight_files.Weights | None = None
+    staged: bool = False
+    plan: fit.Plan | None = None
+    data_digest: str = ""
+    tokenizer_digest: str = ""
+    run_keys: keys.RunKeys | None = None
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+
+    @property
+    def fatal(self) -> list[str]:
+        """One line for each thing without which the run would fail."""
+        return [finding.text for finding in self.findings if finding.level == "fatal"]
+
+    @property
+    def supervised(self) -> float:
+        """The share of the training tokens that is supervised, 1 where it is not known."""
+        return self.samples["train"].supervised if "train" in self.samples else 1.0
+
+    def note(self, level: str, subject: str, text: str) -> None:
+        """Adds a finding."""
+        self.findings.append(Finding(level, subject, text))
+
+    @contextlib.contextmanager
+    def collect_errors(self, subject: str) -> Iterator[None]:
+        """Turns an `InputError` into a fatal finding; where only the memory is not known, that is a warning."""
+        try:
+            yield
+        except fit.UntraceableModel as error:
+            self.note("warning", "memory", str(error))
+        except InputError as error:
+            self.note("fatal", subject, str(error))
+
+
+def run(config: RunConfig, folder: Path) -> Checks:
+    """Runs all checks.
+
+    Args:
+        config: the whole run.
+        folder: an empty folder, for the base's small files.
+    """
+    checks = Checks()
+    # Imported here once: two threads that import transformers at the same time can see it half made.
+    load_libraries("peft", "transformers")
+    independent = (_store, _mlflow, _base, _data)
+    with concurrent.futures.ThreadPoolExecutor(len(independent)) as pool:
+        for job in [pool.submit(check, checks, config, folder) for check in independent]:
+            job.result()
+    if checks.files and checks.listing:
+        _samples(checks, config, checks.files)
+    if checks.files and checks.listing and not checks.fatal:
+        with checks.collect_errors("store"):
+            _stored_work(checks, config, checks.files)
+    order = {"fatal": 0, "warning": 1, "ok": 2}
+    checks.findings.sort(key=lambda finding: (order[finding.level], finding.subject, finding.text))
+    return checks
+
+
+def _store(checks: Checks, _config: RunConfig, _folder: Path) -> None:
+    with checks.collect_errors("store"):
+        storage.check_writable(storage.root())
+        checks.note("ok", "store", f"{storage.root()} can be written, read and deleted in")
+
+
+def _mlflow(checks: Checks, config: RunConfig, _folder: Path) -> None:
+    with checks.collect_errors("MLflow"):
+        client = mlflow_client.connect()
+        mlflow_client.check_registering(client)
+        checks.champion = champion.current_version(client, config.model_name)
+        checks.note("ok", "MLflow", f"answers and lets one register; champion of {config.model_name} today:"
+                   f" {checks.champion or 'none'}")  # fmt: skip
+        if checks.champion:
+            champion.find(config.model_name, checks.champion)  # what a new model is compared with must be there
+
+
+def _base(checks: Checks, config: RunConfig, folder: Path) -> None:
+    with checks.collect_errors("base model"):
+        checks.revision = base_model.resolve(config.base_model, config.base_revision)
+        files = base_model.small_files(config.base_model, checks.revision, folder)
+        checks.note("ok", "base model", f"{config.base_model} can be read at {checks.revision[:19]}, in safetensors")
+        checks.files = files
+        with checks.collect_errors("tokenizer"):
+            loading.load_tokenizer(files)
+            checks.note("ok", "tokenizer", "can be read and has a chat template")
+        described = loading.empty_model(files)
+        for level, text in base_checks.check(files, described, config):
+            checks.note(level, "base model", text)
+        with checks.collect_errors("weights"):
+            checks.weights = weight_files.read(config.base_model, checks.revision)
+            level, text = weight_files.compare(checks.weights.shapes, described)
+            checks.note(level, "weights", f"base model {config.base_model}: {text}")
+        checks.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
+        _memory(checks, checks.plan, config.gpu_memory_gib)
+
+
+def _memory(checks: Checks, plan: fit.Plan, gib: float) -> None:
+    if plan.architecture.in_fused_experts:
+        share = plan.architecture.in_fused_experts / plan.architecture.parameters
+        checks.note("warning", "memory", f"{share:.0%} of the parameters are fused experts, which stay in 16 bit")
+    if gib:
+        fits, text = fit.verdict(plan, int(gib * fit.GIB), f"a GPU of {gib:g} GiB")
+        checks.note("ok" if fits else "fatal", "memory", text if fits else f"the run {text}")
+
+
+def _data(checks: Checks, config: RunConfig, _folder: Path) -> None:
+    with checks.collect_errors("data"):
+        checks.listing = listing.make(config.dataset_uri, config.eval_dataset_uri)
+        checks.data_digest = listing.data_digest(checks.listing)
+        files = sum(len(source["files"]) for source in checks.listing.values())
+        checks.note("ok", "data", f"{files} files, digest {checks.data_digest[:12]}")
+
+
+def _samples(checks: Checks, config: RunConfig, files: Path) -> None:
+    """Reads the first rows of each side; warns where too few are left for the gate to decide anything."""
+    prepare = config.for_step("prepare_dataset")
+    for side, source in checks.listing.items():
+        with checks.collect_errors("data"):
+            sample = checks.samples[side] = sampling.sample(source, config, files)
+            checks.note("ok", "data", f"{side}: about {sample.rows:,} rows of form {sample.form},"
+                        f" {sample.tokens_per_row:.0f} tokens per row, {sample.supervised:.0%} supervised")  # fmt: skip
+            if sample.unusable > prepare.max_rejected_share * sample.checked:
+                text = f"{sample.unusable} of the first {sample.checked} rows cannot be used ({sample.reason})"
+                checks.note("warning", "data", f"{side}: {text}; {prepare.max_rejected_share:.1%} of all are allowed")
+    if evaluated := checks.samples.get("eval") or checks.samples.get("train"):
+        rows = evaluated.rows if "eval" in checks.listing else round(evaluated.rows * prepare.eval_share)
+        needed = groups_needed(1 - config.for_step("evaluate_model").confidence)
+        if rows < needed:
+            text = f"about {rows} rows to evaluate on: the gate can decide nothing on fewer than {needed}"
+            advice = "and the model will not be registered; give more data or raise eval_share"
+            checks.note("warning", "data", f"{text}, {advice}")
+
+
+def _stored_work(checks: Checks, config: RunConfig, files: Path) -> None:
+    """Makes the keys, and finds what of this run's work is in the store, so that it will not be done again."""
+    checks.tokenizer_digest = base_model.tokenizer_digest(files)
+    checks.run_keys = keys.of_run(
+        config,
+        base_revision=checks.revision,
+        data_digest=checks.data_digest,
+        tokenizer_digest=checks.tokenizer_digest,
+    )
+    adapter = attempts.find(storage.join(storage.root(), "adapters", checks.run_keys.training_key))
+    merged = attempts.find(storage.join(storage.root(), "merged", checks.run_keys.merge_key))
+    for what, done in (("adapter", adapter), ("merged model", merged)):
+        checks.note("ok", what, f"finished already: {done.uri}" if done else "not made yet")
+    if not adapter:
+        step = _newest_checkpoint(checks.run_keys.training_key)
+        text = f"training goes on from step {step}" if step else "none; training starts at the first step"
+        checks.note("ok", "checkpoint", text)
+    if base_model.is_on_hub(config.base_model):
+        checks.staged = attempts.find(base_model.place_in_store(config.base_model, checks.revision)) is not None
+        size = checks.weights.size / fit.GIB if checks.weights else 0.0
+        text = "is in the store already" if checks.staged else f"will be copied into the store, {size:.1f} GiB"
+        checks.note("ok", "base model", f"{config.base_model} {text}")
+    if checks.plan and not merged:
+        _free_space(checks, config, checks.plan)
+
+
+def _newest_checkpoint(training_key: str) -> int:
+    """The step of the newest finished checkpoint, 0 where there is none."""
+    names = storage.sizes(storage.join(storage.root(), "checkpoints", training_key))
+    steps = (re.fullmatch(rf"step-(\d+)/[^/]+/{re.escape(attempts.MANIFEST)}", name) for name in names)
+    return max((int(step[1]) for step in steps if step), default=0)
+
+
+def _free_space(checks: Checks, config: RunConfig, plan: fit.Plan) -> None:
+    free = storage.free_bytes(storage.root())
+    written = disk_of(checks, config, plan)["store, written by this run"]
+    if free is not None and free < written:
+        text = f"{free / fit.GIB:.1f} GiB free, and this run writes {written / fit.GIB:.1f} GiB"
+        advice = f"make room, or name another place in {storage.STORE_VARIABLE}"
+        checks.note("fatal", "store", f"{storage.root()} has {text}: {advice}")
+
+
+def disk_of(checks: Checks, config: RunConfig, plan: fit.Plan) -> dict[str, int]:
+    """Bytes of disk by what they hold, as far as was found out."""
+    return disk.need(
+        plan.architecture,
+        plan.train,
+        base_files=checks.weights.sizes if checks.weights else (),
+        from_hub=base_model.is_on_hub(config.base_model) and not checks.staged,
+        data_files=tuple(file[1] for source in checks.listing.values() for file in source["files"]),
+        sample=checks.samples.get("train"),
+    )
