@@ -12,14 +12,14 @@ def stage_base_model(
     base_model: str,
     base_revision: str = "",
 ) -> NamedTuple("Staged", base_uri=str):
-    """Bring the base model into the store, once a revision.
+    """Copy the base model into the store, once per revision.
 
     Args:
         base_model: Folder, s3:// prefix or Hugging Face id of the base model.
         base_revision: Commit, or digest of the files, as plan_run found it.
 
     Returns:
-        base_uri: Where the base model lies.
+        base_uri: Where the base model is.
     """
     from qlora_pipelines.components.core.runtime import step
     from qlora_pipelines.components.stage_base_model import task

@@ -15,7 +15,7 @@ from qlora_pipelines.components.core.store.storage import Entry
 PARALLEL = 4
 """Files at a time; the hub's client may open several connections per file."""
 TRIES = 3
-"""How often a file is asked for; within a try, the hub's client resumes a connection where it was cut."""
+"""Attempts per file; within one, the hub's client resumes a connection where it was cut."""
 
 
 def copy(name: str, revision: str, files: list[Entry], uri: str) -> dict[str, dict[str, Any]]:
@@ -53,19 +53,19 @@ def copy(name: str, revision: str, files: list[Entry], uri: str) -> dict[str, di
 def _copy(name: str, revision: str, file: Entry, uri: str) -> str:
     """Copies one file; returns its sha256."""
     # A folder next to the files: where the store is local, a complete file is renamed, not copied again.
-    beside = None if storage.is_s3(uri) else storage.local_path(uri).parent
-    if beside:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".staging-") as folder:
+    parent = None if storage.is_s3(uri) else storage.local_path(uri).parent
+    if parent:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".staging-") as folder:
         path = _download(name, revision, file.path, Path(folder))
-        found = hub.checksum(path, file.etag)
-        if found != file.etag or path.stat().st_size != file.size:
+        checksum = hub.checksum(path, file.etag)
+        if checksum != file.etag or path.stat().st_size != file.size:
             raise InputError(
-                f"base model {name}: {file.path} is not what the hub lists: {found[:19]}, not {file.etag[:19]};"
+                f"base model {name}: {file.path} is not what the hub lists: {checksum[:19]}, not {file.etag[:19]};"
                 " nothing of it is kept; run again"
             )
-        sha256 = found if found.startswith("sha256:") else hub.checksum(path, "sha256:")
-        if beside:
+        sha256 = checksum if checksum.startswith("sha256:") else hub.checksum(path, "sha256:")
+        if parent:
             target = storage.local_path(storage.join(uri, file.path))
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
@@ -80,7 +80,7 @@ def _download(name: str, revision: str, path: str, folder: Path) -> Path:
     for left in reversed(range(TRIES)):
         try:
             return Path(huggingface_hub.hf_hub_download(name, path, revision=revision, local_dir=folder))
-        except Exception as error:  # the hub's client raises many unrelated kinds
+        except Exception as error:  # the hub's client raises many unrelated types
             if not left:
                 raise InputError(
                     f"base model {name} at {revision[:12]}: {path} could not be copied: {first_line(error)};"

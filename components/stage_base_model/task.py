@@ -1,4 +1,4 @@
-"""Brings the base model into the store, once a revision; a folder or an s3:// prefix is used where it lies."""
+"""Copies the base model into the store, once per revision; a folder or an s3:// prefix is used in place."""
 
 from typing import NamedTuple
 
@@ -13,23 +13,23 @@ USED = "used"
 
 
 class Result(NamedTuple):
-    """Where the base model's files lie."""
+    """Where the base model's files are."""
 
     base_uri: str
 
 
 def run(config: StageConfig) -> Result:
-    """Makes sure the base model lies where the GPU pods can read it.
+    """Makes sure the base model is where the GPU pods can read it.
 
-    The files of a revision lie in one folder, each put there whole after its hash was checked. So an attempt that was
-    cut short is taken up where it ended, and two at once write the same bytes. The manifest comes last.
+    The files of a revision are in one folder, each written whole after its hash was checked. So an attempt that was
+    interrupted is continued by the next one, and two at once write the same bytes. The manifest is written last.
 
     Raises:
         InputError: there is no such model, or its files are not those that were planned with.
     """
     if not base_model.is_on_hub(config.base_model):
         base_model.resolve(config.base_model, config.base_revision)
-        log(f"base {config.base_model} is used where it lies")
+        log(f"base {config.base_model} is used in place")
         uri = config.base_model
         return Result(uri if storage.is_s3(uri) else str(storage.local_path(uri)))
     revision, place = config.base_revision, base_model.place_in_store(config.base_model, config.base_revision)
@@ -41,9 +41,8 @@ def run(config: StageConfig) -> Result:
     if staged is None:
         uri = storage.join(place, "files")
         copied = copying.copy(config.base_model, revision, files, uri)
-        info = {"base_model": config.base_model, "revision": revision}
-        staged = attempts.finish(uri, info, copied)
-    # Says that a run is at work with it: clean-up keeps what was written lately.
+        staged = attempts.finish(uri, {"base_model": config.base_model, "revision": revision}, copied)
+    # Shows that a run uses it: clean-up keeps what was written lately.
     storage.write_bytes(storage.join(place, USED), b"")
-    log(f"base lies at {staged.uri}")
+    log(f"base is at {staged.uri}")
     return Result(staged.uri)

@@ -1,6 +1,6 @@
 """From a conversation to token ids and labels, through the model's own chat template.
 
-Training, evaluation and serving all see the text that `render` gives.
+Training, evaluation and serving all see the text that `render` returns.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ class Encoded:
 def render(
     tokenizer: Any, messages: list[Message], *, tools: Tools | None = None, add_generation_prompt: bool = False
 ) -> str:
-    """The text of a conversation; with `add_generation_prompt`, ending where the assistant is to speak.
+    """The text of a conversation; with `add_generation_prompt`, up to where the assistant is to speak.
 
     Args:
         tokenizer: has the chat template.
         messages: `[{"role": ..., "content": ...}, ...]`, with `tool_calls` where the assistant calls tools.
         tools: JSON schemas of the tools the assistant may call.
-        add_generation_prompt: whether to end with the template's mark that asks for an answer.
+        add_generation_prompt: whether to end with what the template puts before an answer.
 
     Raises:
         InputError: the template refuses these turns, with its own reason.
@@ -68,9 +68,9 @@ def answers(
 ) -> tuple[str, list[Span]]:
     """The rendered conversation, and where in it (start, end) the assistant speaks after the first `context` turns.
 
-    Found by rendering the conversation up to each answer, with the mark that asks for one, and up to its end: so
-    it needs no `{% generation %}` mark in the template. The end-of-turn token belongs to the answer, white space that a
-    template puts after it does not.
+    Found by rendering the conversation up to each answer, with the generation prompt, and up to its end: so the
+    template need not mark answers with `{% generation %}`. The end-of-turn token belongs to the answer, white space
+    that a template puts after it does not.
 
     Raises:
         InputError: the template refuses the turns, or changes earlier ones such that answers cannot be told apart.
@@ -91,11 +91,11 @@ def answers(
 def _rewritten(
     tokenizer: Any, text: str, before: str, upto: str, messages: list[Message], turn: int, tools: Tools | None
 ) -> Span:
-    """An answer that the template writes otherwise once turns follow.
+    """An answer that the template writes differently once turns follow.
 
-    Qwen3 drops an earlier answer's thinking, Phi-3 ends only the last turn with the end of text. The answer is then
-    what stands between the mark that asks for it and the special token after its words; where it has none (a tool
-    call), the token that ended the turn while it came last. It may not reach into the next turn.
+    Qwen3 drops the thinking of an earlier answer, Phi-3 ends only the last turn with the end of text. The answer then
+    goes from the generation prompt to the special token after its words; where it has no words (a tool call), to the
+    special token with which the turn ended while it was the last. It may not reach into the next turn.
     """
     start = len(before)
     if not text.startswith(before):
@@ -116,7 +116,7 @@ def _rewritten(
 
 
 def _next_turn(tokenizer: Any, text: str, messages: list[Message], turn: int, tools: Tools | None) -> int:
-    """Where the words of the turn after this one begin: where the text changes as they do."""
+    """Where the words of the next turn begin: where the text changes when they are changed."""
     if turn + 1 == len(messages):
         return len(text)
     content = str(messages[turn + 1].get("content") or "")
@@ -141,7 +141,7 @@ def encode(
         tokenizer: a fast tokenizer with a chat template.
         messages: `[{"role": ..., "content": ...}, ...]`.
         max_length: tokens; what is longer is cut at the end.
-        context: so many turns at the start are not supervised, whoever speaks.
+        context: number of turns at the start that are not supervised, whoever speaks.
         tools: JSON schemas of the tools the assistant may call.
         last_only: whether only the last answer is supervised.
 
@@ -153,7 +153,7 @@ def encode(
 
 
 def encode_spans(tokenizer: Any, text: str, spans: list[Span], max_length: int) -> Encoded:
-    """Tokenises a text and labels the tokens that lie whole within one of the spans (start, end), in characters."""
+    """Tokenises a text and labels the tokens that are wholly within one of the spans (start, end), in characters."""
     tokens = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=max_length
     )

@@ -18,7 +18,7 @@ COLUMNS = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-"""By form, the columns that tell it; where a row has those of several forms, the first counts."""
+"""By form, the columns that it is known by; where a row has those of several forms, the first counts."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "system": "system",
@@ -52,22 +52,20 @@ def form_of(row: Row) -> str | None:
 
 def most_common_form(rows: Iterable[Row]) -> str:
     """The form of most of these rows; a file has one. Empty where no row is of any."""
-    found = collections.Counter(form for form in map(form_of, rows) if form)
-    return found.most_common(1)[0][0] if found else ""
+    counts = collections.Counter(form for form in map(form_of, rows) if form)
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def renamed(row: Row, columns: Mapping[Any, str]) -> Row:
-    """The row with the columns that people named brought to the names known here.
+    """The row with the user's column names replaced by those known here.
 
     Raises:
         ValueError: the row has no such column.
     """
-    if not columns:
-        return row
     for ours, theirs in columns.items():
         if theirs not in row:
             raise ValueError(f"no column {theirs}, which columns names for {ours}")
-    return row | {ours: row[theirs] for ours, theirs in columns.items()}
+    return row | {ours: row[theirs] for ours, theirs in columns.items()} if columns else row
 
 
 def conversation(row: Row, form: str) -> Conversation:
@@ -77,15 +75,16 @@ def conversation(row: Row, form: str) -> Conversation:
         ValueError: why the row cannot be used; quotes nothing of it.
     """
     if not form or any(row.get(column) is None for column in COLUMNS[form]):
-        found = form_of(row)
         missing = ", ".join(column for column in COLUMNS.get(form, ()) if row.get(column) is None)
-        if found and form:
-            raise ValueError(f"of form {found} in a file of form {form}")
+        if form and (other := form_of(row)):
+            raise ValueError(f"of form {other} in a file of form {form}")
         raise ValueError(f"no {missing}" if missing else "of no known form; name its columns in columns")
     group, part = _label(row, "group"), _label(row, "slice")
     if form == "text":
         return Conversation([], [], _text(row["text"], "text"), group, part)
-    messages = _FORMS[form](row)
+    messages = [_message(turn) for turn in _FORMS[form](row)]
+    if form != "messages" and row.get("system"):
+        messages.insert(0, _message({"role": "system", "content": row["system"]}))
     _check_order(messages)
     return Conversation(messages, _tools(row.get("tools")), "", group, part)
 
@@ -117,8 +116,11 @@ def _label(row: Row, column: str) -> str:
 
 
 def _text(value: Any, what: str) -> str:
-    if isinstance(value, list):
-        value = _joined(value, what)
+    if isinstance(value, list):  # parts, as OpenAI's chat format allows; only text can be trained on
+        texts: list[Any] = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        if len(texts) < len(value) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{what} has a part that is not text")
+        value = "".join(texts)
     if not isinstance(value, str):
         raise ValueError(f"{what} is not text")
     if not value or value.isspace():
@@ -126,19 +128,9 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _joined(parts: list[Any], what: str) -> str:
-    """Content given as a list of parts, as OpenAI's chat format allows; only text can be trained on."""
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"{what} has a part that is not text")
-    return "".join(part["text"] for part in parts)
-
-
-def _from_messages(row: Row) -> list[Message]:
+def _from_messages(row: Row) -> list[Any]:
     messages = row["messages"]
-    if isinstance(messages, str):
-        messages = _parsed(messages, "messages")
-    return [_message(message) for message in _turns(messages)]
+    return _turns(_parsed(messages, "messages") if isinstance(messages, str) else messages)
 
 
 def _turns(messages: Any) -> list[Any]:
@@ -159,16 +151,14 @@ def _message(message: Any) -> Message:
     calls = message.get("tool_calls")
     if calls and role != "assistant":
         raise ValueError(f"the {role} calls tools")
-    found: Message = {"role": role}
+    turn: Message = {"role": role}
     if content or not calls:
-        found["content"] = _text(content, f"the {role}'s content")
+        turn["content"] = _text(content, f"the {role}'s content")
     if calls:
-        found["tool_calls"] = [_call(call) for call in _turns(calls)]
-        found.setdefault("content", "")
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if isinstance(message.get(name), str):
-            found[name] = message[name]
-    return found
+        turn["tool_calls"] = [_call(call) for call in _turns(calls)]
+        turn.setdefault("content", "")
+    optional = ("name", "tool_call_id", "reasoning_content")
+    return turn | {name: message[name] for name in optional if isinstance(message.get(name), str)}
 
 
 def _call(call: Any) -> dict[str, Any]:
@@ -177,14 +167,14 @@ def _call(call: Any) -> dict[str, Any]:
         raise ValueError("a tool call names no function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        # OpenAI gives a string of JSON; templates write the object.
+        # OpenAI's format has a string of JSON; templates write the object.
         arguments = _parsed(arguments or "{}", "a tool call's arguments")
     if not isinstance(arguments, dict | None):
         raise ValueError("a tool call's arguments are not an object")
     # Parquet gives every struct all keys, null where there was none.
     arguments = {key: value for key, value in (arguments or {}).items() if value is not None}
-    found = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return found | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
+    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return made | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
 
 
 def _tools(tools: Any) -> Tools:
@@ -203,25 +193,22 @@ def _parsed(text: str, what: str) -> Any:
         raise ValueError(f"{what} is text, but not JSON") from None
 
 
-def _from_sharegpt(row: Row) -> list[Message]:
-    messages = [_sharegpt_message(turn) for turn in _turns(row["conversations"])]
-    return _with_system(row, messages)
+def _from_sharegpt(row: Row) -> list[Any]:
+    return [_sharegpt_turn(turn) for turn in _turns(row["conversations"])]
 
 
-def _sharegpt_message(turn: Any) -> Message:
+def _sharegpt_turn(turn: Any) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
-        return _message(turn)
+        return turn
     role = SHAREGPT_ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
     if turn["from"] == "function_call":
         calls = _parsed(_text(turn.get("value"), "a function_call"), "a function_call")
-        return _message({"role": role, "tool_calls": calls if isinstance(calls, list) else [calls]})
-    return _message({"role": role or turn["from"], "content": turn.get("value")})
+        return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}
+    return {"role": role or turn["from"], "content": turn.get("value")}
 
 
-def _from_prompt_completion(row: Row) -> list[Message]:
-    prompt, completion = row["prompt"], row["completion"]
-    before = _as_turns(prompt, "user")
-    return _with_system(row, [_message(turn) for turn in before + _as_turns(completion, "assistant")])
+def _from_prompt_completion(row: Row) -> list[Any]:
+    return _as_turns(row["prompt"], "user") + _as_turns(row["completion"], "assistant")
 
 
 def _as_turns(value: Any, role: str) -> list[Any]:
@@ -230,7 +217,7 @@ def _as_turns(value: Any, role: str) -> list[Any]:
     return [{"role": role, "content": value}]
 
 
-def _from_alpaca(row: Row) -> list[Message]:
+def _from_alpaca(row: Row) -> list[Any]:
     question = _text(row["instruction"], "instruction")
     if row.get("input") not in (None, ""):
         question = f"{question}\n\n{_text(row['input'], 'input')}"
@@ -239,17 +226,11 @@ def _from_alpaca(row: Row) -> list[Message]:
         if not isinstance(past, list) or len(past) != 2:
             raise ValueError("history is not a list of pairs")
         turns += [{"role": "user", "content": past[0]}, {"role": "assistant", "content": past[1]}]
-    turns += [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
-    return _with_system(row, [_message(turn) for turn in turns])
-
-
-def _with_system(row: Row, messages: list[Message]) -> list[Message]:
-    system = row.get("system")
-    return [_message({"role": "system", "content": system}), *messages] if system else messages
+    return [*turns, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
 
 
 def _check_order(messages: list[Message]) -> None:
-    """Turns as serving will see them: the assistant answers someone, nobody speaks twice in a row but tools."""
+    """Turns as serving will see them: the assistant answers someone, and only tools speak twice in a row."""
     previous = ""
     for message in messages:
         role = message["role"]

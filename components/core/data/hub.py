@@ -1,7 +1,7 @@
-"""The Hugging Face hub: its files with their checksums, and its refusals in one line.
+"""The Hugging Face hub: its files with their checksums, and its errors in one line.
 
 Data sets are `org/name`, `org/name@revision`, or `hf://datasets/org/name@revision/path`. A revision is resolved to its
-commit, so that the address cannot come to mean other data.
+commit, so that the content of the address cannot change.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
 @contextlib.contextmanager
 def errors(what: str, revision: str, otherwise: str = "") -> Iterator[None]:
-    """Turns what the hub's client raises, which is of many unrelated kinds, into one line.
+    """Turns what the hub's client raises, which is of many unrelated types, into one line.
 
     Args:
         what: what was asked for, such as `data org/name`.
@@ -44,18 +44,17 @@ def errors(what: str, revision: str, otherwise: str = "") -> Iterator[None]:
 
     try:
         yield
-    except GatedRepoError:
-        why = "it is gated: ask for access on its page on the hub, and set HF_TOKEN to a token of that account"
-        raise InputError(f"{what}: {why}") from None
-    except RevisionNotFoundError:
-        why = f"the hub has no revision {revision} of it; give a branch, a tag or a commit"
-        raise InputError(f"{what}: {why}") from None
     except Exception as error:
-        raise InputError(f"{what}: {otherwise}the Hugging Face hub says: {first_line(error)}") from None
+        reason = f"{otherwise}the Hugging Face hub says: {first_line(error)}"
+        if isinstance(error, GatedRepoError):
+            reason = "it is gated: ask for access on its page on the hub, and set HF_TOKEN to a token of that account"
+        elif isinstance(error, RevisionNotFoundError):
+            reason = f"the hub has no revision {revision} of it; give a branch, a tag or a commit"
+        raise InputError(f"{what}: {reason}") from None
 
 
 def files(info: Any) -> list[Entry]:
-    """The files of a repository, told apart by `sha256:` (LFS) or by git's blob id, `git:`.
+    """The files of a repository; their `etag` is `sha256:...` (LFS) or git's blob id, `git:...`.
 
     Args:
         info: what `HfApi.model_info` or `dataset_info` gives with `files_metadata=True`.
@@ -81,11 +80,11 @@ def checksum(path: Path, like: str) -> str:
 
 def parse(uri: str) -> Source | None:
     """The data set that an address names, or None where it is an address of another kind."""
-    long = uri.startswith(PREFIX)
-    found = _ID.fullmatch(uri.removeprefix(PREFIX))
-    if found is None or (not long and (found["path"] or uri.startswith(".") or os.path.exists(uri))):
+    match = _ID.fullmatch(uri.removeprefix(PREFIX))
+    local = not uri.startswith(PREFIX) and (uri.startswith(".") or os.path.exists(uri))
+    if match is None or local or (match["path"] and not uri.startswith(PREFIX)):
         return None
-    return Source(found["name"], (found["revision"] or "main").replace("%2F", "/"), found["path"] or "")
+    return Source(match["name"], (match["revision"] or "main").replace("%2F", "/"), match["path"] or "")
 
 
 def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]]:
@@ -102,17 +101,12 @@ def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]
         info = huggingface_hub.HfApi().dataset_info(
             source.name, revision=source.revision, files_metadata=True, timeout=20
         )
-    below = source.path.rstrip("/")
-    entries = [
-        entry
-        for entry in files(info)
-        if entry.path.endswith(suffixes)
-        and not entry.path.endswith(DESCRIPTIONS)
-        and (not below or f"{entry.path}/".startswith(f"{below}/"))
-    ]
-    train = [entry for entry in entries if re.search(r"(^|[/_.-])train([/_.-]|$)", entry.path)]
-    path = f"/{below}" if below else ""
-    return f"{PREFIX}{source.name}@{info.sha}{path}", sorted(train if train and not below else entries)
+    data = [entry for entry in files(info) if entry.path.endswith(suffixes) and not entry.path.endswith(DESCRIPTIONS)]
+    uri = f"{PREFIX}{source.name}@{info.sha}"
+    if path := source.path.rstrip("/"):
+        return f"{uri}/{path}", sorted(entry for entry in data if f"{entry.path}/".startswith(f"{path}/"))
+    train = [entry for entry in data if re.search(r"(^|[/_.-])train([/_.-]|$)", entry.path)]
+    return uri, sorted(train or data)
 
 
 def fetch(uri: str, path: str, etag: str, folder: Path) -> Path:
@@ -125,12 +119,10 @@ def fetch(uri: str, path: str, etag: str, folder: Path) -> Path:
 
     name, revision, _ = _at_commit(uri)
     with errors(f"data {uri}", revision):
-        found = Path(
-            huggingface_hub.hf_hub_download(name, path, repo_type="dataset", revision=revision, local_dir=folder)
-        )
-    if checksum(found, etag) != etag:
+        file = huggingface_hub.hf_hub_download(name, path, repo_type="dataset", revision=revision, local_dir=folder)
+    if checksum(Path(file), etag) != etag:
         raise InputError(f"data {uri}: {path} is not the file that was listed; start a new run")
-    return found
+    return Path(file)
 
 
 def read(uri: str, path: str, offset: int, size: int) -> bytes:
@@ -143,15 +135,15 @@ def read(uri: str, path: str, offset: int, size: int) -> bytes:
 
     name, revision, _ = _at_commit(uri)
     with errors(f"data {uri}", revision):
-        # The endpoint is given, or the library would keep the one it was imported with.
+        # With the endpoint, as the library would else keep the one that it was imported with.
         system = huggingface_hub.HfFileSystem(endpoint=huggingface_hub.constants.ENDPOINT)
         file = f"datasets/{name}@{revision}/{path}"
-        # Without a cache, or five more MiB would come with each read.
+        # Without a cache, which would read five MiB more each time.
         return bytes(system.cat_file(file, start=offset, end=offset + size, cache_type="none")) if size else b""
 
 
 def _at_commit(uri: str) -> Source:
     source = parse(uri)
     if source is None:
-        raise InputError(f"data {uri}: this is no data set on the hub")
+        raise InputError(f"data {uri}: this is not a data set on the hub")
     return source

@@ -1,6 +1,6 @@
 """The listing: which files a run's data consists of, fixed by plan_run and read by prepare_dataset.
 
-It lies at `STORE/listings/<data_digest>.json`, so that later steps get an address that cannot come to mean other data.
+It is at `STORE/listings/<data_digest>.json`, so that later steps get an address whose content cannot change.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ Listing = dict[str, dict[str, Any]]
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSIONS = ("", ".gz", ".zst")
 SUFFIXES = tuple(kind + compression for kind in KINDS for compression in COMPRESSIONS)
-"""How the names of files that are read end."""
+"""Endings of the files that are read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFile:
-    """One listed file; `uri` names it to people."""
+    """One listed file; `uri` is its name in messages."""
 
     uri: str
     source: str
     entry: Entry
 
     def fetch(self, folder: Path) -> Path:
-        """A local file of the listed content; what is copied goes into `folder`.
+        """A local file of the listed content; a copy is put into `folder`.
 
         Raises:
-            InputError: it cannot be read, or its content is another.
+            InputError: it cannot be read, or its content has changed.
         """
         if self.source.startswith(hub.PREFIX):
             return hub.fetch(self.source, self.entry.path, self.entry.etag, folder)
         return storage.fetch(self.uri, self.entry, folder)
 
     def open(self) -> BinaryIO:
-        """The file where it lies, to read from any place in it; of a remote one only what is read is transferred.
+        """The file in place, seekable; of a remote one only what is read is transferred.
 
         Raises:
             InputError: it cannot be read; reading may raise this too.
@@ -60,7 +60,7 @@ class DataFile:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file of which any part can be had."""
+    """A remote file of which any range can be read."""
 
     def __init__(self, read: Callable[[int, int], bytes | bytearray], size: int) -> None:
         self._read, self._size, self._at = read, size, 0
@@ -90,7 +90,7 @@ def _buffered(read: Callable[[int, int], bytes | bytearray], size: int) -> Binar
 
 
 def make(dataset_uri: str, eval_dataset_uri: str = "") -> Listing:
-    """Lists the data as it lies there now.
+    """Lists the data as it is there now.
 
     Raises:
         InputError: nothing is there, or a file is empty or of a kind that is not read.
@@ -107,9 +107,8 @@ def _source(uri: str) -> dict[str, Any]:
         absolute = uri if storage.is_s3(uri) else str(storage.local_path(uri))
         entries = storage.listing(uri)
     if not entries:
-        raise InputError(
-            f"data {uri}: nothing there; give a file, a folder, an s3:// prefix or a Hugging Face data set"
-        )
+        accepted = "a file, a folder, an s3:// prefix or a Hugging Face data set"
+        raise InputError(f"data {uri}: nothing there; give {accepted}")
     for entry in entries:
         name = entry.path if source else storage.file_uri(uri, entry)
         if not entry.path.lower().endswith(SUFFIXES):
@@ -120,7 +119,7 @@ def _source(uri: str) -> dict[str, Any]:
 
 
 def data_digest(listing: Listing) -> str:
-    """Names the data by content: where it lies plays no part."""
+    """Names the data by content, wherever it is."""
     return keys.digest({side: source["files"] for side, source in listing.items()})
 
 
@@ -154,7 +153,7 @@ def first_file(source: dict[str, Any]) -> DataFile:
 
 def _files(uri: str, entries: list[Entry]) -> list[DataFile]:
     if uri.startswith(hub.PREFIX):
-        # At a commit nothing changes; the content is checked when it has come.
+        # At a commit nothing changes; the content is checked after the download.
         root = uri[: uri.index("@")]
         return [DataFile(f"{root}/{entry.path}", uri, entry) for entry in entries]
     now = {entry.path: entry for entry in storage.listing(uri)}

@@ -8,7 +8,7 @@ from qlora_pipelines.components.core.data import chat_template
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: each item, the longest first, goes into the fullest row that still has room for it.
+    """Best-fit decreasing: each item, longest first, goes into the fullest row that still has room for it.
 
     This takes at most 11/9 of the fewest rows possible, plus four (Johnson et al. 1974, SIAM J. Comput. 3, "Worst-case
     performance bounds for simple one-dimensional packing algorithms"). Nothing is cut.
@@ -22,7 +22,8 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     # (room left, row), sorted by room: the first row with enough room is the fullest one, and bisection finds it. So n
-    # items take O(n log n) comparisons, where a search through all open rows would take O(n^2).
+    # items take O(n log n) comparisons, where a search through all open rows would take O(n^2). -1 is below all row
+    # numbers, so a row with exactly the room that is needed is found too.
     open_rows: list[tuple[int, int]] = []
     for index in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
         fits = bisect.bisect_left(open_rows, (lengths[index], -1))
@@ -40,8 +41,8 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def rows(encoded: Sequence[chat_template.Encoded], capacity: int) -> list[dict[str, list[int]]]:
     """Conversations packed into rows: their `input_ids` and `labels` end to end, and their `lengths`.
 
-    The first label of each conversation is ignored. Label t is predicted from position t - 1, so the first token has
-    nothing to predict it; in a packed row, the last token of the conversation before it would. What remains are exactly
+    The first label of each conversation is ignored. Label t is predicted from position t - 1, so nothing predicts the
+    first token; in a packed row, the last token of the conversation before it would. The labels that remain are exactly
     the supervised tokens, by whose number the trainer divides the loss.
     """
     lengths = [len(item.input_ids) for item in encoded]
@@ -49,7 +50,7 @@ def rows(encoded: Sequence[chat_template.Encoded], capacity: int) -> list[dict[s
 
 
 def joined(items: Sequence[chat_template.Encoded]) -> dict[str, list[int]]:
-    """One row of conversations, in this order; see `rows`."""
+    """One row of these conversations, in this order; see `rows`."""
     return {
         "input_ids": [token for item in items for token in item.input_ids],
         "labels": [label for item in items for label in (chat_template.IGNORED, *item.labels[1:])],
@@ -58,10 +59,11 @@ def joined(items: Sequence[chat_template.Encoded]) -> dict[str, list[int]]:
 
 
 def collate(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """One long row out of a batch of packed rows, with the borders of its conversations.
+    """Flattens a batch of packed rows into one long row, with the borders of its conversations.
 
-    Positions start again at 0 in each conversation, as if it were alone: rotary embeddings depend on differences of
-    positions, learned ones on the positions themselves.
+    Positions start again at 0 in each conversation, as if it were alone. Rotary embeddings depend only on differences
+    of positions (Su et al. 2021, section 3.2), so for them this changes nothing within a conversation; learned ones
+    depend on the positions themselves.
 
     Returns:
         `input_ids`, `labels` and `position_ids` of shape (1, tokens); `cu_seq_lens_q`, shape (conversations + 1,):

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from qlora_pipelines.components.core.errors import InputError
 
 Row = dict[str, Any]
 Raw = bytes | Row | str
-"""A row as it lies in its file: a line of JSONL undecoded, a decoded row, or why there is none."""
+"""A row as it is in its file: a line of JSONL undecoded, a decoded row, or why there is none."""
 Record = tuple[int, Raw]
 LONGEST_LINE = 64 << 20
 """Bytes; a longer line is rejected unread, so that a file without line ends cannot fill the memory."""
@@ -23,20 +24,23 @@ NO_OBJECT = "not a JSON object with columns"
 
 
 def records(source: Path | BinaryIO, name: str) -> Iterator[Record]:
-    """The rows of one file as they lie in it, each with its number from 1.
+    """The rows of one file as they are in it, each with its number from 1.
 
-    Lines of JSONL come undecoded: `decode` does that, row by row and in any process.
+    Lines of JSONL are not decoded yet: `decode` does that, row by row and in any process.
 
     Args:
-        source: the local file, or one that is open; Parquet must be one that can be read from any place.
-        name: its name to people; its ending says what kind it is and how it is compressed.
+        source: the local file, or one that is open; Parquet must be seekable.
+        name: for messages; its ending says what kind the file is and how it is compressed.
 
     Yields:
-        JSONL: the line's number; JSON and Parquet: the place in the file; CSV: the line on which the row ends.
+        JSONL: the line's number; JSON and Parquet: the row's number; CSV: the line on which the row ends.
 
     Raises:
-        InputError: the file cannot be read on; names the file and how far it was read.
+        InputError: the file cannot be read further; names the file and how far it was read.
     """
+    import ijson
+    import pyarrow
+
     kind = next(kind for kind in KINDS if name.lower().removesuffix(".gz").removesuffix(".zst").endswith(kind))
     read = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kind]
     number = 0
@@ -46,19 +50,10 @@ def records(source: Path | BinaryIO, name: str) -> Iterator[Record]:
                 yield number, row
     except InputError:
         raise
-    except Exception as error:
-        # Each library raises kinds of its own on a damaged file; their texts may quote the data.
-        if not _is_damage(error):
-            raise
+    # Each library raises its own types on a damaged file; their texts may quote the data.
+    except (OSError, ValueError, csv.Error, ijson.JSONError, pyarrow.ArrowException):
         what = "compressed data cut short or damaged" if _compression(name) else f"damaged, or not {kind}"
         raise InputError(f"data {name}: {what} after row {number}; write the file again") from None
-
-
-def _is_damage(error: Exception) -> bool:
-    import ijson
-    import pyarrow
-
-    return isinstance(error, OSError | ValueError | csv.Error | ijson.JSONError | pyarrow.ArrowException)
 
 
 def _compression(name: str) -> str:
@@ -70,25 +65,22 @@ def _opened(source: Path | BinaryIO, name: str) -> Iterator[BinaryIO]:
     import pyarrow
 
     with contextlib.ExitStack() as stack:
-        given = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-        if not _compression(name):
-            yield given
-            return
-        # Unlike the bindings of zstd, pyarrow says when a stream was cut short.
-        inner = stack.enter_context(pyarrow.input_stream(given, compression=_compression(name)))
-        file = stack.enter_context(io.BufferedReader(inner, 1 << 14))
-        if ".parquet" in Path(name.lower()).suffixes:  # is read from its end
-            whole = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(file, whole, 1 << 20)
-            yield whole
-        else:
-            yield file
+        file: Any = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        if _compression(name):
+            # Unlike the bindings of zstd, pyarrow raises an error when a stream was cut short.
+            stream = stack.enter_context(pyarrow.input_stream(file, compression=_compression(name)))
+            file = stack.enter_context(io.BufferedReader(stream, 1 << 14))
+            if ".parquet" in Path(name.lower()).suffixes:  # Parquet is read from its end
+                whole = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(file, whole, 1 << 20)
+                file = whole
+        yield file
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[Record]:
-    number = 0
-    while line := file.readline(LONGEST_LINE):
-        number += 1
+    for number in itertools.count(1):
+        if not (line := file.readline(LONGEST_LINE)):
+            return
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
@@ -112,18 +104,10 @@ def decode(record: Raw) -> Row:
     if not isinstance(record, bytes):
         return record
     try:
-        row = orjson.loads(record)
-    except orjson.JSONDecodeError:
-        row = _lenient(record)
-    if not isinstance(row, dict):
-        raise ValueError(NO_OBJECT)
-    return row
-
-
-def _lenient(record: bytes) -> Any:
-    # What orjson refuses and Python reads: NaN, numbers of more than 64 bits.
-    try:
-        return json.loads(record.decode())
+        try:
+            row = orjson.loads(record)
+        except orjson.JSONDecodeError:
+            row = json.loads(record.decode())  # also reads NaN, and numbers of more than 64 bits
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except json.JSONDecodeError:
@@ -131,6 +115,9 @@ def _lenient(record: bytes) -> Any:
         raise ValueError(f"not JSON{ending}") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
+    if not isinstance(row, dict):
+        raise ValueError(NO_OBJECT)
+    return row
 
 
 def _json(file: BinaryIO, name: str) -> Iterator[Record]:
@@ -146,7 +133,7 @@ def _json(file: BinaryIO, name: str) -> Iterator[Record]:
 
 def _csv(file: BinaryIO, name: str) -> Iterator[Record]:
     csv.field_size_limit(LONGEST_LINE)
-    # What is not UTF-8 becomes lone surrogates, which no UTF-8 text can hold: that row alone is rejected later.
+    # What is not UTF-8 becomes lone surrogates, which UTF-8 cannot encode: so only that row is rejected, later.
     reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""), strict=True)
     columns = next(reader, [])
     for column in columns:
@@ -162,10 +149,7 @@ def _csv(file: BinaryIO, name: str) -> Iterator[Record]:
 def _parquet(file: BinaryIO, name: str) -> Iterator[Record]:
     import pyarrow.parquet
 
-    number = 0
     # Page by page: a row group, which may be the whole file, need not fit in memory.
     opened = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-    for batch in opened.iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    batches = opened.iter_batches(batch_size=256)
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
