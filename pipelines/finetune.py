@@ -128,6 +128,7 @@ def finetune(
             dataset_digest=data["dataset_digest"],
             base_uri=base["base_uri"],
             adapter=trained["adapter"],
+            adapter_digest=trained["adapter_digest"],
             model_name=model_name,
             champion_version=plan["champion_version"],
             options=plan["evaluate_options"],
@@ -141,6 +142,7 @@ def finetune(
         merged = place(
             dequantize_and_merge(
                 adapter=trained["adapter"],
+                adapter_digest=trained["adapter_digest"],
                 base_uri=base["base_uri"],
                 base_revision=plan["base_revision"],
                 merge_key=plan["merge_key"],
@@ -157,6 +159,7 @@ def finetune(
                 dataset_digest=data["dataset_digest"],
                 base_uri=base["base_uri"],
                 merged_uri=merged["merged_uri"],
+                merged_digest=merged["merged_digest"],
                 adapter_scores=tuned["scores"],
                 options=plan["evaluate_options"],
             ).set_display_name("evaluate-merged"),
@@ -168,8 +171,10 @@ def finetune(
             registered = register_model(
                 model_name=model_name,
                 merged_uri=merged["merged_uri"],
+                merged_digest=merged["merged_digest"],
                 merge_key=plan["merge_key"],
                 adapter_uri=trained["adapter_uri"],
+                adapter_digest=trained["adapter_digest"],
                 champion_version=plan["champion_version"],
                 run_config=plan["run_config"],
                 listing_uri=plan["listing_uri"],

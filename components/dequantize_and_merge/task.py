@@ -10,6 +10,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, base_weights, loading
 from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
 from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.registry import integrity
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
@@ -23,9 +24,10 @@ NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", attempts.MANI
 
 
 class Result(NamedTuple):
-    """Where the merged model's folder is."""
+    """Where the merged model's folder is, and the sha256 of its manifest, which later steps hold it against."""
 
     merged_uri: str
+    merged_digest: str
 
 
 def run(
@@ -34,6 +36,7 @@ def run(
     base_uri: str,
     base_revision: str,
     adapter: str,
+    adapter_digest: str,
     merge_key: str,
     recommended_base: str = "",
 ) -> Result:
@@ -44,12 +47,13 @@ def run(
         base_uri: folder of the base model.
         base_revision: commit, or digest of the base's files.
         adapter: folder of the trained adapter.
+        adapter_digest: sha256 of its manifest, as train_qlora returned it; checked.
         merge_key: names the merged model; it is kept in the store under this key.
         recommended_base: the base that evaluation found better, for `merge_base` auto; empty: dequantized.
 
     Raises:
-        InputError: the adapter was trained on another base, does not fit it, or has values that are not finite; the
-            base is not whole; there is no room.
+        InputError: the adapter is not the one that was trained, was trained on another base, does not fit it, or has
+            values that are not finite; the base is not whole; there is no room.
     """
     merge_base = _merge_base(config, recommended_base)
     key_uri = storage.join(storage.root(), "merged", merge_key)
@@ -57,21 +61,22 @@ def run(
     if finished is not None:
         log(f"merged already: {finished.uri}")
         attempts.clear(key_uri)
-        return Result(finished.uri)
-    trained = attempts.read(adapter)
+        return Result(finished.uri, integrity.digest(finished))
+    trained = integrity.read(adapter, adapter_digest, "adapter")
     if (revision := trained.info.get("base_revision")) != base_revision:
         raise InputError(f"the adapter was trained on revision {revision} of its base, not on {base_revision}")
     digests = _digests(trained.info, merge_base)
     with tempfile.TemporaryDirectory() as scratch:
+        held = integrity.hold(trained, Path(scratch, "adapter"), "adapter")
         base = base_weights.read(base_uri)
-        folder = base_model.small_files(base_uri, base_revision, Path(scratch))
+        folder = base_model.small_files(base_uri, base_revision, Path(scratch, "base"))
         base_config = loading.read_config(folder)
         if base_config.get("quantization_config"):
             raise InputError(f"base model {folder}: its weights are quantised already; give the 16-bit model")
         names = parameter_names.read(folder, base)
         shapes = names.shapes(base)
         _check_widths(trained.info, digests, shapes)
-        edits = adapters.read(Path(adapter), names, shapes)
+        edits = adapters.read(held.folder, names, shapes)
         merged = layout.make(base, names, edits, digests, int(config.max_shard_gb * 1e9))
         streaming.check_room(merged, key_uri)
         log(f"merging into the {merge_base} base: {merged.size / 1e9:,.2f} GB in {len(merged.shards)} files")
@@ -80,13 +85,14 @@ def run(
             configs = {"config.json": layout.merged_config(base_config, merged), GENERATION: _generation_config(folder)}
             for name, content in configs.items():
                 attempt.write(f"{MODEL}/{name}", json.dumps(content, indent=2).encode())
-            for file in _tokenizer_files(folder, Path(adapter)):
+            for file in _tokenizer_files(folder, held.folder):
                 attempt.write(f"{MODEL}/{file.name}", file.read_bytes())
+            held.check_unchanged()
             finished = attempt.commit(
                 {"merge_key": merge_key, "training_key": trained.info["training_key"], "merge_base": merge_base}
             )
     log(f"merged model: {finished.uri}")
-    return Result(finished.uri)
+    return Result(finished.uri, integrity.digest(finished))
 
 
 def _merge_base(config: MergeConfig, recommended: str) -> str:

@@ -17,7 +17,9 @@ def evaluate_model(
     report: dsl.Output[dsl.HTML],
     adapter: dsl.Input[dsl.Model] = None,
     adapter_scores: dsl.Input[dsl.Artifact] = None,
+    adapter_digest: str = "",
     merged_uri: str = "",
+    merged_digest: str = "",
     model_name: str = "",
     champion_version: str = "",
     options: str = "{}",
@@ -43,7 +45,9 @@ def evaluate_model(
         report: Verdict, figures and answers side by side.
         adapter: Adapter to judge against the base.
         adapter_scores: Scores of the adapter, to judge the merged model against.
+        adapter_digest: The sha256 of the adapter's manifest, which train_qlora returned; checked with adapter.
         merged_uri: Folder of the merged model to judge; empty judges the adapter.
+        merged_digest: The sha256 of its manifest, which dequantize_and_merge returned; checked with merged_uri.
         model_name: Name of the registered model, to compare the adapter with its champion.
         champion_version: Version of that name that is champion; empty is none.
         options: Further options, a JSON object.
@@ -70,7 +74,9 @@ def evaluate_model(
             scores=scores.path,
             report=report.path,
             adapter=adapter.path if adapter else "",
+            adapter_digest=adapter_digest,
             merged_uri=merged_uri,
+            merged_digest=merged_digest,
             adapter_scores=adapter_scores.path if adapter_scores else "",
             model_name=model_name,
             champion_version=champion_version,

@@ -14,9 +14,9 @@ from qlora_pipelines.components.core.data import tokenized
 from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
-from qlora_pipelines.components.core.registry import champion
+from qlora_pipelines.components.core.registry import champion, integrity, manifest
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.evaluate_model import evaluation_report, gate, lm_tasks, score_table, scored_models
 from qlora_pipelines.components.evaluate_model.score_table import ScoredModel
 
@@ -60,7 +60,9 @@ def run(
     scores: str,
     report: str,
     adapter: str = "",
+    adapter_digest: str = "",
     merged_uri: str = "",
+    merged_digest: str = "",
     adapter_scores: str = "",
     model_name: str = "",
     champion_version: str = "",
@@ -75,13 +77,16 @@ def run(
         scores: folder to write: every model's scores and answers, row by row.
         report: HTML page to write.
         adapter: folder of the adapter, to judge it.
+        adapter_digest: sha256 of the adapter's manifest, as train_qlora returned it; checked.
         merged_uri: folder of the merged model, to judge that.
+        merged_digest: sha256 of the merged model's manifest, as dequantize_and_merge returned it; checked.
         adapter_scores: what the adapter's evaluation wrote as `scores`, to compare the merged model with.
         model_name: name of the registered model in MLflow, to compare the adapter with its champion.
         champion_version: version of that name that is champion; empty is none.
 
     Raises:
-        InputError: data of another digest, a model whose loss is not a number, a champion whose files are gone.
+        InputError: data or a model of another digest, a model whose loss is not a number, a champion whose files are
+            gone.
     """
     lm_tasks.check(config.lm_eval_tasks)
     samples = tokenized.read(eval_set, dataset_digest)
@@ -89,11 +94,13 @@ def run(
         raise InputError("the evaluation set has no rows: give eval_dataset_uri, or raise prepare_dataset.eval_share")
     with tempfile.TemporaryDirectory() as folder:
         if merged_uri:
-            models, verdict, merge_base = _judge_merged(config, samples, merged_uri, Path(folder), adapter_scores)
+            work = integrity.read(merged_uri, merged_digest, "merged model")
+            models, verdict, merge_base = _judge_merged(config, samples, work, Path(folder), adapter_scores)
         else:
-            found = _champion(model_name, champion_version, adapter)  # before anything is loaded
-            base = base_model.fetch(base_uri, Path(folder))
-            models, verdict, merge_base = _judge_adapter(config, samples, base, adapter, found)
+            work = integrity.read(adapter, adapter_digest, "adapter")
+            found = _champion(model_name, champion_version, work)  # before anything is loaded
+            base = base_model.fetch(base_uri, Path(folder, "base"))
+            models, verdict, merge_base = _judge_adapter(config, samples, base, work, Path(folder, "adapter"), found)
     score_table.write(scores, models)
     evaluation_report.write(config, verdict, models, samples, report)
     log(verdict.reason)
@@ -110,18 +117,25 @@ def run(
     )
 
 
-def _champion(model_name: str, version: str, adapter: str) -> champion.Champion | None:
+def _champion(model_name: str, version: str, trained: attempts.Finished) -> champion.Champion | None:
     """Today's champion, unless there is none or it is the model to judge."""
     found = champion.find(model_name, version) if version else None
-    if found and found.is_trained_as(attempts.read(adapter).info):
+    if found and found.is_trained_as(trained.info):
         log(f"{found.name} came out of this very training: there is nothing to compare")
         return None
     return found
 
 
 def _judge_adapter(
-    config: EvaluateConfig, samples: list[Sample], base: Path, adapter: str, found: champion.Champion | None
+    config: EvaluateConfig,
+    samples: list[Sample],
+    base: Path,
+    work: attempts.Finished,
+    folder: Path,
+    found: champion.Champion | None,
 ) -> Judged:
+    held = integrity.hold(work, folder, "adapter")
+    adapter = str(held.folder)
     reference, candidate, today = scored_models.base_and_adapter(config, samples, base, adapter, found)
     verdict = gate.judge_adapter(reference, candidate, today, config)
     models = [reference, candidate, *([today.model] if today else [])]
@@ -131,14 +145,17 @@ def _judge_adapter(
             models.append(original)
             merge_base = gate.choose_merge_base(candidate.scores, original.scores, config)
         log(f"the adapter is to be merged into the {merge_base} base")
+    held.check_unchanged()
     return models, verdict, merge_base
 
 
 def _judge_merged(
-    config: EvaluateConfig, samples: list[Sample], merged_uri: str, folder: Path, adapter_scores: str
+    config: EvaluateConfig, samples: list[Sample], work: attempts.Finished, folder: Path, adapter_scores: str
 ) -> Judged:
     reference = score_table.read(adapter_scores, "tuned")
     if set(reference.scores.id.tolist()) != {sample.id for sample in samples}:
         raise InputError(f"scores {adapter_scores}: they are of other rows than the evaluation set")
-    candidate = scored_models.merged(config, samples, storage.download(merged_uri, folder) / "model")
+    held = integrity.hold(work, folder, "merged model", manifest.is_added)
+    candidate = scored_models.merged(config, samples, held.folder / manifest.MODEL)
+    held.check_unchanged()
     return [reference, candidate], gate.judge_merged(reference, candidate, config), "dequantized"

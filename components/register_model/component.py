@@ -11,8 +11,10 @@ from qlora_pipelines.components import images
 def register_model(
     model_name: str,
     merged_uri: str,
+    merged_digest: str,
     merge_key: str,
     adapter_uri: str,
+    adapter_digest: str,
     run_config: str,
     listing_uri: str,
     tuned_figures: str,
@@ -31,8 +33,10 @@ def register_model(
     Args:
         model_name: Name of the registered model in MLflow.
         merged_uri: Folder of the merged model.
+        merged_digest: The sha256 of its manifest, which dequantize_and_merge returned; what is signed is checked by it.
         merge_key: Names the merged model; a version of this key is not made again.
         adapter_uri: Folder of the adapter in the store; it is kept next to the model, and says what it was trained on.
+        adapter_digest: The sha256 of its manifest, which train_qlora returned; checked.
         run_config: The whole run's options, a JSON object, for the command that makes the model again.
         listing_uri: The files that the data consists of.
         tuned_figures: What the adapter's gate went by, a flat JSON object.
@@ -58,8 +62,10 @@ def register_model(
         return task.run(
             task.Config.parse(model_name=model_name),
             merged_uri=merged_uri,
+            merged_digest=merged_digest,
             merge_key=merge_key,
             adapter_uri=adapter_uri,
+            adapter_digest=adapter_digest,
             champion_version=champion_version,
             evidence={
                 "run_config": run_config,

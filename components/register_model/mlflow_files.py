@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.registry import integrity
 
 TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges", "added_tokens")
+COPIES = "components/tokenizer"
 REQUIREMENTS = ("mlflow", "transformers", "torch", "accelerate")
 CHAT = "llm/v1/chat"
 EXAMPLE = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 32}
@@ -22,16 +23,12 @@ def make(uri: str, files: dict[str, dict[str, Any]], created: int, identity: str
 
     Args:
         uri: the version's folder, with the model below `model/`.
-        files: size and sha256 of the model's files by path.
+        files: size and sha256 of the model's files by path; what is read is held against them.
         created: when the version was created, in milliseconds since 1970.
         identity: names the model, in hexadecimal, at least 32 digits.
     """
-    config = json.loads(storage.read_bytes(storage.join(uri, "model", "config.json")))
-    made = {
-        f"components/tokenizer/{name.removeprefix('model/')}": storage.read_bytes(storage.join(uri, name))
-        for name in files
-        if name.startswith("model/") and name.removeprefix("model/").startswith(TOKENIZER)
-    }
+    config = json.loads(integrity.read_file(uri, "model/config.json", files))
+    made = {copy: integrity.read_file(uri, name, files) for copy, name in tokenizer_copies(files).items()}
     requirements = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
     example = json.dumps(EXAMPLE).encode()
@@ -42,6 +39,12 @@ def make(uri: str, files: dict[str, dict[str, Any]], created: int, identity: str
         "input_example.json": example,
         "serving_input_example.json": example,
     }
+
+
+def tokenizer_copies(files: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Where the tokenizer's files are copied to, and from which of a version's files."""
+    names = [name.removeprefix("model/") for name in files if name.startswith("model/")]
+    return {f"{COPIES}/{name}": f"model/{name}" for name in names if name.startswith(TOKENIZER)}
 
 
 def _mlmodel(config: dict[str, Any], size: int, created: int, identity: str) -> str:

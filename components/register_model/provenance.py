@@ -29,19 +29,19 @@ DIGEST_DIGITS = 36
 """As many as MLflow keeps of a data set's digest; the whole one is a tag."""
 
 
-def complete(evidence: dict[str, str], adapter_uri: str) -> dict[str, str]:
+def complete(evidence: dict[str, str], adapter: attempts.Finished | None) -> dict[str, str]:
     """The evidence with what follows from it, so that each fact is passed to this step only once.
 
     Args:
         evidence: by name; what is given here is not derived. `run_config` says the base model and its revision,
             `listing_uri` the data's digest, `tuned_figures` and `merged_figures` losses and the share of right answers.
-        adapter_uri: folder of the adapter, whose manifest says what it was trained on; '': none.
+        adapter: the adapter, whose manifest says what it was trained on; None: none.
 
     Raises:
-        InputError: one of the JSON texts is no object, or there is no adapter.
+        InputError: one of the JSON texts is no object.
     """
     run, tuned, merged = (_json_object(evidence, name) for name in ("run_config", "tuned_figures", "merged_figures"))
-    trained = attempts.read(adapter_uri).info if adapter_uri else {}
+    trained = adapter.info if adapter else {}
     derived = {
         "base_model": run.get("base_model"),
         "base_revision": run.get("base_revision"),
@@ -52,7 +52,7 @@ def complete(evidence: dict[str, str], adapter_uri: str) -> dict[str, str]:
         "loss": merged.get("loss"),
         "exact_match": merged.get("exact_match"),
         "base_loss": tuned.get("reference_loss"),
-        "adapter_uri": adapter_uri,
+        "adapter_uri": adapter and adapter.uri,
     }
     return {name: str(value) for name, value in derived.items() if value not in (None, "")} | evidence
 

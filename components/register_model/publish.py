@@ -9,19 +9,24 @@ ADAPTER = "adapter"
 """Folder of the adapter below the version's."""
 
 
-def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tuple[str, manifest.Files]:
+def judged_files(merged: attempts.Finished, adapter: attempts.Finished | None) -> manifest.Files:
+    """What was judged, by path in a version's folder: the model's files and the adapter's, with their manifests."""
+    return merged.files | {f"{ADAPTER}/{name}": file for name, file in (adapter.files if adapter else {}).items()}
+
+
+def publish(merged: attempts.Finished, adapter: attempts.Finished | None, merge_key: str) -> str:
     """Brings model and adapter to the version's folder; a file that is there with the right size stays.
 
     By reference, nothing of the model moves. Where QLORA_MODELS_STORE names another place, the model is copied there:
     within the server where it is the same endpoint, else streamed in parts.
 
     Args:
-        merged: the merged model.
-        adapter_uri: folder of the adapter in the store; '': none.
+        merged: the merged model, as `integrity.read` gives it.
+        adapter: the adapter, likewise; None: none.
         merge_key: names the folder in QLORA_MODELS_STORE.
 
     Returns:
-        The version's folder, and the files there.
+        The version's folder. What is there now is not checked yet.
 
     Raises:
         InputError: an address cannot be read or written, or MLflow's S3 is another and no place on it is named.
@@ -36,11 +41,11 @@ def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tupl
             " prefix there, or unset MLFLOW_S3_ENDPOINT_URL"
         )
     uri = storage.join(target, merge_key) if target else merged.uri
-    sources = {"": merged} | ({f"{ADAPTER}/": attempts.read(adapter_uri)} if adapter_uri else {})
+    sources = {"": merged} | ({f"{ADAPTER}/": adapter} if adapter else {})
     wanted = {
         folder + name: (storage.join(source.uri, name), file)
         for folder, source in sources.items()
-        for name, file in _with_manifest(source).items()
+        for name, file in source.files.items()
     }
     there = s3.objects(uri, endpoint) if storage.is_s3(uri) else storage.files(uri)
     present = {found.path: found.size for found in there}
@@ -57,28 +62,13 @@ def publish(merged: attempts.Finished, adapter_uri: str, merge_key: str) -> tupl
     for done, (file_uri, (source, size)) in enumerate(missing.items(), 1):
         _copy(source, file_uri, size, endpoint)
         progress.at(done)
-    return uri, {name: file for name, (_, file) in wanted.items()}
+    return uri
 
 
 def use_endpoint_of(uri: str) -> None:
     """From now on reads and writes at the endpoint of a version's folder; the store may then be out of reach."""
     if (target := models_store.root()) and uri.startswith(f"{target}/"):
         models_store.use()
-
-
-def files_at(uri: str) -> manifest.Files:
-    """What `publish` brought to a version's folder."""
-    files = _with_manifest(attempts.read(uri))
-    if f"{ADAPTER}/{attempts.MANIFEST}" in storage.sizes(uri):
-        adapter = _with_manifest(attempts.read(storage.join(uri, ADAPTER)))
-        files |= {f"{ADAPTER}/{name}": file for name, file in adapter.items()}
-    return files
-
-
-def _with_manifest(work: attempts.Finished) -> manifest.Files:
-    """The files of finished work, its own manifest among them, last."""
-    content = storage.read_bytes(storage.join(work.uri, attempts.MANIFEST))
-    return work.files | {attempts.MANIFEST: manifest.entry(content)}
 
 
 def _copy(source: str, target: str, size: int, endpoint: str) -> None:

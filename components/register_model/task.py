@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.config.steps import RegisterConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import champion, manifest, mlflow_client, signing, versions
+from qlora_pipelines.components.core.registry import champion, integrity, manifest, mlflow_client, signing, versions
+from qlora_pipelines.components.core.registry.manifest import Files
 from qlora_pipelines.components.core.registry.mlflow_client import retry, suppress
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.components.register_model import mlflow_files, model_card, provenance, publish
 
 Config = RegisterConfig
@@ -35,8 +36,10 @@ def run(
     config: RegisterConfig,
     *,
     merged_uri: str,
+    merged_digest: str,
     merge_key: str,
     adapter_uri: str = "",
+    adapter_digest: str = "",
     champion_version: str = "",
     evidence: dict[str, str] = {},  # noqa: B006, never changed; kfp and the command line know no None
     reports: dict[str, str] = {},  # noqa: B006
@@ -46,14 +49,17 @@ def run(
     Args:
         config: the step's options.
         merged_uri: folder that dequantize_and_merge wrote.
+        merged_digest: sha256 of its manifest, as dequantize_and_merge returned it and evaluate_model checked it.
         merge_key: names the merged model; a version with this key is not made again.
         adapter_uri: folder of the adapter in the store, to be kept next to the model; empty: none.
+        adapter_digest: sha256 of the adapter's manifest, as train_qlora returned it.
         champion_version: the champion's version that the gate compared with; empty: there was none.
         evidence: what the version's tags say of its making, by name; `provenance.complete` adds what follows from it.
         reports: path of each step's HTML report, by the name it gets in MLflow.
 
     Raises:
-        InputError: MLflow does not answer or refuses, or a file of the model is gone or altered.
+        InputError: MLflow does not answer or refuses, or a file of the model or the adapter is gone, is not what was
+            judged, or is too many.
     """
     for uri, what in ((merged_uri, "merged model"), (adapter_uri, "adapter")):
         storage.check_address(uri, what)
@@ -62,20 +68,24 @@ def run(
     key = signing.signing_key()
     if not storage.is_s3(merged_uri):
         merged_uri = str(storage.local_path(merged_uri))
+    merged = integrity.read(merged_uri, merged_digest, "merged model")
+    adapter = integrity.read(adapter_uri, adapter_digest, "adapter") if adapter_uri else None
+    judged = publish.judged_files(merged, adapter)
     data = provenance.datasets(evidence)
     client = mlflow_client.connect(timeout=60, retries=3)
     name = config.model_name
     with mlflow_client.mlflow_errors(f"registering {name}", "run again, what is done is kept"):
         existing, created = _with_key(client, merge_key, name), None
         if not existing:
-            tags = provenance.tags(merge_key, champion_version, provenance.complete(evidence, adapter_uri))
-            created = _create(client, name, merge_key, merged_uri, adapter_uri, tags)
+            tags = provenance.tags(merge_key, champion_version, provenance.complete(evidence, adapter))
+            uri = publish.publish(merged, adapter, merge_key)
+            created = _create(client, name, merge_key, uri, judged, tags)
             existing = _with_key(client, merge_key, name)
         version, *duplicates = existing
         _remove_duplicates(client, version, duplicates, created)
         publish.use_endpoint_of(version.source)
-        if not _is_complete(version):
-            files, signed_by = _write_files(version, key, made_from=_owner(client, version))
+        if not _is_complete(version, judged):
+            files, signed_by = _write_files(client, version, key, judged)
             provenance.log_run(client, version, data, reports)
             # The manifest's hash goes last: with it the version is registered.
             for tag, value in {"qlora.signed_by": signed_by, manifest.MANIFEST_TAG: files.sha256}.items():
@@ -94,16 +104,45 @@ def _with_key(client: Any, merge_key: str, name: str = "") -> list[Any]:
     return sorted(found, key=lambda item: (0 if name else item.creation_timestamp, item.name, int(item.version)))
 
 
-def _create(client: Any, name: str, merge_key: str, merged_uri: str, adapter_uri: str, tags: dict[str, str]) -> Any:
+def _create(client: Any, name: str, merge_key: str, uri: str, judged: Files, tags: dict[str, str]) -> Any:
     """Creates a version of files that are all there; returns its number."""
-    uri, files = publish.publish(attempts.read(merged_uri), adapter_uri, merge_key)
     publish.use_endpoint_of(uri)
     # MLflow takes any address, also one where there is nothing.
-    attempts.check_files(uri, files, f"merged model {uri}", "run the merge again")
+    _check(client, uri, merge_key, judged)
     with suppress("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name)
     run = provenance.find_or_start_run(client, name, merge_key)
     return client.create_model_version(name, source=uri, run_id=run, tags=tags, await_creation_for=0).version
+
+
+def _check(client: Any, uri: str, merge_key: str, judged: Files) -> manifest.Manifest | None:
+    """Checks that a version's folder has exactly what was judged, and what registration adds to it.
+
+    Returns:
+        The manifest there, where another version of the folder is registered: its tag in MLflow vouches for it. Any
+        other manifest there may be anyone's; it and all that it lists are made anew.
+
+    Raises:
+        InputError: a file is gone, is not the one that was judged, or is too many.
+    """
+    tags = [item.tags.get(manifest.MANIFEST_TAG) for item in _with_key(client, merge_key) if item.source == uri]
+    registered = next((manifest.read(uri, tag) for tag in tags if tag), None)
+    if registered:
+        _compare(registered, judged, f"{uri} is registered", "delete its versions and run again")
+    # Files that an attempt cut short left, or that somebody put there: they are written anew.
+    copies = mlflow_files.tokenizer_copies(judged)
+    adapter = [name for name in judged if name.startswith(f"{publish.ADAPTER}/")]
+    added = {*manifest.ADDED, mlflow_files.COPIES, *copies, *adapter}
+    files = registered.files if registered else judged
+    what = f"merged model {uri}"
+    integrity.check(uri, files, what, "run the merge again", lambda path: manifest.whole_name(path) in added)
+    return registered
+
+
+def _compare(registered: manifest.Manifest, judged: Files, what: str, remedy: str) -> None:
+    for name, file in judged.items():
+        if registered.files.get(name) != file:
+            raise InputError(f"{what} with another {name} than was judged; {remedy}")
 
 
 def _remove_duplicates(client: Any, version: Any, duplicates: list[Any], created: Any) -> None:
@@ -119,18 +158,20 @@ def _remove_duplicates(client: Any, version: Any, duplicates: list[Any], created
         provenance.remove_other_runs(client, version.name, version.tags[versions.KEY_TAG], version.run_id)
 
 
-def _is_complete(version: Any) -> bool:
-    """Whether its registration came to its end, and the files are still there.
+def _is_complete(version: Any, judged: Files) -> bool:
+    """Whether its registration came to its end, and its files are still there and are those that were judged.
 
     Raises:
         InputError: it did, and they are not.
     """
     if manifest.MANIFEST_TAG not in version.tags:
         return False
+    fix = f"delete version {version.version} of {version.name} and run again"
     try:
-        manifest.of_version(version)
+        registered = manifest.of_version(version)
     except InputError as error:
-        raise InputError(f"{error}; delete version {version.version} of {version.name} and run again") from None
+        raise InputError(f"{error}; {fix}") from None
+    _compare(registered, judged, f"{version.name} version {version.version} is registered", fix)
     return True
 
 
@@ -140,28 +181,25 @@ def _owner(client: Any, version: Any) -> Any:
     return next((item for item in found if item.source == version.source), version)
 
 
-def _write_files(version: Any, key: str, made_from: Any) -> tuple[manifest.Manifest, str]:
+def _write_files(client: Any, version: Any, key: str, judged: Files) -> tuple[manifest.Manifest, str]:
     """Writes the files next to the model, then their manifest, then the signature.
 
-    A manifest that is there already, of an earlier attempt or of another name, stays.
+    The manifest is made from what was judged, not from what is in the folder, so the signature covers that whatever
+    becomes of the folder; the files are read once more before, so that no version is registered that fails its pull.
 
     Returns:
         The manifest, and the fingerprint of the key that signed, or `no`.
     """
-    uri = version.source
+    uri, merge_key = version.source, version.tags[versions.KEY_TAG]
     storage.check_address(uri, f"{version.name} version {version.version}")
-    if manifest.MANIFEST in storage.sizes(uri):
-        found = manifest.read(uri)
-        attempts.check_files(
-            uri, found.files, f"registered model {uri}", f"delete {uri}/{manifest.MANIFEST} and run again"
-        )
-    else:
-        files = publish.files_at(uri)
-        made = mlflow_files.make(uri, files, made_from.creation_timestamp, made_from.tags[versions.KEY_TAG])
+    found = _check(client, uri, merge_key, judged)
+    if found is None:
+        made_from = _owner(client, version)
+        made = mlflow_files.make(uri, judged, made_from.creation_timestamp, merge_key)
         made["README.md"] = model_card.make(made_from.name, provenance.of_version(made_from))
         for name, content in made.items():
             storage.write_bytes(storage.join(uri, name), content)
-        found = manifest.make(uri, files | {name: manifest.entry(content) for name, content in made.items()})
+        found = manifest.make(uri, judged | {name: manifest.entry(content) for name, content in made.items()})
         storage.write_bytes(storage.join(uri, manifest.MANIFEST), found.content)
     signed_by = "no"
     if key:

@@ -23,7 +23,9 @@ def train_qlora(
     planned_gpu_mib: int = 0,
     planned_host_mib: int = 0,
     options: str = "{}",
-) -> NamedTuple("Trained", first_loss=float, final_loss=float, steps=int, peak_mib=int, adapter_uri=str):
+) -> NamedTuple(
+    "Trained", first_loss=float, final_loss=float, steps=int, peak_mib=int, adapter_uri=str, adapter_digest=str
+):
     """Train a LoRA adapter on the base model in NF4.
 
     Args:
@@ -48,6 +50,7 @@ def train_qlora(
         steps: Optimiser steps made.
         peak_mib: Peak memory in MiB, on the GPU or else of the process.
         adapter_uri: Where the adapter is in the store.
+        adapter_digest: SHA-256 of its manifest, which lists every file; later steps check what they read against it.
     """
     from qlora_pipelines.components.core.runtime import step
     from qlora_pipelines.components.train_qlora import task

@@ -11,6 +11,7 @@ from qlora_pipelines.components.core.data import tokenized
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.registry import integrity
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, keys, retry, storage
 from qlora_pipelines.components.train_qlora import launch, memory, training, training_report, watchdog
@@ -24,7 +25,8 @@ class Result(NamedTuple):
     """What came out.
 
     Mean loss over the supervised tokens of the first and of the last steps, in nats per token; optimiser steps made;
-    peak memory in MiB, on the GPU or else of the process; and where the adapter is in the store.
+    peak memory in MiB, on the GPU or else of the process; where the adapter is in the store; and the SHA-256 of its
+    manifest, which later steps compare with.
     """
 
     first_loss: float
@@ -32,6 +34,7 @@ class Result(NamedTuple):
     steps: int
     peak_mib: int
     adapter_uri: str
+    adapter_digest: str
 
 
 def run(
@@ -123,4 +126,4 @@ def run(
     log(f"Memory at its peak: {peak:,} MiB" + (f"; the plan said {planned:,}" if planned else ""))
     training_report.write(config, losses, peak, planned, report)
     curve = training_report.means(losses)
-    return Result(curve[0][1], curve[-1][1], len(losses), peak, finished.uri)
+    return Result(curve[0][1], curve[-1][1], len(losses), peak, finished.uri, digest)

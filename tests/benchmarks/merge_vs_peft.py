@@ -26,6 +26,7 @@ from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.models.blockwise_quantization import portable_quantization
 from qlora_pipelines.components.core.models.quantization import Quantization, digest
+from qlora_pipelines.components.core.registry import integrity, manifest
 from qlora_pipelines.components.core.runtime import quiet_libraries
 from qlora_pipelines.components.core.store import attempts
 from tests.benchmarks import measure as memory
@@ -110,7 +111,8 @@ def make_adapter(base: Path, folder: Path, digests: dict[str, str]) -> None:
         "quantization": dataclasses.asdict(Quantization()),
         "quantised": digests,
     }
-    attempts.finish(str(folder), info, {})
+    files = {path.name: manifest.entry(path.read_bytes()) for path in sorted(folder.iterdir())}
+    attempts.finish(str(folder), info, files)
 
 
 def ours(base: str, adapter: str, merge_base: str, revision: str = REVISION) -> str:
@@ -118,7 +120,9 @@ def ours(base: str, adapter: str, merge_base: str, revision: str = REVISION) -> 
     from qlora_pipelines.components.dequantize_and_merge import task
 
     config = MergeConfig.parse({"merge_base": merge_base})
-    merged = task.run(config, base_uri=base, base_revision=revision, adapter=adapter, merge_key="bench")
+    sha256 = integrity.digest(attempts.read(adapter))
+    given = {"base_uri": base, "base_revision": revision, "adapter": adapter, "adapter_digest": sha256}
+    merged = task.run(config, merge_key="bench", **given)
     return f"{merged.merged_uri}/model"
 
 

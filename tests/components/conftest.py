@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -95,8 +95,29 @@ def merged_uri(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> str:
         base_uri=str(tiny_model),
         base_revision=tiny_run.plan.base_revision,
         adapter=str(adapter),
+        adapter_digest=digest(adapter),
         merge_key=tiny_run.plan.merge_key,
     ).merged_uri
+
+
+def digest(work: Path | str) -> str:
+    """What the step that made some work returned as its digest."""
+    from qlora_pipelines.components.core.registry import integrity
+    from qlora_pipelines.components.core.store import attempts
+
+    return integrity.digest(attempts.read(str(work)))
+
+
+def sealed(folder: Path, **info: Any) -> Path:
+    """Writes the manifest of a folder as the step that made it would have, had it made what is there now."""
+    from qlora_pipelines.components.core.registry import manifest
+    from qlora_pipelines.components.core.store import attempts
+
+    known = attempts.read(str(folder)).info | info
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != attempts.MANIFEST)
+    files = {path.relative_to(folder).as_posix(): manifest.entry(path.read_bytes()) for path in paths}
+    attempts.finish(str(folder), {name: value for name, value in known.items() if value is not None}, files)
+    return folder
 
 
 @pytest.fixture(autouse=True)

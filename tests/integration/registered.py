@@ -9,8 +9,8 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from qlora_pipelines.components.core.config.steps import RegisterConfig
-from qlora_pipelines.components.core.registry import mlflow_client
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.registry import integrity, mlflow_client
+from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.register_model import task
 from qlora_pipelines.pipelines.cli.main import main
 from tests.conftest import Merged
@@ -29,7 +29,8 @@ def qlora(*arguments: str | Path) -> Result:
 
 def register(name: str, merged: Merged, **others: Any) -> task.Result:
     uri, key = merged
-    given = {"evidence": {"training_key": f"t-{key}", "data_digest": f"d-{key}", "loss": "0.5"}} | others
+    given = {"merged_digest": integrity.digest(attempts.read(uri))}
+    given |= {"evidence": {"training_key": f"t-{key}", "data_digest": f"d-{key}", "loss": "0.5"}} | others
     return task.run(RegisterConfig(model_name=name), merged_uri=uri, merge_key=key, **given)
 
 

@@ -16,6 +16,7 @@ from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.store import attempts, s3, storage
 from qlora_pipelines.components.dequantize_and_merge import task
+from tests.components.conftest import digest
 from tests.components.dequantize_and_merge.conftest import REVISION, save_adapter, save_base
 
 PART = 5 << 20
@@ -41,9 +42,8 @@ merge(sys.argv[1], sys.argv[2])
 
 
 def merge(base: str, adapter: str, key: str = "key") -> attempts.Finished:
-    done = task.run(
-        MergeConfig(merge_base="original"), base_uri=base, base_revision=REVISION, adapter=adapter, merge_key=key
-    )
+    given = {"base_uri": base, "base_revision": REVISION, "adapter": adapter, "adapter_digest": digest(adapter)}
+    done = task.run(MergeConfig(merge_base="original"), merge_key=key, **given)
     return attempts.read(done.merged_uri)
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import manifest
+from qlora_pipelines.components.core.registry import integrity, manifest
 from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.register_model import task
 from tests.components.register_model.registering import Killed, kill_after
@@ -159,7 +159,9 @@ def test_no_secret_shows_anywhere(make_merged: Make, own_store: str, s3_store: s
     uri, key = make_merged(own_store, "one")
     report = tmp_path / "plan.html"
     report.write_text("a report")
-    step = ["step", "register_model", "--merged-uri", uri, "--merge-key", key, "--model-name", name]
+    digest = integrity.digest(attempts.read(uri))
+    step = ["step", "register_model", "--merged-uri", uri, "--merged-digest", digest]
+    step += ["--merge-key", key, "--model-name", name]
     commands = [
         [*step, "--reports", f"1-plan={report}", "--evidence", "base_model=org/b"],
         ["pull", f"models:/{name}@champion", "--to", str(tmp_path / "here"), "--public-key", str(public), "--json"],

@@ -7,16 +7,22 @@ MLflow: who can write the bucket cannot write that. `model.sig` signs the same f
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import versions
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.registry import signing, versions
+from qlora_pipelines.components.core.store import attempts, local_files, storage
 
 MANIFEST = "registered.json"
 MANIFEST_TAG = "qlora.manifest_sha256"
 MODEL = "model"
+ADDED = (
+    "MLmodel", "README.md", "requirements.txt", "python_env.yaml", "input_example.json", "serving_input_example.json",
+    "components", "adapter", MANIFEST, signing.SIGNATURE, attempts.ALIVE,
+)  # fmt: skip
+"""What may be next to a merged model besides the files of its manifest: what registration adds, and a sign of life."""
 Files = dict[str, dict[str, Any]]
 """`size` in bytes and `sha256` of each file, by its path."""
 
@@ -67,6 +73,19 @@ def read(uri: str, sha256: str = "") -> Manifest:
     found = hashlib.sha256(content).hexdigest()
     if sha256 and found != sha256:
         raise InputError(f"{path} was altered: its sha256 is {found[:12]}, the registry says {sha256[:12]}")
+    return Manifest(uri, parse_files(path, content), found, content)
+
+
+def parse_files(path: str, content: bytes) -> Files:
+    """The files that a manifest lists, whether a registered version's or a step's.
+
+    Args:
+        path: the manifest's, for the message.
+        content: the manifest's.
+
+    Raises:
+        InputError: it is no manifest, or names files outside its folder.
+    """
     try:
         files = {
             str(name): {"size": int(file["size"]), "sha256": str(file["sha256"])}
@@ -78,7 +97,17 @@ def read(uri: str, sha256: str = "") -> Manifest:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or not inside.parts or str(inside) != name:
             raise InputError(f"{path} names {name!r}, which is no path below its folder")
-    return Manifest(uri, files, found, content)
+    return files
+
+
+def is_added(path: str) -> bool:
+    """Whether a path next to a merged model is one of ADDED or below it, also while it is being written."""
+    return whole_name(path).partition("/")[0] in ADDED
+
+
+def whole_name(path: str) -> str:
+    """The name that a local file gets when it is whole (core/store/local_files.py); any other path as it is."""
+    return re.sub(rf"(^|/)\.([^/]+)\.[0-9a-f]{{12}}{re.escape(local_files.PART)}$", r"\1\2", path)
 
 
 def of_version(version: Any) -> Manifest:

@@ -12,6 +12,7 @@ from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.dequantize_and_merge import task
+from tests.components.conftest import digest, sealed
 
 REVISION = "sha256-of-a-base"
 Merge = Callable[..., Path]
@@ -93,7 +94,7 @@ def save_adapter(base: Path, folder: Path, change: Callable[[Any], None] | None 
         "quantised": {},
     }
     attempts.finish(str(folder), info, {})
-    return folder
+    return sealed(folder)
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -116,7 +117,8 @@ def merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Merge:
 
     def run(base: Path, adapter: Path, **options: Any) -> Path:
         config = MergeConfig(**{"merge_base": "original"} | options)
-        result = task.run(config, base_uri=str(base), base_revision=REVISION, adapter=str(adapter), merge_key="key")
+        given = {"adapter": str(adapter), "adapter_digest": digest(sealed(adapter))}
+        result = task.run(config, base_uri=str(base), base_revision=REVISION, merge_key="key", **given)
         return Path(result.merged_uri) / "model"
 
     return run

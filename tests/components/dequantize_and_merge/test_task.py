@@ -12,7 +12,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import task
-from tests.components.conftest import TinyRun
+from tests.components.conftest import TinyRun, digest, sealed
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def merge(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> Callable[..., s
     def run(key: str, config: MergeConfig | None = None, **given: Any) -> str:
         given = {"base_uri": tiny_model, "base_revision": tiny_run.plan.base_revision, "adapter": adapter} | given
         given = {name: str(value) for name, value in given.items()}
+        given.setdefault("adapter_digest", digest(given["adapter"]))
         return task.run(config or MergeConfig(), merge_key=key, **given).merged_uri
 
     return run
@@ -35,7 +36,7 @@ def changed_copy(folder: Path, name: str, copy: Path, change: Callable[[dict[str
     tensors = safetensors.torch.load_file(copy / name)
     change(tensors)
     safetensors.torch.save_file(tensors, copy / name, metadata={"format": "pt"})
-    return copy
+    return sealed(copy) if (copy / attempts.MANIFEST).exists() else copy
 
 
 def test_the_result_is_an_ordinary_model(merged_uri: str) -> None:
@@ -162,9 +163,7 @@ def test_a_model_that_fits_no_disk_is_refused_before_anything_is_written(
 def test_a_manifest_that_does_not_fit_is_refused(
     info: dict[str, object], message: str, merge: Callable[..., str], adapter: Path, tmp_path: Path
 ) -> None:
-    copy = shutil.copytree(adapter, tmp_path / "adapter")
-    known = attempts.read(str(adapter)).info | info
-    attempts.finish(str(copy), {key: value for key, value in known.items() if value is not None}, {})
+    copy = sealed(shutil.copytree(adapter, tmp_path / "adapter"), **info)
     with pytest.raises(InputError, match=message):
         merge("manifest", adapter=copy)
 

@@ -9,7 +9,7 @@ import pytest
 
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.evaluate_model import task
-from tests.components.conftest import TinyRun
+from tests.components.conftest import TinyRun, digest, sealed
 
 Judge = Callable[..., task.Result]
 
@@ -27,7 +27,11 @@ def judge(tiny_run: TinyRun, tiny_model: Path, adapter: Path, tmp_path: Path) ->
             "scores": str(tmp_path / "scores"),
             "report": str(tmp_path / "report.html"),
         }
-        return task.run(config or EvaluateConfig(generation_rows=0), **arguments | given)
+        arguments |= given
+        for work in ("adapter", "merged_uri"):
+            if arguments.get(work):
+                arguments.setdefault(f"{work.removesuffix('_uri')}_digest", digest(arguments[work]))
+        return task.run(config or EvaluateConfig(generation_rows=0), **arguments)
 
     return run
 
@@ -40,6 +44,7 @@ def judged(tiny_run: TinyRun, adapter: Path, tiny_model: Path) -> task.Result:
         dataset_digest=tiny_run.data.dataset_digest,
         base_uri=str(tiny_model),
         adapter=str(adapter),
+        adapter_digest=digest(adapter),
         scores=str(tiny_run.folder / "scores"),
         report=str(tiny_run.folder / "tuned.html"),
     )
@@ -53,4 +58,4 @@ def altered(adapter: Path, folder: Path, change: Callable[[str, Any], Any]) -> P
     file = folder / "adapter_model.safetensors"
     weights = {name: change(name, value) for name, value in safetensors.torch.load_file(file).items()}
     safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
-    return folder
+    return sealed(folder)

@@ -11,13 +11,18 @@ from qlora_pipelines.components.core.config.steps import RegisterConfig
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.register_model import task
+from tests.components.conftest import digest
 
 EVIDENCE = {"base_model": "org/tiny", "base_revision": "abc", "loss": "0.5", "base_loss": "0.9", "exact_match": "0.75"}
 
 
 def register(name: str, merged_uri: str, key: str, **others: Any) -> task.Result:
-    evidence = EVIDENCE | others.pop("evidence", {})
-    return task.run(RegisterConfig(model_name=name), merged_uri=merged_uri, merge_key=key, evidence=evidence, **others)
+    """Registers a model, with the digests that the steps before would hand on."""
+    given: dict[str, Any] = {"merged_digest": digest(merged_uri)} | others
+    if "adapter_uri" in given:
+        given = {"adapter_digest": digest(given["adapter_uri"])} | given
+    given["evidence"] = EVIDENCE | given.get("evidence", {})
+    return task.run(RegisterConfig(model_name=name), merged_uri=merged_uri, merge_key=key, **given)
 
 
 def copies(merged_uri: str, place: Path) -> Callable[[str], tuple[str, str]]:

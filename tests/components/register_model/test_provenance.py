@@ -8,6 +8,7 @@ import pytest
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.register_model import provenance
 from tests.components.conftest import TinyRun
 from tests.components.register_model.registering import register, versions
@@ -23,7 +24,7 @@ def test_the_evidence_is_completed_from_what_the_steps_wrote(
         "merged_figures": json.dumps({"loss": 0.500001, "exact_match": 0.75}),
         "base_exact_match": "0.25",
     }
-    assert provenance.complete(evidence, str(adapter)) == evidence | {
+    assert provenance.complete(evidence, attempts.read(str(adapter))) == evidence | {
         "base_model": str(tiny_model),
         "base_revision": tiny_run.plan.base_revision,
         "base_uri": str(tiny_model),
@@ -38,11 +39,11 @@ def test_the_evidence_is_completed_from_what_the_steps_wrote(
 
 
 def test_what_is_given_is_not_derived_and_what_is_not_known_is_left_out() -> None:
-    assert provenance.complete({}, "") == {}
-    assert provenance.complete({"loss": "1", "merged_figures": '{"loss": 2}'}, "")["loss"] == "1"
+    assert provenance.complete({}, None) == {}
+    assert provenance.complete({"loss": "1", "merged_figures": '{"loss": 2}'}, None)["loss"] == "1"
     for text in ("{", "[]", "3"):
         with pytest.raises(InputError, match="evidence run_config: a JSON object is expected"):
-            provenance.complete({"run_config": text}, "")
+            provenance.complete({"run_config": text}, None)
 
 
 def test_the_run_holds_the_data_the_figures_and_the_reports(

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from qlora_pipelines.components.core.config.steps import RegisterConfig
+from qlora_pipelines.components.core.registry import integrity
+from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.register_model import task
 from qlora_pipelines.pipelines.cli.main import main
 from tests.conftest import Merged
@@ -33,7 +35,8 @@ def refused(*arguments: str | Path) -> str:
 
 def register(make: Make, store: str, key: str, **others: Any) -> tuple[str, task.Result]:
     uri, _ = make(store, key)
-    given = {"evidence": {"training_key": f"training-{key}", "data_digest": f"data-{key}"}} | others
+    given = {"merged_digest": integrity.digest(attempts.read(uri))}
+    given |= {"evidence": {"training_key": f"training-{key}", "data_digest": f"data-{key}"}} | others
     return uri, task.run(RegisterConfig(model_name="tickets"), merged_uri=uri, merge_key=key, **given)
 
 
