@@ -1,19 +1,13 @@
-"""`qlora pull`: a registered version's files, verified.
+"""`qlora pull`: a registered version's files, verified."""
 
-While files arrive, they are in a folder next to the one that it becomes:
-
-    .<name>.<start of the manifest's sha256>/
-        .parts                                which parts of which file have arrived
-"""
-
-import fcntl
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,14 +16,11 @@ import click
 import yaml
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import manifest, mlflow_client, signing, versions
-from qlora_pipelines.components.core.registry.manifest import Manifest
-from qlora_pipelines.components.core.store import attempts, models_store, storage
+from qlora_pipelines.components.core.registry import integrity, manifest, mlflow_client, signing, versions
+from qlora_pipelines.components.core.registry.manifest import Files, Manifest
+from qlora_pipelines.components.core.store import models_store, storage
+from qlora_pipelines.pipelines.cli.partial import Partial
 from qlora_pipelines.pipelines.local import workspace
-
-JOURNAL, LOCK = ".parts", ".lock"
-Part = tuple[str, int]
-"""A file's path and where in it the part begins."""
 
 
 @click.command("pull")
@@ -56,18 +47,19 @@ def pull(uri: str, folder: Path | None, public_key: str, kserve: bool, as_json: 
     version = versions.resolve(mlflow_client.connect(with_store=False), uri)
     models_store.use()
     registered = manifest.of_version(version)
+    signature, signed = check_signature(registered, public_key)
     found: dict[str, Any] = {
         "name": version.name,
         "version": str(version.version),
         "source": registered.uri,
         "files": len(registered.files),
         "bytes": registered.size,
-        "signature": check_signature(registered, public_key),
+        "signature": signed,
     }
     if folder is not None:
         label = f"{version.name} version {version.version}"
         with click.progressbar(length=registered.size, label=label, file=sys.stderr) as bar:
-            copied = copy(registered, folder.absolute(), bar.update)
+            copied = copy(registered, folder.absolute(), bar.update, signature)
         serve = shlex.join(["vllm", "serve", str(folder / manifest.MODEL), "--served-model-name", version.name])
         found |= {"folder": str(folder), "copied": copied, "serve": serve}
     if kserve:
@@ -85,20 +77,23 @@ def _text(found: dict[str, Any]) -> str:
     )
 
 
-def check_signature(version: Manifest, public_key: str) -> str:
-    """Says how the version is signed, after checking it where a public key is given.
+def check_signature(version: Manifest, public_key: str) -> tuple[bytes, str]:
+    """The content of the version's signature (b"": it is unsigned), and what there is to say of it.
+
+    It is checked where a public key is given. It is read only once: what is checked is what `copy` is to write.
 
     Raises:
         InputError: a public key is given and the version is unsigned, or signed otherwise.
     """
-    signed = signing.SIGNATURE in storage.sizes(version.uri)
-    if not public_key:
-        return "signed, not checked: no public key is given" if signed else "unsigned"
-    if not signed:
-        raise InputError(f"{version.uri} is unsigned, but the public key {public_key} is to verify it")
+    if signing.SIGNATURE not in storage.sizes(version.uri):
+        if public_key:
+            raise InputError(f"{version.uri} is unsigned, but the public key {public_key} is to verify it")
+        return b"", "unsigned"
     signature = storage.read_bytes(storage.join(version.uri, signing.SIGNATURE))
+    if not public_key:
+        return signature, "signed, not checked: no public key is given"
     signing.verify(signature, version.signed_files, public_key)
-    return f"signed by the key {signing.fingerprint(signature)[:12]}"
+    return signature, f"signed by the key {signing.fingerprint(signature)[:12]}"
 
 
 def inference_service(name: str, source: str) -> str:
@@ -126,13 +121,16 @@ def inference_service(name: str, source: str) -> str:
     return str(yaml.safe_dump(service, sort_keys=False))
 
 
-def copy(version: Manifest, folder: Path, arrived: Callable[[int], None] = lambda _: None) -> bool:
+def copy(
+    version: Manifest, folder: Path, arrived: Callable[[int], None] = lambda _: None, signature: bytes = b""
+) -> bool:
     """Makes a folder with exactly a version's files; it appears under its name when all of them are verified.
 
     Args:
         version: its manifest, already checked against the registry's tag.
         folder: what to make.
         arrived: called with every number of bytes that is here, those of an earlier pull first.
+        signature: content of the signature to write next to them; b"": none.
 
     Returns:
         Whether anything was copied: a folder that holds the version already is only verified.
@@ -141,90 +139,60 @@ def copy(version: Manifest, folder: Path, arrived: Callable[[int], None] = lambd
         InputError: the folder is something else, there is no room, or a file is gone, not readable, or not the one that
             was registered; it is named. What has arrived is kept for the next try.
     """
-    if folder.exists():
-        _check_present(version, folder)
+    small = {manifest.MANIFEST: version.content} | ({signing.SIGNATURE: signature} if signature else {})
+    files = version.files | {name: manifest.entry(content) for name, content in small.items()}
+    if os.path.lexists(folder):
+        _check_present(folder, files)
         return False
-    partial = folder.parent / f".{folder.name}.{version.sha256[:12]}"
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with (partial / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _fetch_verified(version, partial, arrived)
-            (partial / manifest.MANIFEST).write_bytes(version.content)
-            if signing.SIGNATURE in storage.sizes(version.uri):
-                signature = storage.read_bytes(storage.join(version.uri, signing.SIGNATURE))
-                (partial / signing.SIGNATURE).write_bytes(signature)
-            (partial / JOURNAL).unlink()
-            (partial / LOCK).unlink()
-            partial.rename(folder)
-    except BlockingIOError:
-        raise InputError(f"{partial}: another pull is at work there") from None
+        with contextlib.closing(Partial(folder, version.sha256)) as partial:
+            for name, content in small.items():
+                partial.make({name: files[name]})
+                partial.write(name, 0, content)
+            _fetch_verified(version, files, partial, arrived)
+            partial.finish()
     except OSError as error:
-        raise InputError(f"{partial}: {error.strerror}; what has arrived is kept, pull again") from None
+        raise InputError(f"{folder}: {error.strerror}; what has arrived is kept, pull again") from None
     return True
 
 
-class _Journal:
-    """Which parts have arrived: one line each, written after the part's bytes.
-
-    After a power cut a line may be there without the bytes; the file's hash then shows it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, threading.Lock()
-        path.touch()
-        lines = (line.partition(" ") for line in path.read_text().splitlines())
-        self.parts = {(name, int(start)) for start, _, name in lines if name}
-
-    def add(self, part: Part) -> None:
-        with self._lock, self.path.open("a") as file:
-            file.write(f"{part[1]} {part[0]}\n")
-            self.parts.add(part)
-
-    def forget(self, names: Iterable[str]) -> None:
-        self.parts = {part for part in self.parts if part[0] not in names}
-        self.path.write_text("".join(f"{start} {name}\n" for name, start in self.parts))
+def _fetch_verified(version: Manifest, files: Files, partial: Partial, arrived: Callable[[int], None]) -> None:
+    resumed = bool(partial.parts)
+    _fetch(version, partial, arrived)
+    problems = partial.problems(files)
+    altered = [name for name in problems if name in version.files]
+    if altered and resumed:  # perhaps only what the earlier pull left: fetched once more before it is blamed
+        partial.forget(altered)
+        _fetch(version, partial, lambda _: None)
+        problems = partial.problems(files)
+    for name, problem in problems.items():
+        if problem == integrity.ALTERED and name in version.files:
+            partial.forget([name])
+            raise InputError(f"{version.uri}: {name} was altered: it is not the file that was registered")
+        raise InputError(f"{partial.path}: {name} {problem}; remove {partial.path} and pull again")
 
 
-def _fetch_verified(version: Manifest, partial: Path, arrived: Callable[[int], None]) -> None:
-    journal = _Journal(partial / JOURNAL)
-    resumed = bool(journal.parts)
-    _fetch(version, partial, journal, arrived)
-    differing = attempts.altered(str(partial), version.files)
-    if differing and resumed:  # perhaps only what the earlier pull left: fetched once more before it is blamed
-        journal.forget(differing)
-        _fetch(version, partial, journal, lambda _: None)
-        differing = attempts.altered(str(partial), version.files)
-    if differing:
-        journal.forget(differing)
-        raise InputError(f"{version.uri}: {differing[0]} was altered: it is not the file that was registered")
-
-
-def _fetch(version: Manifest, partial: Path, journal: _Journal, arrived: Callable[[int], None]) -> None:
+def _fetch(version: Manifest, partial: Partial, arrived: Callable[[int], None]) -> None:
     """Fetches the parts that have not arrived, several at a time."""
     sizes = {
         (name, start): min(storage.PART, file["size"] - start)
         for name, file in version.files.items()
         for start in range(0, file["size"], storage.PART)
     }
-    missing = [part for part in sizes if part not in journal.parts]
-    needed, free = sum(sizes[part] for part in missing), shutil.disk_usage(partial).free
+    missing = [part for part in sizes if part not in partial.parts]
+    needed, free = sum(sizes[part] for part in missing), shutil.disk_usage(partial.target.parent).free
     if needed > free:
-        raise InputError(f"{partial.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-    for name in version.files:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).touch()
+        raise InputError(f"{partial.target.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+    partial.make(version.files)
     arrived(sum(sizes.values()) - needed)
 
-    def fetch(part: Part) -> int:
+    def fetch(part: tuple[str, int]) -> int:
         name, start = part
         data = storage.read_range(storage.join(version.uri, name), start, sizes[part])
         if len(data) != sizes[part]:
             raise InputError(f"{version.uri}: {name} is not whole")
-        with (partial / name).open("r+b") as file:
-            file.seek(start)
-            file.write(data)
-        journal.add(part)
+        partial.write(name, start, data)
+        partial.add(part)
         return len(data)
 
     with ThreadPoolExecutor(storage.PARALLEL) as pool:
@@ -232,15 +200,13 @@ def _fetch(version: Manifest, partial: Path, journal: _Journal, arrived: Callabl
             arrived(size)
 
 
-def _check_present(version: Manifest, folder: Path) -> None:
-    """Checks that a folder holds this version and nothing else."""
-    present = folder / manifest.MANIFEST
-    if not present.is_file() or present.read_bytes() != version.content:
-        raise InputError(f"{folder} is there already and is not this version; give another folder, or remove it")
-    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    for name in sorted(version.files.keys() - here):
-        raise InputError(f"{folder}: {name} is gone; remove the folder and pull again")
-    for name in sorted(here - version.signed_files.keys() - {signing.SIGNATURE}):
-        raise InputError(f"{folder}: {name} is none of the registered files; remove it and pull again")
-    for name in attempts.altered(str(folder), version.files):
-        raise InputError(f"{folder}: {name} was altered; remove the folder and pull again")
+def _check_present(folder: Path, files: Files) -> None:
+    """Checks that a folder holds these files and nothing else, without following a link."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise InputError(f"{folder} is there already and is no folder; give another, or remove it")
+    with integrity.open_folder(folder, follow=False) as opened:
+        if integrity.inspect(opened, {manifest.MANIFEST: files[manifest.MANIFEST]}, lambda _: True)[0]:
+            raise InputError(f"{folder} is there already and is not this version; give another folder, or remove it")
+        for name, problem in integrity.inspect(opened, files, single=True)[0].items():
+            what = "it" if problem == integrity.EXTRA else "the folder"
+            raise InputError(f"{folder}: {name} {problem}; remove {what} and pull again")

@@ -1,5 +1,6 @@
 """What pull copies, verifies and refuses."""
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ import yaml
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
 from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines.cli import pull
+from qlora_pipelines.pipelines.cli.partial import Partial
 from tests.pipelines.cli.registered import Make, qlora, refused, register
 
 
@@ -35,7 +37,7 @@ def test_pull_gives_exactly_the_registered_files_and_says_how_to_serve_them(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".here")] == []
     (tmp_path / "here" / "model" / "modeling.py").touch()
     message = refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
-    assert "model/modeling.py is none of the registered files" in message
+    assert "model/modeling.py is not in the manifest" in message
 
 
 def test_an_altered_or_missing_file_is_refused_by_name(make_merged: Make, store: str, tmp_path: Path) -> None:
@@ -121,11 +123,11 @@ def test_a_pull_that_was_cut_short_is_taken_up_where_it_ended(
 def test_a_journal_that_is_wrong_is_found_out_and_fixed(make_merged: Make, store: str, tmp_path: Path) -> None:
     uri, _ = register(make_merged, store, "one")
     version = manifest.read(uri)
-    partial = tmp_path / f".here.{version.sha256[:12]}"
-    (partial / "model").mkdir(parents=True)
-    (partial / "model" / "model.safetensors").write_bytes(b"\0" * version.files["model/model.safetensors"]["size"])
-    (partial / ".parts").write_text("0 model/model.safetensors\n")
+    with contextlib.closing(Partial(tmp_path / "here", version.sha256)) as partial:
+        partial.make(version.files)
+        partial.add(("model/model.safetensors", 0))
     assert pull.copy(version, tmp_path / "here")
+    assert list(tmp_path.glob(".here.*")) == []
 
 
 def test_a_folder_that_is_something_else_is_left_alone(make_merged: Make, store: str, tmp_path: Path) -> None:
@@ -137,13 +139,8 @@ def test_a_folder_that_is_something_else_is_left_alone(make_merged: Make, store:
 
 
 def test_two_pulls_to_one_folder_do_not_meet(make_merged: Make, store: str, tmp_path: Path) -> None:
-    import fcntl
-
     uri, _ = register(make_merged, store, "one")
-    partial = tmp_path / f".here.{manifest.read(uri).sha256[:12]}"
-    partial.mkdir()
-    with (partial / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.closing(Partial(tmp_path / "here", manifest.read(uri).sha256)):
         message = refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
     assert "another pull is at work there" in message
 
@@ -210,7 +207,7 @@ def test_a_disk_that_refuses_is_one_line_and_pulling_again_goes_on(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pull._Journal, "add", full)
+        patch.setattr(Partial, "add", full)
         message = refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
     assert message.endswith("No space left on device; what has arrived is kept, pull again")
     assert qlora("pull", "models:/tickets/1", "--to", tmp_path / "here").exit_code == 0
