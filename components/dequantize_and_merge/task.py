@@ -66,8 +66,7 @@ def run(
     if (revision := trained.info.get("base_revision")) != base_revision:
         raise InputError(f"the adapter was trained on revision {revision} of its base, not on {base_revision}")
     digests = _digests(trained.info, merge_base)
-    with tempfile.TemporaryDirectory() as scratch:
-        held = integrity.hold(trained, Path(scratch, "adapter"), "adapter")
+    with tempfile.TemporaryDirectory() as scratch, integrity.hold(trained, Path(scratch, "adapter"), "adapter") as held:
         base = base_weights.read(base_uri)
         folder = base_model.small_files(base_uri, base_revision, Path(scratch, "base"))
         base_config = loading.read_config(folder)
@@ -76,7 +75,7 @@ def run(
         names = parameter_names.read(folder, base)
         shapes = names.shapes(base)
         _check_widths(trained.info, digests, shapes)
-        edits = adapters.read(held.folder, names, shapes)
+        edits = adapters.read(held.path, names, shapes)
         merged = layout.make(base, names, edits, digests, int(config.max_shard_gb * 1e9))
         streaming.check_room(merged, key_uri)
         log(f"merging into the {merge_base} base: {merged.size / 1e9:,.2f} GB in {len(merged.shards)} files")
@@ -85,9 +84,9 @@ def run(
             configs = {"config.json": layout.merged_config(base_config, merged), GENERATION: _generation_config(folder)}
             for name, content in configs.items():
                 attempt.write(f"{MODEL}/{name}", json.dumps(content, indent=2).encode())
-            for file in _tokenizer_files(folder, held.folder):
+            for file in _tokenizer_files(folder, held.path):
                 attempt.write(f"{MODEL}/{file.name}", file.read_bytes())
-            held.check_unchanged()
+            held.check_unchanged()  # before anything counts as finished
             finished = attempt.commit(
                 {"merge_key": merge_key, "training_key": trained.info["training_key"], "merge_base": merge_base}
             )

@@ -134,18 +134,18 @@ def _judge_adapter(
     folder: Path,
     found: champion.Champion | None,
 ) -> Judged:
-    held = integrity.hold(work, folder, "adapter")
-    adapter = str(held.folder)
-    reference, candidate, today = scored_models.base_and_adapter(config, samples, base, adapter, found)
-    verdict = gate.judge_adapter(reference, candidate, today, config)
-    models = [reference, candidate, *([today.model] if today else [])]
-    merge_base = "dequantized"
-    if config.score_original and verdict.passed:
-        if original := scored_models.on_original(config, samples, base, adapter):
-            models.append(original)
-            merge_base = gate.choose_merge_base(candidate.scores, original.scores, config)
-        log(f"the adapter is to be merged into the {merge_base} base")
-    held.check_unchanged()
+    with integrity.hold(work, folder, "adapter") as held:
+        adapter = str(held.folder)
+        reference, candidate, today = scored_models.base_and_adapter(config, samples, base, adapter, found)
+        verdict = gate.judge_adapter(reference, candidate, today, config)
+        models = [reference, candidate, *([today.model] if today else [])]
+        merge_base = "dequantized"
+        if config.score_original and verdict.passed:
+            if original := scored_models.on_original(config, samples, base, adapter):
+                models.append(original)
+                merge_base = gate.choose_merge_base(candidate.scores, original.scores, config)
+            log(f"the adapter is to be merged into the {merge_base} base")
+        held.check_unchanged()
     return models, verdict, merge_base
 
 
@@ -155,7 +155,7 @@ def _judge_merged(
     reference = score_table.read(adapter_scores, "tuned")
     if set(reference.scores.id.tolist()) != {sample.id for sample in samples}:
         raise InputError(f"scores {adapter_scores}: they are of other rows than the evaluation set")
-    held = integrity.hold(work, folder, "merged model", manifest.is_added)
-    candidate = scored_models.merged(config, samples, held.folder / manifest.MODEL)
-    held.check_unchanged()
+    with integrity.hold(work, folder, "merged model", manifest.is_added) as held:
+        candidate = scored_models.merged(config, samples, held.folder / manifest.MODEL)
+        held.check_unchanged()
     return [reference, candidate], gate.judge_merged(reference, candidate, config), "dequantized"

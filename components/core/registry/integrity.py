@@ -24,7 +24,9 @@ GONE, ALTERED, EXTRA = "is gone", "was altered", "is not in the manifest"
 LINK, SPECIAL, LINKED = "is a symbolic link", "is not an ordinary file", "has a second hard link"
 Known = Callable[[str], bool]
 Identity = tuple[int, ...]
-"""Changes whenever a file's content does: the kernel sets the last of its numbers, and no program can set it back."""
+"""Changes when a file is written or renamed: the kernel sets the last of its numbers, and no program can set it back.
+
+That of a folder changes when it is renamed, or something in it is made, renamed or removed."""
 
 
 def digest(work: attempts.Finished) -> str:
@@ -148,7 +150,7 @@ def inspect(
         single: whether a file with a second hard link is refused: it can be written through that.
 
     Returns:
-        What is wrong by path, nothing where all is as it should be; and identities by path.
+        What is wrong by path, nothing where all is as it should be; and by path the identities of files and folders.
 
     Raises:
         InputError: something in the folder cannot be read.
@@ -166,7 +168,7 @@ def inspect(
         elif not wanted(kind):
             problem = LINK if stat.S_ISLNK(kind) else SPECIAL
         elif path in folders:
-            problem = ""
+            problem, identities[path] = "", _identity(os.stat(name, dir_fd=top, follow_symlinks=False))
         else:
             # The kind may change between the look and the opening: no link is followed, and no pipe waited for.
             with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=top), "rb") as file:
@@ -208,37 +210,36 @@ def shown(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """A local folder with exactly the files of finished work, to be loaded from; see `hold`."""
+    """A local folder with exactly the files of finished work; see `hold`.
+
+    `folder` is what to load from. `path` is the same folder by its own name, for what shows it to people.
+    """
 
     folder: Path
-    work: attempts.Finished
-    what: str
-    known: Known
-    identities: dict[str, Identity] | None
-
-    def check_unchanged(self) -> None:
-        """Checks that what was loaded since is what was verified; to be called before anything is made of it.
-
-        Raises:
-            InputError: a file changed meanwhile, or another one is there.
-        """
-        if self.identities is not None and _verify(self.folder, self.work, self.what, self.known) != self.identities:
-            raise InputError(f"{self.what} {self.work.uri}: a file changed while it was read; run again")
+    path: Path
+    check_unchanged: Callable[[], None]
+    """Checks that what was loaded since is what was verified: due before anything is made of it. InputError: it is not.
+    """
 
 
-def hold(work: attempts.Finished, scratch: Path, what: str, known: Known = lambda path: path == attempts.ALIVE) -> Held:
+@contextlib.contextmanager
+def hold(
+    work: attempts.Finished, scratch: Path, what: str, known: Known = lambda path: path == attempts.ALIVE
+) -> Iterator[Held]:
     """A local folder with exactly the files of finished work, verified.
 
     From a bucket, the manifest's files are copied into a folder that is this user's alone, and the copy is verified:
     nobody else can change it before it is loaded.
 
-    A local store is read where it is; a copy would double the disk. There each file is hashed before it is loaded and
-    again by `check_unchanged`, and must have kept its identity: inode, and the time of its last change by the
-    kernel's clock. So neither a file that is replaced for good nor one that is replaced and put back is missed, nor
-    one that is written and written back: all of them leave another time. Weights may stay mapped from the file until
-    the model is gone, hence the second check is due after the last use, not after loading. Not guaranteed: against
-    root; against a program that has had the file mapped for writing since before the first check, whose writes the
-    kernel need not see; where a file server stamps wrong times. Who fears these keeps the store in a bucket.
+    A local store is read where it is; a copy would double the disk. The folder is held open and loaded from by its
+    descriptor, so that no other can take its name meanwhile (where there is no /proc, as on macOS, it is loaded from by
+    name). Each file is hashed before it is loaded and again by `check_unchanged`, and all files and folders in it must
+    have kept their identity: so neither what is replaced for good nor what is replaced, or written, and put back is
+    missed. Weights may stay mapped from the file until the model is gone, hence the second check is due after the last
+    use, not after loading. Not guaranteed: against root; against a program that has had the file mapped for writing
+    since before the first check, whose writes the kernel need not see; against two writes within one tick of the
+    kernel's clock, a few milliseconds, that the first check falls in between; where a file server stamps wrong times.
+    Who fears these keeps the store in a bucket.
 
     Args:
         work: as `read` gives it.
@@ -249,19 +250,27 @@ def hold(work: attempts.Finished, scratch: Path, what: str, known: Known = lambd
     Raises:
         InputError: a file is gone, another or too many.
     """
-    if not storage.is_s3(work.uri):
-        folder = storage.local_path(work.uri)
-        return Held(folder, work, what, known, _verify(folder, work, what, known))
+    remote = storage.is_s3(work.uri)
+    path = _download(work, scratch, what, known) if remote else storage.local_path(work.uri)
+    with open_folder(path) as opened:
+
+        def verify() -> dict[str, Identity]:
+            problems, identities = inspect(opened, work.files, known)
+            _refuse(problems, f"{what} {work.uri}", "remove the folder, and its work is done again")
+            return identities
+
+        identities = verify()
+
+        def check_unchanged() -> None:
+            if not remote and verify() != identities:
+                raise InputError(f"{what} {work.uri}: a file changed while it was read; run again")
+
+        pinned = Path(f"/proc/self/fd/{opened}")
+        yield Held(pinned if not remote and pinned.exists() else path, path, check_unchanged)
+
+
+def _download(work: attempts.Finished, scratch: Path, what: str, known: Known) -> Path:
     entries = list(storage.files(work.uri, hidden=True))
     extra = [entry.path for entry in entries if entry.path not in work.files and not known(entry.path)]
     _refuse({shown(name): EXTRA for name in extra}, f"{what} {work.uri}", "")
-    folder = storage.download(work.uri, scratch, [entry for entry in entries if entry.path in work.files])
-    _verify(folder, work, what, known)
-    return Held(folder, work, what, known, None)
-
-
-def _verify(folder: Path, work: attempts.Finished, what: str, known: Known) -> dict[str, Identity]:
-    with open_folder(folder) as opened:
-        problems, identities = inspect(opened, work.files, known)
-    _refuse(problems, f"{what} {work.uri}", "remove the folder, and its work is done again")
-    return identities
+    return storage.download(work.uri, scratch, [entry for entry in entries if entry.path in work.files])

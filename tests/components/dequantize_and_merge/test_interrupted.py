@@ -19,6 +19,7 @@ from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.runtime import step
 from qlora_pipelines.components.core.store import streams
 from qlora_pipelines.components.dequantize_and_merge import task
+from tests.components.conftest import digest
 from tests.components.dequantize_and_merge.conftest import REVISION
 
 how, base, adapter = sys.argv[1:]
@@ -33,7 +34,8 @@ else:
     streams.Writer._take = take_once
 with step("dequantize_and_merge"):
     config = MergeConfig(merge_base="original")
-    task.run(config, base_uri=base, base_revision=REVISION, adapter=adapter, merge_key="key")
+    given = {"adapter": adapter, "adapter_digest": digest(adapter)}
+    task.run(config, base_uri=base, base_revision=REVISION, merge_key="key", **given)
 """
 
 

@@ -18,11 +18,11 @@ EVIDENCE = {"base_model": "org/tiny", "base_revision": "abc", "loss": "0.5", "ba
 
 def register(name: str, merged_uri: str, key: str, **others: Any) -> task.Result:
     """Registers a model, with the digests that the steps before would hand on."""
-    given: dict[str, Any] = {"merged_digest": digest(merged_uri)} | others
-    if "adapter_uri" in given:
-        given = {"adapter_digest": digest(given["adapter_uri"])} | given
-    given["evidence"] = EVIDENCE | given.get("evidence", {})
-    return task.run(RegisterConfig(model_name=name), merged_uri=merged_uri, merge_key=key, **given)
+    given = {"merged_uri": merged_uri, "merge_key": key} | others
+    for work in ("merged", "adapter"):
+        if f"{work}_uri" in given and f"{work}_digest" not in given:
+            given[f"{work}_digest"] = digest(given[f"{work}_uri"])
+    return task.run(RegisterConfig(model_name=name), **given | {"evidence": EVIDENCE | given.get("evidence", {})})
 
 
 def copies(merged_uri: str, place: Path) -> Callable[[str], tuple[str, str]]:

@@ -147,7 +147,7 @@ def test_a_version_whose_files_are_gone_says_so(fresh: Callable[[str], tuple[str
 )
 def test_an_address_that_is_none(uri: str, message: str, store: Path) -> None:
     with pytest.raises(InputError, match=message):
-        register("nowhere", uri, "key")
+        register("nowhere", uri, "key", merged_digest="0" * 64)
 
 
 def test_mlflow_that_does_not_answer(merged_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,22 @@ def test_argo_has_the_same_gate(argo: dict[str, Any]) -> None:
         assert all(part.endswith(".Succeeded") for part in task.get("depends", "a.Succeeded").split(" && "))
 
 
+def test_the_digests_go_from_the_steps_that_make_something_through_the_gate_into_registration(
+    argo: dict[str, Any],
+) -> None:
+    given = {
+        name: {each["name"]: each["value"] for each in task["arguments"]["parameters"] if "digest" in each["name"]}
+        for name, task in dag(argo).items()
+    }
+    adapter, merged = (
+        f"{{{{tasks.{step}.outputs.parameters.{name}}}}}"
+        for step, name in (("train-qlora", "adapter_digest"), ("dequantize-and-merge", "merged_digest"))
+    )
+    assert given["evaluate-model"]["adapter_digest"] == given["dequantize-and-merge"]["adapter_digest"] == adapter
+    assert given["evaluate-model-2"]["merged_digest"] == merged
+    assert given["register-model"] == {"adapter_digest": adapter, "merged_digest": merged}
+
+
 def test_argo_references_nothing_that_is_not_there(argo: dict[str, Any]) -> None:
     parameters = {parameter["name"] for parameter in argo["spec"]["arguments"]["parameters"]}
     for name, task in dag(argo).items():
