@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import integrity, manifest
-from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.core.registry import integrity, manifest, mlflow_client
+from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.register_model import task
 from tests.components.register_model.registering import Killed, kill_after
 from tests.integration.registered import (
@@ -56,6 +56,37 @@ def test_mlflow_alone_loads_it_from_the_server_and_from_the_pulled_folder(
         assert done.stdout.strip().endswith("assistant")
     service = yaml.safe_load(qlora("pull", f"models:/{name}@champion", "--kserve").output)
     assert service["spec"]["predictor"]["model"]["storageUri"] == f"{merged[0]}/model"
+
+
+def test_what_others_write_into_the_bucket_since_the_merge_is_not_registered(
+    make_merged: Make, own_store: str, name: str, tmp_path: Path
+) -> None:
+    uri, key = make_merged(own_store, "one")
+    digest = integrity.digest(attempts.read(uri))
+    weights = storage.read_bytes(f"{uri}/model/model.safetensors")
+    other = weights[:-1] + bytes([weights[-1] ^ 1])
+    storage.write_bytes(f"{uri}/model/model.safetensors", other)
+    with pytest.raises(InputError, match=r"model/model.safetensors was altered; run the merge again"):
+        register(name, (uri, key), merged_digest=digest)
+    work = attempts.read(uri)
+    attempts.finish(uri, work.info, work.files | {"model/model.safetensors": manifest.entry(other)})
+    with pytest.raises(InputError, match=r"manifest.json was altered: its sha256 is"):
+        register(name, (uri, key), merged_digest=digest)
+    attempts.finish(uri, work.info, work.files)
+    storage.write_bytes(f"{uri}/model/model.safetensors", weights)
+    storage.write_bytes(f"{uri}/model/modeling.py", b"evil")
+    message = r"model/modeling.py is not in the manifest; remove it and run again"
+    with pytest.raises(InputError, match=message):
+        register(name, (uri, key), merged_digest=digest)
+    verified = integrity.read(uri, digest, "merged model")
+    with pytest.raises(InputError, match=message), integrity.hold(verified, tmp_path, "merged model"):
+        pass
+    assert mlflow_client.connect().search_registered_models(f"name = '{name}'") == []
+    storage.delete(f"{uri}/model/modeling.py")
+    assert register(name, (uri, key), merged_digest=digest).outcome == "champion"
+    with integrity.hold(verified, tmp_path / "copy", "merged model", manifest.is_added) as held:
+        assert (held.folder / "model" / "model.safetensors").read_bytes() == weights
+        assert set(storage.sizes(str(held.folder))) == set(verified.files)
 
 
 def test_six_at_once_make_one_version(make_merged: Make, own_store: str, name: str) -> None:

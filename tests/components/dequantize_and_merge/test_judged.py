@@ -99,7 +99,7 @@ def test_a_manifest_that_is_replaced_before_its_digest_is_taken_is_refused(
         return finished
 
     monkeypatch.setattr(attempts.Attempt, "commit", commit)
-    with pytest.raises(InputError, match="manifest.json was replaced while this step ran"):
+    with pytest.raises(InputError, match=r"manifest.json was replaced while this step ran"):
         run("replaced")
 
 

@@ -141,14 +141,14 @@ def test_what_changes_while_it_is_signed_fails_its_pull_and_not_the_signature(
     assert judged.items() <= files.items()
     signed = manifest.read(uri, versions("while")[0].tags[manifest.MANIFEST_TAG]).signed_files
     signing.verify((Path(uri) / signing.SIGNATURE).read_bytes(), signed, str(public))
-    assert attempts.altered(uri, files) == [WEIGHTS, attempts.MANIFEST]
+    assert set(attempts.altered(uri, files)) == {WEIGHTS, attempts.MANIFEST}
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_what_is_read_to_make_mlflows_files_is_what_was_judged(
     name: str, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, key = fresh(f"made-from-{name}")
+    uri, key = fresh(f"made-from-{name.partition('.')[0]}")
     real = mlflow_files.make
 
     def late(*given: Any) -> dict[str, bytes]:
