@@ -126,4 +126,4 @@ def run(
     log(f"Memory at its peak: {peak:,} MiB" + (f"; the plan said {planned:,}" if planned else ""))
     training_report.write(config, losses, peak, planned, report)
     curve = training_report.means(losses)
-    return Result(curve[0][1], curve[-1][1], len(losses), peak, finished.uri, digest)
+    return Result(curve[0][1], curve[-1][1], len(losses), peak, finished.uri, integrity.digest(finished))
