@@ -25,7 +25,7 @@ def write(config: RunConfig, checks: Checks, shown: list[tuple[str, object]], ho
     """
     report = Report("Plan", "What this run works from; none of it changes while the run lasts.")
     fatal = len(checks.fatal)
-    report.verdict(not fatal, f"{fatal} things to fix" if fatal else "Nothing stands in the method")
+    report.verdict(not fatal, f"{fatal} things to fix" if fatal else "Nothing stands in the way")
     report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in checks.findings])
     if checks.plan:
         estimated = estimate.of(config, checks, checks.plan)
