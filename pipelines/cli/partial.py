@@ -1,20 +1,22 @@
 """The folder that a pull fills, next to the one that it becomes.
 
     .<name>.<start of the manifest's sha256>.<random>/     of this user, and writable by nobody else
-        parts                                              which parts of which file have arrived
+        parts                                              its own name, and which parts of which file have arrived
         files/                                             takes the name when every file in it is verified
 
 Who may write in the folder above can put anything there, and rename or remove what is there. So:
 
-- A partial folder is taken up only if the kernel says that it is this user's and nobody else can write in it. Nobody
-  but root can give a folder away, so this user made it. Nothing in it is trusted for that: all of it is hashed again.
+- A partial folder is taken up only if the kernel says that it is this user's and that nobody else can write in it, and
+  if `parts` says that a pull made it under this very name. Nobody but root can give a folder away, so neither one that
+  others made is taken up, nor one of this user's that others moved there. Nothing in it is trusted for that: all of it
+  is hashed again.
 - It is held open. Every file is opened from the folder that it is in, and no link is followed on any level: what is
   written goes into this folder, whatever its name means by then.
 - Until the files are verified, and take their name in one step, they are where nobody else can write.
 - When a pull ends, the name means the folder that was verified.
 
-Not guaranteed: what the name means afterwards, where others can write in the folder above; and anything against root
-or against this user's own programs.
+Not guaranteed: what the name means afterwards, where others can write in the folder above; what becomes of a folder of
+somebody else's that was there already, and verified; and anything against root or this user's own programs.
 """
 
 import contextlib
@@ -48,48 +50,56 @@ class Partial:
             OSError: it cannot be made.
         """
         self.target = target
-        self._lock = threading.Lock()
+        self._noting = threading.Lock()
         with contextlib.ExitStack() as stack:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._parent = stack.enter_context(integrity.open_folder(target.parent))
-            self._name, self._top = self._open_or_make(f".{target.name}.{sha256[:12]}.", stack)
-            self.path = target.parent / self._name
-            self._journal = self._open_journal(stack)
+            prefix = f".{target.name}.{sha256[:12]}."
+            candidates = sorted(name for name in os.listdir(self._parent) if name.startswith(prefix))
+            if not any(self._take_up(name, stack) for name in candidates):
+                self._make(prefix + secrets.token_hex(16), stack)
             self._files = self._open_folder(FILES, self._top, stack)
-            lines = (line.partition(" ") for line in self._journal.readall().decode(errors="replace").split("\n"))
-            self.parts = {(name, int(start)) for start, _, name in lines if name and start.isdigit()}
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Lets another pull take it up."""
         self._stack.close()
 
-    def _open_or_make(self, prefix: str, stack: contextlib.ExitStack) -> tuple[str, int]:
-        for name in sorted(os.listdir(self._parent)):
-            with contextlib.suppress(InputError):
-                if name.startswith(prefix):
-                    return name, self._open_own(name, stack)
-        name = prefix + secrets.token_hex(16)
-        os.mkdir(name, 0o700, dir_fd=self._parent)
-        return name, self._open_own(name, stack)
+    def _take_up(self, name: str, stack: contextlib.ExitStack) -> bool:
+        """Takes up a folder if an earlier pull of this user made it; says whether it did."""
+        try:
+            self._open_own(name, stack)
+            self._journal = self._open_file(JOURNAL, self._top, stack, make=0)
+        except (InputError, FileNotFoundError):
+            return False
+        self._lock()
+        own, *lines = self._journal.readall().decode(errors="replace").split("\n")
+        noted = (line.partition(" ") for line in lines)
+        self.parts = {(file, int(start)) for start, _, file in noted if file and start.isdigit()}
+        return own == name
 
-    def _open_own(self, name: str, stack: contextlib.ExitStack) -> int:
-        folder = stack.enter_context(integrity.open_folder(name, self._parent, follow=False))
-        found = os.fstat(folder)
+    def _make(self, name: str, stack: contextlib.ExitStack) -> None:
+        os.mkdir(name, 0o700, dir_fd=self._parent)
+        self._open_own(name, stack)
+        self._journal = self._open_file(JOURNAL, self._top, stack)
+        self._lock()
+        self.parts = set()
+        self.forget([])
+
+    def _open_own(self, name: str, stack: contextlib.ExitStack) -> None:
+        self._name, self.path = name, self.target.parent / name
+        self._top = stack.enter_context(integrity.open_folder(name, self._parent, follow=False))
+        found = os.fstat(self._top)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
             raise InputError(
-                f"{self.target.parent / name}: others can write in it, or its disk keeps no owners and rights;"
-                " pull to another disk"
+                f"{self.path}: others can write in it, or its disk keeps no owners and rights; pull to another disk"
             )
-        return folder
 
-    def _open_journal(self, stack: contextlib.ExitStack) -> FileIO:
-        file = self._open_file(JOURNAL, self._top, stack)
+    def _lock(self) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{self.path}: another pull is at work there") from None
-        return file
 
     def _open_folder(self, name: str, within: int, stack: contextlib.ExitStack) -> int:
         """A folder in an open one, made where there is none."""
@@ -100,11 +110,11 @@ class Partial:
         stack.callback(os.close, folder)
         return folder
 
-    def _open_file(self, name: str, within: int, stack: contextlib.ExitStack) -> FileIO:
-        """A file in an open folder, to read and write, made where there is none."""
+    def _open_file(self, name: str, within: int, stack: contextlib.ExitStack, make: int = os.O_CREAT) -> FileIO:
+        """A file in an open folder, to read and write, made where there is none unless `make` is 0."""
         with self._refusing(name):
             # A pipe is not waited for.
-            opened = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=within)
+            opened = os.open(name, os.O_RDWR | make | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=within)
             file = stack.enter_context(FileIO(opened, "r+"))
             found = os.fstat(opened)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
@@ -160,7 +170,7 @@ class Partial:
 
         After a power cut the note may be there without the bytes; the file's hash then shows it.
         """
-        with self._lock:
+        with self._noting:
             self._journal.write(f"{part[1]} {part[0]}\n".encode())
             self.parts.add(part)
 
@@ -169,7 +179,8 @@ class Partial:
         self.parts = {part for part in self.parts if part[0] not in names}
         self._journal.seek(0)
         self._journal.truncate()
-        self._journal.write("".join(f"{start} {name}\n" for name, start in self.parts).encode())
+        lines = [self._name, *(f"{start} {name}" for name, start in self.parts)]
+        self._journal.write("".join(f"{line}\n" for line in lines).encode())
 
     def problems(self, files: Files) -> dict[str, str]:
         """What differs between the tree and these files, and nothing else but these; see `integrity.inspect`."""

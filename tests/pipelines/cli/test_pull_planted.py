@@ -62,7 +62,7 @@ def test_what_was_planted_in_a_folder_that_can_be_guessed_is_left_alone(
     assert not (tmp_path / "here" / "model" / "config.json").is_symlink()
 
 
-@pytest.mark.parametrize("how", ["open to all", "of another user", "a link"])
+@pytest.mark.parametrize("how", ["open to all", "of another user", "a link", "moved there", "no pull's"])
 def test_a_folder_that_is_not_this_users_alone_is_not_taken_up(
     how: str, version: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +70,10 @@ def test_a_folder_that_is_not_this_users_alone_is_not_taken_up(
     (planted / "files" / "model" / "modeling_evil.py").write_text("evil")
     if how == "open to all":
         planted.chmod(0o777)
+    elif how == "moved there":
+        planted = planted.rename(planted.with_name(planted.name[:-1] + ("0" if planted.name[-1] != "0" else "1")))
+    elif how == "no pull's":
+        (planted / "parts").unlink()
     elif how == "a link":
         planted.rename(tmp_path / "elsewhere")
         planted.symlink_to(tmp_path / "elsewhere")
