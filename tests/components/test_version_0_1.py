@@ -12,7 +12,7 @@ from qlora_pipelines.components.core.registry import champion
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import task as merge
 from qlora_pipelines.components.evaluate_model import task as evaluate
-from tests.components.conftest import TinyRun
+from tests.components.conftest import TinyRun, digest
 from tests.components.train_qlora.test_task import train
 
 IN_MANIFEST = {
@@ -51,6 +51,7 @@ def test_its_adapter_is_merged(tiny_run: TinyRun, old_adapter: Path, merged_uri:
         base_uri=str(tiny_model),
         base_revision=tiny_run.plan.base_revision,
         adapter=str(old_adapter),
+        adapter_digest=digest(old_adapter),
         merge_key="of-version-0.1",
     )
     weights = "model/model.safetensors"
@@ -66,6 +67,7 @@ def test_its_adapter_is_evaluated_and_can_be_the_champion(
         dataset_digest=tiny_run.data.dataset_digest,
         base_uri=str(tiny_model),
         adapter=str(old_adapter),
+        adapter_digest=digest(old_adapter),
         scores=str(tmp_path / "scores"),
         report=str(tmp_path / "report.html"),
     )

@@ -192,7 +192,7 @@ def inspect(
             list(pool.map(try_to, paths.values(), [top] * len(paths)))
             below[:] = [name for name in below if shown(paths[name]) not in problems]
     problems |= {name: GONE for name in files if name not in problems and name not in identities}
-    return problems, identities
+    return dict(sorted(problems.items())), identities
 
 
 def _refuse_unreadable(error: OSError) -> None:

@@ -135,8 +135,7 @@ def test_a_weight_that_is_not_what_training_had_is_named(
         weights["model.layers.1.mlp.up_proj.weight"][3, 3] += 0.5
 
     base = changed_copy(tiny_model, "model.safetensors", tmp_path / "base", change)
-    copy = shutil.copytree(adapter, tmp_path / "adapter")
-    attempts.finish(str(copy), attempts.read(str(adapter)).info | {"device": device}, {})
+    copy = sealed(Path(shutil.copytree(adapter, tmp_path / "adapter")), device=device)
     message = rf"layers\.1\.mlp\.up_proj\.weight of the base, brought to 4 bit, is not what training had: {note}"
     with pytest.raises(InputError, match=message):
         merge("altered", base_uri=base, adapter=copy)
