@@ -7,7 +7,7 @@ from typing import Any
 from qlora_pipelines.components.core.models import blockwise_quantization as blockwise
 from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
 from qlora_pipelines.components.core.models.quantization import Quantization, digest_of, hash_codes
-from qlora_pipelines.components.core.store import streams
+from qlora_pipelines.components.core.store.prefetch import prefetch
 
 
 class QuantizedWeight:
@@ -31,7 +31,7 @@ class QuantizedWeight:
             return blockwise.quantize(values, quantization.quant_type)
 
         small = (part for piece in pieces for part in piece.split(blockwise.PIECE["cpu"]))
-        quantised = [found for _, found in streams.prefetch(quantize, small, os.cpu_count() or 1)]
+        quantised = [found for _, found in prefetch(quantize, small, os.cpu_count() or 1)]
         self.shape, self.quantization = shape, quantization
         self.packed = torch.cat([packed for packed, _ in quantised])
         self.absmax = torch.cat([absmax for _, absmax in quantised])

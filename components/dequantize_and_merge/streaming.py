@@ -12,8 +12,9 @@ from qlora_pipelines.components.core.models import safetensors_files
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.models.safetensors_files import FLOATS
 from qlora_pipelines.components.core.runtime import Progress
-from qlora_pipelines.components.core.store import storage, streams
+from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.components.core.store.attempts import Attempt
+from qlora_pipelines.components.core.store.prefetch import prefetch
 from qlora_pipelines.components.dequantize_and_merge.layout import MergedLayout, OutputTensor
 from qlora_pipelines.components.dequantize_and_merge.requantization import QuantizedWeight
 
@@ -39,7 +40,7 @@ def write(layout: MergedLayout, quantization: Quantization, attempt: Attempt, fo
     rows = [(tensor, first, last) for tensor in tensors for first, last in tensor.row_ranges()]
     progress = Progress("merging, tensors", len(tensors))
     done = itertools.count(1)
-    with _one_thread_per_operation(), contextlib.closing(streams.prefetch(_read, rows)) as pieces:
+    with _one_thread_per_operation(), contextlib.closing(prefetch(_read, rows)) as pieces:
         for shard in layout.shards:
             header = safetensors_files.write_header((t.name, t.dtype, t.source.shape) for t in shard.tensors)
             with attempt.open(f"{folder}/{shard.name}") as writer:
@@ -98,7 +99,7 @@ def _merged(tensor: OutputTensor, pieces: Pieces, quantization: Quantization, no
         # The merge's only rounding, to the dtype of the file.
         return found.to(getattr(torch, FLOATS[tensor.dtype])).contiguous().view(-1).view(torch.uint8).numpy()
 
-    for _, data in streams.prefetch(merge, pieces, os.cpu_count() or 1):
+    for _, data in prefetch(merge, pieces, os.cpu_count() or 1):
         yield data
 
 

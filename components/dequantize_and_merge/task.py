@@ -67,6 +67,7 @@ def run(
         raise InputError(f"the adapter was trained on revision {revision} of its base, not on {base_revision}")
     digests = _digests(trained.info, merge_base)
     with tempfile.TemporaryDirectory() as scratch, integrity.hold(trained, Path(scratch, "adapter"), "adapter") as held:
+        base_model.check(base_uri, base_revision)
         base = base_weights.read(base_uri)
         folder = base_model.small_files(base_uri, base_revision, Path(scratch, "base"))
         base_config = loading.read_config(folder)

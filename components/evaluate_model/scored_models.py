@@ -14,7 +14,7 @@ from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import champion
 from qlora_pipelines.components.core.runtime import load_libraries, log
-from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.core.store import attempts, copies
 from qlora_pipelines.components.evaluate_model import (
     gate,
     generation,
@@ -56,7 +56,7 @@ def base_and_adapter(
     today = None
     if found and (stored := found.adapter_for(trained)):
         with tempfile.TemporaryDirectory() as folder:
-            tuned.load_adapter(str(storage.download(stored.uri, Path(folder))), adapter_name="champion")
+            tuned.load_adapter(str(copies.fetch_work(stored, Path(folder))), adapter_name="champion")
         tuned.set_adapter("champion", inference_mode=True)
         today = gate.Champion(score_model(found.name, config, tuned.eval(), tokenizer, samples), same_tokens=True)
     del model, tuned
@@ -98,7 +98,7 @@ def _merged_champion(
             f"{found.name} has another base, and its merged model is gone: put it back, or move the alias champion"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = storage.download(found.merged.uri, Path(scratch)) / "model"
+        folder = copies.fetch_work(found.merged, Path(scratch)) / "model"
         tokenizer = loading.load_tokenizer(folder)
         same = loading.tokenizer_digest(tokenizer) == loading.tokenizer_digest(own)
         comparable = samples if same else prompts.reencode(samples, own, tokenizer)

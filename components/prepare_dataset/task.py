@@ -23,7 +23,7 @@ from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import local_files, storage
+from qlora_pipelines.components.core.store import copies, local_files
 from qlora_pipelines.components.prepare_dataset import preparing
 from qlora_pipelines.components.prepare_dataset.data_report import Kept, write_report
 from qlora_pipelines.components.prepare_dataset.duplicates import DuplicateIndex
@@ -92,7 +92,7 @@ def run(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        tokenizer_folder = storage.download(tokenizer_uri, folder / "tokenizer")
+        tokenizer_folder = copies.download(tokenizer_uri, folder / "tokenizer")
         tokenizer = loading.load_tokenizer(tokenizer_folder)
         encoder = Encoder(tokenizer, config.max_length, config.supervise == "last")
         note = _choose_tokenizer(encoder, files, folder, config)

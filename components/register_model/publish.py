@@ -3,7 +3,7 @@
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest
 from qlora_pipelines.components.core.runtime import Progress, log
-from qlora_pipelines.components.core.store import attempts, models_store, s3, storage, streams
+from qlora_pipelines.components.core.store import addresses, attempts, models_store, s3, storage, streams
 
 ADAPTER = "adapter"
 """Folder of the adapter below the version's."""
@@ -33,9 +33,9 @@ def publish(merged: attempts.Finished, adapter: attempts.Finished | None, merge_
     """
     target, endpoint = models_store.root(), models_store.endpoint()
     storage.check_address(target, models_store.VARIABLE)
-    if target and not storage.is_s3(target):
-        raise InputError(f"{models_store.VARIABLE} {target}: give an s3:// prefix")
-    if endpoint and not target and storage.is_s3(merged.uri):
+    if target and not storage.is_remote(target):
+        raise InputError(f"{models_store.VARIABLE} {target}: give {addresses.KINDS}")
+    if endpoint and not target and merged.uri.startswith("s3://"):
         raise InputError(
             f"MLflow's S3 endpoint {endpoint} is another than the store's: set {models_store.VARIABLE} to an s3://"
             " prefix there, or unset MLFLOW_S3_ENDPOINT_URL"
@@ -47,36 +47,37 @@ def publish(merged: attempts.Finished, adapter: attempts.Finished | None, merge_
         for folder, source in sources.items()
         for name, file in source.files.items()
     }
-    there = s3.objects(uri, endpoint) if storage.is_s3(uri) else storage.files(uri)
-    present = {found.path: found.size for found in there}
+    present = storage.sizes(uri)
     missing = {
         storage.join(uri, name): (source, file["size"])
         for name, (source, file) in wanted.items()
         if source != storage.join(uri, name) and present.get(name) != file["size"]
     }
     if target and missing:
-        inside = not endpoint and storage.is_s3(merged.uri)
-        how = "copied within the server" if inside else f"streamed in parts to {endpoint or 'S3'}"
+        how = (
+            "copied within the server"
+            if _on_one_server(merged.uri, uri)
+            else f"streamed in parts to {endpoint or 'the store'}"
+        )
         log(f"{len(missing)} files, {sum(size for _, size in missing.values()) / 1e9:.2f} GB, are {how}: {uri}")
     progress = Progress("copied", len(missing))
     for done, (file_uri, (source, size)) in enumerate(missing.items(), 1):
-        _copy(source, file_uri, size, endpoint)
+        _copy(source, file_uri, size)
         progress.at(done)
     return uri
 
 
-def use_endpoint_of(uri: str) -> None:
-    """From now on reads and writes at the endpoint of a version's folder; the store may then be out of reach."""
-    if (target := models_store.root()) and uri.startswith(f"{target}/"):
-        models_store.use()
+def _on_one_server(source: str, target: str) -> bool:
+    """Whether a store copies without the bytes coming here: S3 does, on one endpoint."""
+    return all(uri.startswith("s3://") for uri in (source, target)) and not models_store.endpoint_of(target)
 
 
-def _copy(source: str, target: str, size: int, endpoint: str) -> None:
-    if not storage.is_s3(target):
+def _copy(source: str, target: str, size: int) -> None:
+    if not storage.is_remote(target):
         storage.upload_file(storage.local_path(source), target)
-    elif not endpoint and storage.is_s3(source):
+    elif _on_one_server(source, target):
         s3.copy(source, target)
     else:
-        with streams.writing(target, endpoint) as writer:
+        with streams.writing(target) as writer:
             for start in range(0, size, storage.PART):
                 writer.write(storage.read_range(source, start, storage.PART))

@@ -66,7 +66,7 @@ def run(
     if not re.fullmatch(r"[\w-]+", merge_key):
         raise InputError(f"merge_key {merge_key!r}: letters, digits, - and _ are expected")
     key = signing.signing_key()
-    if not storage.is_s3(merged_uri):
+    if not storage.is_remote(merged_uri):
         merged_uri = str(storage.local_path(merged_uri))
     merged = integrity.read(merged_uri, merged_digest, "merged model")
     adapter = integrity.read(adapter_uri, adapter_digest, "adapter") if adapter_uri else None
@@ -83,7 +83,6 @@ def run(
             existing = _with_key(client, merge_key, name)
         version, *duplicates = existing
         _remove_duplicates(client, version, duplicates, created)
-        publish.use_endpoint_of(version.source)
         if not _is_complete(version, judged):
             files, signed_by = _write_files(client, version, key, judged)
             provenance.log_run(client, version, data, reports)
@@ -106,7 +105,6 @@ def _with_key(client: Any, merge_key: str, name: str = "") -> list[Any]:
 
 def _create(client: Any, name: str, merge_key: str, uri: str, judged: Files, tags: dict[str, str]) -> Any:
     """Creates a version of files that are all there; returns its number."""
-    publish.use_endpoint_of(uri)
     # MLflow takes any address, also one where there is nothing.
     _check(client, uri, merge_key, judged)
     with suppress("RESOURCE_ALREADY_EXISTS"):

@@ -9,7 +9,7 @@ from typing import Any
 from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.errors import InputError, first_line
 from qlora_pipelines.components.core.runtime import Progress, log
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.store import local_files, storage
 from qlora_pipelines.components.core.store.storage import Entry
 
 PARALLEL = 4
@@ -53,7 +53,7 @@ def copy(name: str, revision: str, files: list[Entry], uri: str) -> dict[str, di
 def _copy(name: str, revision: str, file: Entry, uri: str) -> str:
     """Copies one file; returns its sha256."""
     # A folder next to the files: where the store is local, a complete file is renamed, not copied again.
-    parent = None if storage.is_s3(uri) else storage.local_path(uri).parent
+    parent = None if storage.is_remote(uri) else storage.local_path(uri).parent
     if parent:
         parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".staging-") as folder:
@@ -79,6 +79,7 @@ def _download(name: str, revision: str, path: str, folder: Path) -> Path:
 
     for left in reversed(range(TRIES)):
         try:
+            local_files.join_local(folder, path)
             return Path(huggingface_hub.hf_hub_download(name, path, revision=revision, local_dir=folder))
         except Exception as error:  # the hub's client raises many unrelated types
             if not left:

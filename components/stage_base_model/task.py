@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from qlora_pipelines.components.core.config.steps import StageConfig
+from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.models import base_model
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, storage
@@ -31,9 +32,11 @@ def run(config: StageConfig) -> Result:
         base_model.resolve(config.base_model, config.base_revision)
         log(f"base {config.base_model} is used in place")
         uri = config.base_model
-        return Result(uri if storage.is_s3(uri) else str(storage.local_path(uri)))
-    revision, place = config.base_revision, base_model.place_in_store(config.base_model, config.base_revision)
-    staged = attempts.find(place) if revision else None
+        return Result(uri if storage.is_remote(uri) else str(storage.local_path(uri)))
+    revision, place = config.base_revision, ""
+    if hub.is_commit(revision):
+        place = base_model.place_in_store(config.base_model, revision)
+    staged = attempts.find(place) if place else None
     if staged is None:
         revision, files = base_model.hub_files(config.base_model, config.base_revision)
         place = base_model.place_in_store(config.base_model, revision)

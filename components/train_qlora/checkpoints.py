@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.core.store import attempts, copies, storage
 from qlora_pipelines.components.core.store.attempts import Finished
 
 
@@ -89,10 +89,7 @@ class Checkpoints:
         for name, file in found.files.items():
             if sizes.get(name) != file["size"]:
                 raise InputError(f"{name} has {sizes.get(name, 0)} of {file['size']} bytes")
-        local = storage.download(found.uri, folder)
-        for name in attempts.altered(str(local), found.files):
-            raise InputError(f"{name} has another content than it was written with")
-        return found, local
+        return found, copies.fetch_work(found, folder)
 
     def _remove_old(self) -> None:
         """Removes whole checkpoints beyond those to keep, and what dead attempts left."""
@@ -106,7 +103,7 @@ class Checkpoints:
                 if whole <= self.keep:
                     continue
                 storage.remove(storage.join(self.uri, place), first=attempts.MANIFEST)
-            if not storage.is_s3(step):
+            if not storage.is_remote(step):
                 with contextlib.suppress(OSError):  # another attempt is in it
                     storage.local_path(step).rmdir()
 

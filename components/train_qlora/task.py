@@ -13,7 +13,7 @@ from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import integrity
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, keys, retry, storage
+from qlora_pipelines.components.core.store import attempts, copies, keys, retry, storage
 from qlora_pipelines.components.train_qlora import launch, memory, training, training_report, watchdog
 from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints, refuse_other
 
@@ -88,7 +88,7 @@ def run(
                 raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
             with tempfile.TemporaryDirectory() as name, attempts.attempt(key_uri) as attempt:
                 folder = Path(name)
-                base = base_model.fetch(base_uri, folder / "base")
+                base = base_model.fetch(base_uri, folder / "base", base_revision)
                 base_model.check_names(str(base), (path.name for path in base.glob("*")))
                 job = training.Job(
                     config=config,
@@ -121,7 +121,7 @@ def run(
                 }
                 finished = attempt.commit(made_from | made)
     with tempfile.TemporaryDirectory() as name:
-        storage.upload(storage.download(finished.uri, Path(name)), adapter)
+        storage.upload(copies.fetch_work(finished, Path(name)), adapter)
     losses, peak = finished.info["losses"], finished.info["peak_mib"]
     log(f"Memory at its peak: {peak:,} MiB" + (f"; the plan said {planned:,}" if planned else ""))
     training_report.write(config, losses, peak, planned, report)

@@ -53,7 +53,6 @@ def gc(dry_run: bool, days: float, as_json: bool) -> None:
     pieces = in_store(store, references, days)
     _remove(pieces, dry_run)
     if models:
-        models_store.use()
         others = in_models_store(models, references, days)
         _remove(others, dry_run)
         pieces += others

@@ -115,7 +115,7 @@ def old_names(path: Path, text: str) -> dict[int, str]:
 
 def _absolute(uri: str) -> str:
     """A path that is there is written so that it holds wherever the run is started."""
-    return str(Path(uri).absolute()) if not storage.is_s3(uri) and Path(uri).exists() else uri
+    return str(Path(uri).absolute()) if not storage.is_remote(uri) and Path(uri).exists() else uri
 
 
 def text(target: Path, values: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ import json
 import click
 
 from qlora_pipelines.components.core.registry import champion, manifest, mlflow_client, versions
-from qlora_pipelines.components.core.store import models_store
 from qlora_pipelines.pipelines.local import workspace
 
 
@@ -41,7 +40,6 @@ def _promote(uri: str, as_json: bool) -> None:
     client = mlflow_client.connect(with_store=False)
     version = versions.resolve(client, uri)
     if versions.KEY_TAG in version.tags:  # what others registered is taken as it is
-        models_store.use()
         manifest.of_version(version)
     name, number = version.name, str(version.version)
     former = champion.current_version(client, name)

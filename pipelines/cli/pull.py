@@ -18,7 +18,7 @@ import yaml
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import integrity, manifest, mlflow_client, signing, versions
 from qlora_pipelines.components.core.registry.manifest import Files, Manifest
-from qlora_pipelines.components.core.store import models_store, storage
+from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines.cli.partial import Partial
 from qlora_pipelines.pipelines.local import workspace
 
@@ -45,7 +45,6 @@ def pull(uri: str, folder: Path | None, public_key: str, kserve: bool, as_json: 
         raise click.UsageError("give --to DIR, --kserve, or both")
     workspace.use_existing()
     version = versions.resolve(mlflow_client.connect(with_store=False), uri)
-    models_store.use()
     registered = manifest.of_version(version)
     signature, signed = check_signature(registered, public_key)
     found: dict[str, Any] = {
@@ -104,7 +103,7 @@ def inference_service(name: str, source: str) -> str:
     """
     from qlora_pipelines.pipelines.placement import ACCELERATOR
 
-    if not storage.is_s3(source):
+    if not storage.is_remote(source):
         raise InputError(f"{source} is a local folder; KServe reads an s3:// address")
     model = {
         "modelFormat": {"name": "huggingface"},

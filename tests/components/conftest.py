@@ -1,6 +1,7 @@
 """A tiny run, step by step: each fixture is one step's result, made once a session."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.store import connections
 from tests.conftest import conversation, write_jsonl
+from tests.meddling import Meddler, meddler
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 
@@ -118,6 +121,44 @@ def sealed(folder: Path, **info: Any) -> Path:
     files = {path.relative_to(folder).as_posix(): manifest.entry(path.read_bytes()) for path in paths}
     attempts.finish(str(folder), {name: value for name, value in known.items() if value is not None}, files)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """moto's S3 in this process."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def between(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
+    """A proxy before that S3, which can change what it sends; the environment names it."""
+    with meddler(s3_server) as found:
+        for name, value in {"ENDPOINT_URL_S3": found.address, "DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(f"AWS_{name}", "test")
+        for name in ("PROFILE", "SESSION_TOKEN", "ENDPOINT_URL", "CA_BUNDLE"):
+            monkeypatch.delenv(f"AWS_{name}", raising=False)
+        yield found
+
+
+@pytest.fixture
+def bucket(between: Meddler) -> str:
+    """The address of a bucket of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    connections.client(between.address).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def s3_place(bucket: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own, with its store in the bucket."""
+    monkeypatch.setenv("QLORA_STORE", f"{bucket}/store")
+    return place
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_pipelines.components.core.store import s3, storage
+from qlora_pipelines.components.core.store import connections, storage
 from tests.integration import servers
 
 BUCKET = "qlora-test"
@@ -40,12 +40,14 @@ def s3_store() -> Iterator[str]:
 
 
 def _prefix() -> Iterator[str]:
-    s3.client.cache_clear()
-    names = {bucket["Name"] for bucket in s3.client().list_buckets()["Buckets"]}
+    connections.forget()
+    names = {
+        bucket["Name"] for bucket in connections.client(os.environ["AWS_ENDPOINT_URL_S3"]).list_buckets()["Buckets"]
+    }
     if BUCKET not in names:
-        s3.client().create_bucket(Bucket=BUCKET)
+        connections.client(os.environ["AWS_ENDPOINT_URL_S3"]).create_bucket(Bucket=BUCKET)
     yield f"s3://{BUCKET}/{os.getpid()}"
-    s3.client.cache_clear()
+    connections.forget()
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +107,6 @@ def fresh_servers(mlflow_server: str, own_store: str) -> Iterator[None]:
         patch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL_S3"])
         patch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        s3.client.cache_clear()
+        connections.forget()
         yield
-    s3.client.cache_clear()
+    connections.forget()

@@ -9,7 +9,7 @@ import pytest
 from qlora_pipelines.components.core.config.steps import PrepareConfig
 from qlora_pipelines.components.core.data import listing, tokenized
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.store import copies, storage
 from qlora_pipelines.components.prepare_dataset import task
 from tests.conftest import conversation, write_jsonl
 
@@ -56,7 +56,7 @@ def test_a_prefix_gives_the_same_data_set_as_a_folder(
     assert f'"file": "{own_store}/data/rows.jsonl", "line": 41' in (there / "rejected.jsonl").read_text()
     # What came out goes to S3 as the pipeline's artifacts do, and is read from there.
     storage.upload(there, f"{own_store}/artifacts")
-    back = storage.download(f"{own_store}/artifacts", tmp_path / "back")
+    back = copies.download(f"{own_store}/artifacts", tmp_path / "back")
     assert len(tokenized.read(str(back / "train.parquet"), found.dataset_digest)) == found.train_rows
 
 

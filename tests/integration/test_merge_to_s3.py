@@ -1,12 +1,13 @@
 """Merging from and to a real S3: streamed, killed, cut off, and two at a time."""
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import attempts, s3, storage
+from qlora_pipelines.components.core.store import attempts, connections, objects, storage
+from qlora_pipelines.components.core.store.addresses import locate
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.conftest import digest
 from tests.components.dequantize_and_merge.conftest import REVISION, save_adapter, save_base
@@ -22,23 +24,41 @@ from tests.components.dequantize_and_merge.conftest import REVISION, save_adapte
 PART = 5 << 20
 """The smallest part that S3 takes: the tests' model has three of them."""
 CHILD = """
-import os, signal, sys
+import contextlib, os, signal, sys, time
 from qlora_pipelines.components.core.config.steps import MergeConfig
-from qlora_pipelines.components.core.store import s3
+from qlora_pipelines.components.core.store import objects
 from qlora_pipelines.components.dequantize_and_merge import task
-from tests.integration.test_merge_to_s3 import PART, merge
+from tests.integration.test_merge_to_s3 import PART, merge, open_uploads
 
-s3.PART = PART
-send = s3._Upload._send_part
+objects.PART = PART
+writing = objects.writing
 
-def send_once(upload, number, data):
-    if number == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return send(upload, number, data)
+@contextlib.contextmanager
+def killed(uri):
+    with writing(uri) as write:
+        done = 0
 
-s3._Upload._send_part = send_once
+        def killing(data):
+            nonlocal done
+            write(data)
+            done += len(data)
+            if done > 2 * PART:
+                while not open_uploads(uri):
+                    time.sleep(0.1)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        yield killing
+
+objects.writing = killed
 merge(sys.argv[1], sys.argv[2])
 """
+
+
+def open_uploads(uri: str) -> int:
+    """How many uploads are open below an address."""
+    place = locate(uri)
+    client = connections.client(os.environ["AWS_ENDPOINT_URL_S3"])
+    return len(client.list_multipart_uploads(Bucket=place.bucket, Prefix=place.key).get("Uploads", []))
 
 
 def merge(base: str, adapter: str, key: str = "key") -> attempts.Finished:
@@ -49,13 +69,11 @@ def merge(base: str, adapter: str, key: str = "key") -> attempts.Finished:
 
 def left_behind(store: str) -> tuple[int, list[str]]:
     """How many uploads are open below a store, and the folders there that have no manifest."""
-    bucket, prefix = s3.location(store)
-    uploads = s3.client().list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
     folders: dict[str, set[str]] = {}
-    for entry in storage.listing(f"{store}/merged/key"):
+    for entry in storage.files(f"{store}/merged/key", hidden=True):
         attempt, _, path = entry.path.partition("/")
         folders.setdefault(attempt, set()).add(path)
-    return len(uploads), [name for name, paths in folders.items() if attempts.MANIFEST not in paths]
+    return open_uploads(store), [name for name, paths in folders.items() if attempts.MANIFEST not in paths]
 
 
 @pytest.fixture
@@ -78,7 +96,7 @@ def undisturbed(base: Path, adapter: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "PART", PART)
+    monkeypatch.setattr(objects, "PART", PART)
     monkeypatch.setattr(attempts, "BEAT", 0.5)
     monkeypatch.setattr(attempts, "DEAD_AFTER", 3.0)
 
@@ -131,21 +149,28 @@ def test_a_store_that_goes_away_is_one_line_and_nothing_half_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
-    send = s3._Upload._send_part
+    writing = objects.writing
 
-    def last(upload: Any, number: int, data: bytes) -> Any:
-        if number == 2:
-            between.refuse()
-        return send(upload, number, data)
+    @contextlib.contextmanager
+    def refused_half_way(uri: str) -> Iterator[Callable[[Any], None]]:
+        with writing(uri) as write:
+            done = 0
+
+            def take(data: Any) -> None:
+                nonlocal done
+                write(data)
+                done += len(data)
+                if done > 2 * PART:
+                    between.refuse()
+
+            yield take
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_S3", between.address)
-        patch.setattr(s3._Upload, "_send_part", last)
-        s3.client.cache_clear()
+        patch.setattr(objects, "writing", refused_half_way)
         with pytest.raises(InputError, match=r"model\.safetensors: .*; check the address, the endpoint") as refused:
             merge(str(base), str(adapter))
         assert "\n" not in str(refused.value)
-    s3.client.cache_clear()
     assert attempts.find(f"{own_store}/merged/key") is None
     assert merge(str(base), str(adapter)).files == undisturbed
     assert left_behind(own_store) == (0, [])
@@ -162,8 +187,6 @@ def test_connections_that_break_off_are_made_anew(
     storage.upload(base, f"{own_store}/base")
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", between.address)
-    s3.client.cache_clear()
     between.cut_after(1_500_000, times=3)
     assert merge(f"{own_store}/base", str(adapter)).files == undisturbed
     assert between.cuts == 3
-    s3.client.cache_clear()

@@ -8,7 +8,8 @@ import pytest
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest, mlflow_client
-from qlora_pipelines.components.core.store import s3, storage
+from qlora_pipelines.components.core.store import connections, storage
+from qlora_pipelines.components.core.store.addresses import locate
 from tests.integration import servers
 from tests.integration.registered import Make, MakeProxy, qlora, register, versions
 
@@ -88,13 +89,14 @@ def test_no_right_to_read_the_bucket_says_what_is_needed(
 ) -> None:
     uri, _ = make_merged(own_store, "one")
     register(name, (uri, "one"))
-    bucket, key = s3.location(uri)
+    bucket, key = locate(uri).bucket, locate(uri).key
+    client = connections.client(os.environ["AWS_ENDPOINT_URL_S3"])
     deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/{key}/*"}
-    s3.client().put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
     try:
         result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     finally:
-        s3.client().delete_bucket_policy(Bucket=bucket)
+        client.delete_bucket_policy(Bucket=bucket)
     assert result.exit_code == 1
     assert "access denied (403); " in result.output and "a login to MLflow does not give them" in result.output
     assert f"need s3:GetObject and s3:ListBucket on s3://{bucket}" in result.output
@@ -134,7 +136,6 @@ def test_a_store_of_registered_models_on_another_endpoint_is_streamed_to(
 
     pytest.importorskip("moto")
     uri, _ = make_merged(own_store, "one")
-    own = os.environ["AWS_ENDPOINT_URL_S3"]
     with servers.moto() as other:
         boto3.client("s3", endpoint_url=other).create_bucket(Bucket="registry")
         monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", other)
@@ -145,8 +146,6 @@ def test_a_store_of_registered_models_on_another_endpoint_is_streamed_to(
         storage.write_bytes(listing, json.dumps({"train": {"uri": "s3://data/rows", "files": []}}).encode())
         evidence = {"listing_uri": listing, "data_digest": "d"}
         register(name, (uri, "one"), evidence=evidence)
-        os.environ["AWS_ENDPOINT_URL_S3"] = own  # again, as another process would
-        s3.client.cache_clear()
         assert register(name, (uri, "one"), evidence=evidence).outcome == "champion"
         run = mlflow_client.connect().get_run(versions(name)[0].run_id)
         assert len(run.inputs.dataset_inputs) == 1

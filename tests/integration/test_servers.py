@@ -10,7 +10,8 @@ import botocore.exceptions
 import pytest
 
 from qlora_pipelines.components.core.registry import mlflow_client
-from qlora_pipelines.components.core.store import s3, storage
+from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.store.addresses import locate
 from tests.integration.servers import ACCESS_KEY, Proxy, has_ceph
 
 
@@ -46,7 +47,8 @@ def test_the_proxy_cuts_and_refuses_and_signatures_pass_through_it(
 ) -> None:
     storage.write_bytes(f"{own_store}/large", b"x" * 1_000_000)
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
-    bucket, key = s3.location(f"{own_store}/large")
+    place = locate(f"{own_store}/large")
+    bucket, key = place.bucket, place.key
     own = client(between.address)
     assert len(own.get_object(Bucket=bucket, Key=key)["Body"].read()) == 1_000_000
     between.cut_after(100_000, times=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.errors import InputError, first_line
+from qlora_pipelines.components.core.store.local_files import check_name, join_local
 from qlora_pipelines.components.core.store.storage import Entry, sha256_file
 
 PREFIX = "hf://datasets/"
@@ -58,11 +59,34 @@ def files(info: Any) -> list[Entry]:
 
     Args:
         info: what `HfApi.model_info` or `dataset_info` gives with `files_metadata=True`.
+
+    Raises:
+        InputError: one has a name that cannot be a file's below a folder.
     """
     return [
-        Entry(file.rfilename, file.size or 0, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
+        Entry(
+            check_name(file.rfilename),
+            file.size or 0,
+            f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}",
+        )
         for file in info.siblings or []
     ]
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit's whole id, of which there is only one content."""
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", revision) is not None
+
+
+def commit(info: Any) -> str:
+    """The commit of what the hub answered; it becomes a folder's name.
+
+    Raises:
+        InputError: the answer names none.
+    """
+    if not is_commit(str(info.sha)):
+        raise InputError(f"the hub's answer names {info.sha!r} as commit, which is none: is it a hub?")
+    return str(info.sha)
 
 
 def checksum(path: Path, like: str) -> str:
@@ -102,7 +126,7 @@ def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]
             source.name, revision=source.revision, files_metadata=True, timeout=20
         )
     data = [entry for entry in files(info) if entry.path.endswith(suffixes) and not entry.path.endswith(DESCRIPTIONS)]
-    uri = f"{PREFIX}{source.name}@{info.sha}"
+    uri = f"{PREFIX}{source.name}@{commit(info)}"
     if path := source.path.rstrip("/"):
         return f"{uri}/{path}", sorted(entry for entry in data if f"{entry.path}/".startswith(f"{path}/"))
     train = [entry for entry in data if re.search(r"(^|[/_.-])train([/_.-]|$)", entry.path)]
@@ -118,6 +142,7 @@ def fetch(uri: str, path: str, etag: str, folder: Path) -> Path:
     import huggingface_hub
 
     name, revision, _ = _at_commit(uri)
+    join_local(folder, path)
     with errors(f"data {uri}", revision):
         file = huggingface_hub.hf_hub_download(name, path, repo_type="dataset", revision=revision, local_dir=folder)
     if checksum(Path(file), etag) != etag:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import keys, storage, streams
+from qlora_pipelines.components.core.store import addresses, copies, keys, storage, streams
 from qlora_pipelines.components.core.store.storage import Entry
 
 Listing = dict[str, dict[str, Any]]
@@ -41,7 +41,7 @@ class DataFile:
         """
         if self.source.startswith(hub.PREFIX):
             return hub.fetch(self.source, self.entry.path, self.entry.etag, folder)
-        return storage.fetch(self.uri, self.entry, folder)
+        return copies.fetch(self.uri, self.entry, folder)
 
     def open(self) -> BinaryIO:
         """The file in place, seekable; of a remote one only what is read is transferred.
@@ -51,8 +51,10 @@ class DataFile:
         """
         if self.source.startswith(hub.PREFIX):
             return _buffered(functools.partial(hub.read, self.source, self.entry.path), self.entry.size)
-        if storage.is_s3(self.uri):
-            return _buffered(streams.Reader(self.uri, self.entry.size).read, self.entry.size)
+        if storage.is_remote(self.uri):
+            if self.entry.size <= storage.PART:  # whole, it can be compared with its checksum
+                return io.BytesIO(copies.read(self.uri, self.entry))
+            return _buffered(streams.Reader(self.uri, self.entry.size, self.entry.etag).read, self.entry.size)
         try:
             return storage.local_path(self.uri).open("rb")
         except OSError as error:
@@ -104,13 +106,15 @@ def _source(uri: str) -> dict[str, Any]:
     if source:
         absolute, entries = hub.listing(source, SUFFIXES)
     else:
-        absolute = uri if storage.is_s3(uri) else str(storage.local_path(uri))
-        entries = storage.listing(uri)
+        absolute = uri if storage.is_remote(uri) else str(storage.local_path(uri))
+        entries = storage.listing(uri, hidden=True)
     if not entries:
-        accepted = "a file, a folder, an s3:// prefix or a Hugging Face data set"
+        accepted = f"a file, a folder, {addresses.KINDS} or a Hugging Face data set"
         raise InputError(f"data {uri}: nothing there; give {accepted}")
     for entry in entries:
         name = entry.path if source else storage.file_uri(uri, entry)
+        if storage.is_hidden(entry.path) and not source:
+            raise InputError(f"data {name}: hidden files are not read; remove it, or rename it if it is data")
         if not entry.path.lower().endswith(SUFFIXES):
             raise InputError(f"data {name}: this kind is not read; give {', '.join(KINDS)}, plain or .gz or .zst")
         if entry.size == 0:

@@ -1,21 +1,24 @@
-"""The base model by name: a local folder, an `s3://` prefix, or a Hugging Face id."""
+"""The base model by name: a local folder, a prefix in an object store, or a Hugging Face id."""
 
 import contextlib
 import os
 import re
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import keys, local_files, storage
+from qlora_pipelines.components.core.store import addresses, attempts, copies, keys, local_files, storage
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 """What a tokenizer and a config consist of; weights are safetensors."""
 CACHE_VARIABLE = "QLORA_BASE_CACHE"
 """Names a folder that outlives a pod and keeps bases, such as a mounted volume."""
+DIGEST = "sha256-"
+"""How the revision of a base begins that is used where it is."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
@@ -36,10 +39,11 @@ def resolve(base_model: str, revision: str) -> str:
     entries = storage.listing(base_model)
     if not entries:
         raise InputError(
-            f"base model {base_model}: no such folder; give a folder with a model, an s3:// prefix or a Hugging Face id"
+            f"base model {base_model}: no such folder; give a folder with a model, {addresses.KINDS} or a Hugging Face"
+            " id"
         )
     check_names(base_model, [entry.path for entry in entries])
-    found = "sha256-" + keys.digest([[entry.path, entry.size, entry.etag] for entry in entries])
+    found = DIGEST + keys.digest([[entry.path, entry.size, entry.etag] for entry in entries])
     if revision not in ("", found):
         raise InputError(
             f"base model {base_model}: its files are not those of revision {revision[:19]}; they are {found[:19]}"
@@ -47,35 +51,75 @@ def resolve(base_model: str, revision: str) -> str:
     return found
 
 
-def fetch(base_uri: str, folder: Path) -> Path:
+def fetch(base_uri: str, folder: Path, revision: str = "") -> Path:
     """A local folder with a base's files: the very folder where it is local, else a copy that may have been kept.
 
-    With QLORA_BASE_CACHE, copies are kept there by content, so that a base of other files is another folder. A file has
-    its name when it is whole, so whoever fetches at the same time, or was cut short, does no harm.
+    A staged base starts work only if every byte is as its manifest says. With QLORA_BASE_CACHE, copies are kept there
+    by content, so that a base of other files is another folder; they are compared again each time. A file has its name
+    when it is whole, so whoever fetches at the same time, or was cut short, does no harm.
 
     Args:
-        base_uri: a folder or an `s3://` prefix.
+        base_uri: a folder or a prefix in an object store.
         folder: where the copy goes if none is kept.
+        revision: what `resolve` found, of a base that is used where it is.
 
     Raises:
-        InputError: the base, or the folder that keeps bases, cannot be read or written.
+        InputError: the base, or the folder that keeps bases, cannot be read or written; or its bytes are others.
     """
-    keep = os.environ.get(CACHE_VARIABLE, "")
-    if not keep or not storage.is_s3(base_uri):
-        return storage.download(base_uri, folder)
-    entries = storage.listing(base_uri)
+    if not storage.is_remote(base_uri):
+        check(base_uri, revision)
+        return storage.local_path(base_uri)
+    entries, keep = _entries(base_uri, revision), os.environ.get(CACHE_VARIABLE, "")
+    if not keep:
+        return copies.download(base_uri, folder, entries)
     kept = Path(keep) / keys.digest([[entry.path, entry.size, entry.etag] for entry in entries])
-    present = storage.sizes(str(kept))
-    missing = [entry for entry in entries if present.get(entry.path) != entry.size]
     try:
         _remove_torn(Path(keep))
-        storage.download(base_uri, kept, missing)
+        with ThreadPoolExecutor(storage.PARALLEL) as pool:
+            whole = list(pool.map(lambda entry: _is_kept(kept, base_uri, entry), entries))
+        copies.download(base_uri, kept, [entry for entry, there in zip(entries, whole, strict=True) if not there])
     except OSError as error:
         raise InputError(
             f"{CACHE_VARIABLE} {keep}: {error.strerror}; the volume must have room, and user {os.getuid()} may write it"
         ) from None
-    log(f"base: {len(entries) - len(missing)} of {len(entries)} files were kept in {keep}")
+    log(f"base: {sum(whole)} of {len(entries)} files were kept in {keep}")
     return kept
+
+
+def _is_kept(kept: Path, base_uri: str, entry: storage.Entry) -> bool:
+    return copies.is_copy(local_files.join_local(kept, entry.path), storage.file_uri(base_uri, entry), entry)
+
+
+def check(base_uri: str, revision: str = "") -> None:
+    """Reads a base where it is, and compares it: a staged one with its manifest, another with its revision.
+
+    Args:
+        base_uri: a folder or a prefix in an object store.
+        revision: what `resolve` found; a commit, or '', says nothing of a base that is not staged.
+
+    Raises:
+        InputError: a file is gone, not whole, or another.
+    """
+    if work := _staged(base_uri):
+        attempts.check_files(
+            base_uri, work.files, f"base model {base_uri}", "remove its folder, and it is staged again"
+        )
+    elif revision.startswith(DIGEST):
+        resolve(base_uri, revision)
+
+
+def _staged(base_uri: str) -> attempts.Finished | None:
+    """What the manifest of a base says that stage_base_model copied; None of any other."""
+    return attempts.read(base_uri) if attempts.MANIFEST in storage.sizes(base_uri) else None
+
+
+def _entries(base_uri: str, revision: str = "") -> list[storage.Entry]:
+    """The files of a base in an object store: by their sha256 where it was staged, else by their ETag."""
+    if work := _staged(base_uri):
+        return copies.entries(work)
+    if revision.startswith(DIGEST):
+        resolve(base_uri, revision)
+    return storage.listing(base_uri)
 
 
 def _remove_torn(keep: Path) -> None:
@@ -105,6 +149,8 @@ def check_names(base_model: str, names: Iterable[str]) -> None:
 
 def place_in_store(base_model: str, revision: str) -> str:
     """Where the store keeps a revision of a hub's base; the manifest below it says whether it is there whole."""
+    if not hub.is_commit(revision):
+        raise InputError(f"base model {base_model}: {revision!r} is no commit, and cannot name a folder of the store")
     return storage.join(storage.root(), "bases", base_model.replace("/", "--"), revision)
 
 
@@ -122,7 +168,7 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[storage.Entry]]
         )
     files = hub.files(info)
     check_names(base_model, [file.path for file in files])
-    return str(info.sha), [file for file in files if "/" not in file.path and _is_wanted(file.path)]
+    return hub.commit(info), [file for file in files if "/" not in file.path and _is_wanted(file.path)]
 
 
 def _is_wanted(name: str) -> bool:
@@ -138,17 +184,20 @@ def small_files(base_model: str, revision: str, folder: Path) -> Path:
     if is_on_hub(base_model):
         import huggingface_hub
 
-        with hub.errors(f"base model {base_model}", revision):
-            huggingface_hub.snapshot_download(
-                base_model, revision=revision, allow_patterns=SMALL_FILES, local_dir=folder
-            )
+        for entry in filter(_is_small, hub_files(base_model, revision)[1]):
+            local_files.join_local(folder, entry.path)
+            with hub.errors(f"base model {base_model}", revision):
+                path = huggingface_hub.hf_hub_download(base_model, entry.path, revision=revision, local_dir=folder)
+            if hub.checksum(Path(path), entry.etag) != entry.etag:
+                raise InputError(f"base model {base_model}: {entry.path} is not what the hub lists; run again")
         return folder
-    small = (
-        entry
-        for entry in storage.files(base_model)
-        if any(Path(entry.path).match(pattern) for pattern in SMALL_FILES) and "/" not in entry.path
-    )
-    return storage.download(base_model, folder, small)
+    if not storage.is_remote(base_model):
+        return storage.local_path(base_model)
+    return copies.download(base_model, folder, filter(_is_small, _entries(base_model)))
+
+
+def _is_small(entry: storage.Entry) -> bool:
+    return "/" not in entry.path and any(Path(entry.path).match(pattern) for pattern in SMALL_FILES)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

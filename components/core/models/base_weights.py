@@ -26,7 +26,9 @@ def read(base: str, revision: str = "") -> dict[str, Stored]:
         InputError: weights are missing, torn, or not safetensors.
     """
     on_hub = base_model.is_on_hub(base)
-    sizes = {e.path: e.size for e in base_model.hub_files(base, revision)[1]} if on_hub else storage.sizes(base)
+    found = base_model.hub_files(base, revision)[1] if on_hub else storage.files(base)
+    entries = {entry.path: entry for entry in found}
+    sizes = {name: entry.size for name, entry in entries.items()}
     base_model.check_names(base, sizes)
     if SINGLE not in sizes and INDEX not in sizes:
         raise InputError(f"base model {base}: neither {SINGLE} nor {INDEX} is there; fetch it again")
@@ -36,7 +38,7 @@ def read(base: str, revision: str = "") -> dict[str, Stored]:
             raise InputError(f"base model {base}: {name} is missing, which {INDEX} names; fetch it again")
         if on_hub:
             return _HubFile(base, revision, name, sizes[name])
-        return streams.Reader(storage.join(base, name), sizes[name])
+        return streams.Reader(storage.join(base, name), sizes[name], entries[name].etag)
 
     weight_map = {} if SINGLE in sizes else _weight_map(base, open_file(INDEX))
     files = [open_file(name) for name in dict.fromkeys(weight_map.values())] or [open_file(SINGLE)]

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import manifest
 from qlora_pipelines.components.core.registry.manifest import Files
-from qlora_pipelines.components.core.store import attempts, local_files, storage
+from qlora_pipelines.components.core.store import attempts, copies, local_files, storage
 
 GONE, ALTERED, EXTRA = "is gone", "was altered", "is not in the manifest"
 LINK, SPECIAL, LINKED = "is a symbolic link", "is not an ordinary file", "has a second hard link"
@@ -94,7 +94,7 @@ def check(uri: str, files: Files, what: str, remedy: str, known: Known) -> None:
     Raises:
         InputError: names the first that is gone, another or too many.
     """
-    if storage.is_s3(uri):
+    if storage.is_remote(uri):
         found = _problems_of_objects(uri, files, known)
     else:
         with open_folder(storage.local_path(uri)) as folder:
@@ -250,7 +250,7 @@ def hold(
     Raises:
         InputError: a file is gone, another or too many.
     """
-    remote = storage.is_s3(work.uri)
+    remote = storage.is_remote(work.uri)
     path = _download(work, scratch, what, known) if remote else storage.local_path(work.uri)
     with open_folder(path) as opened:
 
@@ -273,4 +273,5 @@ def _download(work: attempts.Finished, scratch: Path, what: str, known: Known) -
     entries = list(storage.files(work.uri, hidden=True))
     extra = [entry.path for entry in entries if entry.path not in work.files and not known(entry.path)]
     _refuse({shown(name): EXTRA for name in extra}, f"{what} {work.uri}", "")
-    return storage.download(work.uri, scratch, [entry for entry in entries if entry.path in work.files])
+    present = {entry.path for entry in entries}
+    return copies.download(work.uri, scratch, [entry for entry in copies.entries(work) if entry.path in present])

@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import signing, versions
-from qlora_pipelines.components.core.store import attempts, local_files, storage
+from qlora_pipelines.components.core.store import attempts, local_files, models_store, storage
 
 MANIFEST = "registered.json"
 MANIFEST_TAG = "qlora.manifest_sha256"
@@ -128,6 +128,7 @@ def of_version(version: Any) -> Manifest:
         raise InputError(f"{what} is not whole: its registration was cut short; run its pipeline again")
     source = version.source.rstrip("/")
     storage.check_address(source, f"the source of {what}")
+    models_store.note(source)
     manifest = read(source, version.tags[MANIFEST_TAG])
     present = storage.sizes(source)
     for name, file in manifest.files.items():

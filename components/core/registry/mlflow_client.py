@@ -52,7 +52,7 @@ def connect(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> 
         raise InputError(f"{server} does not answer: {reason(error)}") from None
     except ImportError as error:
         raise InputError(f"{server} needs a driver: {error}") from None
-    if remote and with_store and not models_store.root() and not storage.is_s3(storage.root()):
+    if remote and with_store and not models_store.root() and not storage.is_remote(storage.root()):
         raise InputError(
             f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
         )

@@ -8,7 +8,7 @@ none is not there.
     <key_uri>/<attempt id>/.alive         renewed every BEAT seconds until the manifest is there
     <key_uri>/<attempt id>/manifest.json  written last
 
-An attempt cannot clean up after itself when it is killed: on S3 the parts of an upload stay, unseen and paid for. So
+When an attempt is killed it cannot clean up: in an object store the parts of an upload stay, unseen and paid for. So
 whoever works on the key next removes attempts that show no sign of life any longer.
 """
 
@@ -36,7 +36,7 @@ ALIVE = ".alive"
 BEAT = 10.0
 """Seconds between two signs of life."""
 DEAD_AFTER = 60.0
-"""Seconds without one after which an attempt is dead. An S3 client gives up on a store that is away for so long."""
+"""Seconds without one after which an attempt is dead. connections.py gives up on a store that is away for so long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,8 @@ def read(uri: str) -> Finished:
     """
     path = storage.join(uri, MANIFEST)
     try:
-        manifest = json.loads(storage.read_bytes(path))
-        return Finished(uri=uri, info=dict(manifest["info"]), files=dict(manifest["files"]))
+        found = json.loads(storage.read_bytes(path))
+        return Finished(uri=uri, info=dict(found["info"]), files=dict(found["files"]))
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged; remove its folder, and its work is done again") from None
 
@@ -118,6 +118,11 @@ def check_files(uri: str, files: dict[str, dict[str, Any]], what: str, remedy: s
         raise InputError(f"{what}: {name} is not the file that its manifest lists; {remedy}")
 
 
+def manifest(work: Finished) -> bytes:
+    """The content of the manifest of finished work."""
+    return json.dumps({"format": 1, "info": work.info, "files": work.files}, indent=1).encode()
+
+
 def finish(uri: str, info: dict[str, Any], files: dict[str, dict[str, Any]]) -> Finished:
     """Writes the manifest of an attempt whose files are all there: from now on the work is finished.
 
@@ -126,9 +131,9 @@ def finish(uri: str, info: dict[str, Any], files: dict[str, dict[str, Any]]) -> 
         info: what a reader wants to know of the work, JSON.
         files: `size` in bytes and `sha256` of every file, by its path in the folder.
     """
-    manifest = {"format": 1, "info": info, "files": files}
-    storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1).encode())
-    return Finished(uri, info, files)
+    work = Finished(uri, info, files)
+    storage.write_bytes(storage.join(uri, MANIFEST), manifest(work))
+    return work
 
 
 class Attempt:
@@ -156,8 +161,8 @@ class Attempt:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """A local folder for files of the work: the final one where the store is local, a temporary one if it is S3."""
-        if storage.is_s3(self.uri):
+        """A local folder for files of the work: the final one where the store is local, else a temporary one."""
+        if storage.is_remote(self.uri):
             return Path(self._scratch.enter_context(tempfile.TemporaryDirectory()))
         return storage.local_path(self.uri)
 
@@ -190,7 +195,7 @@ class Attempt:
 
     def _add(self, entry: storage.Entry) -> None:
         path = self.folder / entry.path
-        if storage.is_s3(self.uri):
+        if storage.is_remote(self.uri):
             with path.open("rb") as source, self.open(entry.path) as writer:
                 while data := source.read(storage.PART):
                     writer.write(data)
@@ -252,7 +257,7 @@ def _unfinished(key_uri: str) -> dict[str, _Unfinished]:
     found: collections.defaultdict[str, _Unfinished] = collections.defaultdict(_Unfinished)
     finished = set()
     # Uploads first: one that is completed in between shows up as an object, and none is missed.
-    for upload in s3.pending_uploads(key_uri) if storage.is_s3(key_uri) else ():
+    for upload in s3.pending_uploads(key_uri) if storage.is_remote(key_uri) else ():
         trace = found[upload.path.partition("/")[0]]
         trace.uploads.append(upload)
         trace.seen = max(trace.seen, upload.started)
@@ -280,7 +285,7 @@ def _remove_dead(key_uri: str, own: str) -> list[str]:
 
 
 def _remove(uri: str) -> None:
-    if storage.is_s3(uri):
+    if storage.is_remote(uri):
         storage.remove(uri, first=MANIFEST)
     else:
         shutil.rmtree(storage.local_path(uri), ignore_errors=True)  # another start may do the same

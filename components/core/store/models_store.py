@@ -2,10 +2,10 @@
 
 import os
 
-from qlora_pipelines.components.core.store import s3
-
 VARIABLE = "QLORA_MODELS_STORE"
-"""An s3:// prefix for registered models, where the registry's readers have no rights on the store itself."""
+"""A prefix for registered models, where the registry's readers have no rights on the store itself."""
+_SOURCES: set[str] = set()
+"""The sources of versions that this process met."""
 
 
 def root() -> str:
@@ -20,8 +20,12 @@ def endpoint() -> str:
     return mlflow if mlflow != own.rstrip("/") else ""
 
 
-def use() -> None:
-    """From now on this process reads and writes every s3:// address at that endpoint."""
-    if found := endpoint():
-        os.environ["AWS_ENDPOINT_URL_S3"] = found
-        s3.client.cache_clear()
+def endpoint_of(uri: str) -> str:
+    """The endpoint of an address that is a registered model's: MLflow's; '' for all others."""
+    prefixes = {*_SOURCES, root()} - {""}
+    return endpoint() if any(uri == prefix or uri.startswith(f"{prefix}/") for prefix in prefixes) else ""
+
+
+def note(source: str) -> None:
+    """Says that a version's files are at `source`, so that from now on they are read where MLflow's clients do."""
+    _SOURCES.add(source.rstrip("/"))

@@ -1,4 +1,4 @@
-"""Files by URI: a local folder or `s3://bucket/prefix`, the same few verbs for both."""
+"""Files by URI: a local folder or a prefix in an object store, the same few verbs for all."""
 
 import contextlib
 import dataclasses
@@ -7,17 +7,17 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import local_files, s3
+from qlora_pipelines.components.core.store import addresses, local_files, objects
+from qlora_pipelines.components.core.store.prefetch import prefetch
 
 STORE_VARIABLE = "QLORA_STORE"
 PARALLEL = 8
 """Files, or parts of one, in work at a time."""
-PART = s3.PART
+PART = objects.PART
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -34,6 +34,12 @@ class Entry:
     modified: float = dataclasses.field(default=0.0, compare=False)
 
 
+is_remote = addresses.is_remote
+check_address = addresses.check
+join = addresses.join
+local_path = addresses.local_path
+
+
 def root() -> str:
     """The store: where bases, adapters and merged models are kept.
 
@@ -42,47 +48,14 @@ def root() -> str:
     """
     uri = os.environ.get(STORE_VARIABLE, "")
     if not uri:
-        raise InputError(f"{STORE_VARIABLE} is not set: give a folder or an s3:// prefix to keep models in")
-    return uri if is_s3(uri) else str(Path(uri).absolute())
-
-
-def is_s3(uri: str) -> bool:
-    """Whether the URI is on S3 (all others are local paths)."""
-    return uri.startswith("s3://")
-
-
-def check_address(uri: str, what: str) -> None:
-    """Refuses an address that would be taken for something that it is not.
-
-    Args:
-        uri: what to check: a local path, `file://` or `s3://`.
-        what: whose address it is, for the message.
-
-    Raises:
-        InputError: another scheme, or a step upwards in the path.
-    """
-    scheme, separator, path = uri.partition("://")
-    if separator and scheme not in ("s3", "file"):
-        hint = f"; give it as s3://{path}" if scheme in ("minio", "s3a", "s3n") else ""
-        raise InputError(f"{what} {uri}: {scheme}:// is not read here{hint}")
-    if ".." in (path or uri).split("/"):
-        raise InputError(f"{what} {uri}: an address may not contain ..")
-
-
-def join(uri: str, *parts: str) -> str:
-    """Appends path parts to a URI."""
-    return "/".join([uri.rstrip("/"), *parts])
-
-
-def local_path(uri: str) -> Path:
-    """The path of a local URI (`file://` is understood)."""
-    return Path(uri.removeprefix("file://")).absolute()
+        raise InputError(f"{STORE_VARIABLE} is not set: give a folder or {addresses.KINDS} to keep models in")
+    return uri if is_remote(uri) else str(Path(uri).absolute())
 
 
 def file_uri(uri: str, entry: Entry) -> str:
     """The address of one file of a listing."""
     name = uri.rstrip("/").rsplit("/", 1)[-1]
-    single = entry.path == name and (is_s3(uri) or local_path(uri).is_file())
+    single = entry.path == name and (is_remote(uri) or local_path(uri).is_file())
     return uri if single else join(uri, entry.path)
 
 
@@ -94,8 +67,8 @@ def read_range(uri: str, start: int, size: int | None) -> bytes:
     """
     if size == 0:
         return b""
-    if is_s3(uri):
-        return s3.read(uri, start, size)
+    if is_remote(uri):
+        return objects.read(uri, start, size)
     with local_files.errors(uri, "read"), local_path(uri).open("rb") as file:
         file.seek(start)
         return file.read(size)
@@ -116,8 +89,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
         InputError: the place cannot be written.
     """
-    if is_s3(uri):
-        s3.write(uri, data)
+    if is_remote(uri):
+        objects.write(uri, data)
     else:
         with local_files.errors(uri, "written"), local_files.replacing(local_path(uri), sync=True) as path:
             path.write_bytes(data)
@@ -129,8 +102,8 @@ def delete(uri: str) -> None:
     Raises:
         InputError: it may not be deleted.
     """
-    if is_s3(uri):
-        s3.delete(uri)
+    if is_remote(uri):
+        objects.delete(uri)
     else:
         with local_files.errors(uri, "deleted"):
             local_path(uri).unlink(missing_ok=True)
@@ -153,31 +126,34 @@ def files(uri: str, *, hidden: bool = False) -> Iterator[Entry]:
 
     Args:
         uri: a file, a folder or a prefix; where nothing is, there are no files.
-        hidden: whether local files are wanted that are hidden, or in a hidden folder: they are being written.
+        hidden: whether files are wanted that are hidden, or in a hidden folder: on a disk they are being written.
 
     Raises:
-        InputError: they cannot be listed.
+        InputError: they cannot be listed, or one of them has a name that cannot be a file's everywhere.
     """
-    if is_s3(uri):
-        for found in s3.objects(uri):
-            if not found.path.endswith("/"):
-                yield Entry(found.path, found.size, f"etag:{found.etag}", found.modified)
-        return
-    path = local_path(uri)
-    base = path.parent if path.is_file() else path
-    for file in [path] if path.is_file() else path.rglob("*"):
-        name = file.relative_to(base).as_posix()
-        if hidden or not any(part.startswith(".") for part in name.split("/")):
-            with contextlib.suppress(FileNotFoundError):  # gone since the folder was read
-                stat = file.stat()
-                if file.is_file():
-                    yield Entry(name, stat.st_size, "", stat.st_mtime)
+    if is_remote(uri):
+        found = (Entry(each.path, each.size, f"etag:{each.etag}", each.modified) for each in objects.objects(uri))
+    else:
+        tree = local_files.tree(local_path(uri))
+        found = (Entry(name, status.st_size, "", status.st_mtime) for name, status in tree)
+    for entry in found:
+        try:
+            local_files.check_name(entry.path)
+        except InputError as error:
+            raise InputError(f"{uri}: {error}") from None
+        if hidden or not is_hidden(entry.path):
+            yield entry
 
 
-def listing(uri: str) -> list[Entry]:
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it is in, is hidden: its name begins with a dot."""
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def listing(uri: str, *, hidden: bool = False) -> list[Entry]:
     """What `files` gives, sorted by path, local files told apart by their sha256 and objects by their ETag."""
-    found = files(uri)
-    if not is_s3(uri):
+    found = files(uri, hidden=hidden)
+    if not is_remote(uri):
         found = (
             dataclasses.replace(entry, etag=f"sha256:{sha256_file(local_path(file_uri(uri, entry)))}")
             for entry in found
@@ -192,39 +168,7 @@ def sizes(uri: str) -> dict[str, int]:
 
 def clock(uri: str) -> float:
     """The time by the clock that stamps the files at a URI, in seconds since 1970."""
-    return s3.clock(uri) if is_s3(uri) else time.time()
-
-
-def fetch(uri: str, entry: Entry, folder: Path) -> Path:
-    """A local file with the content that a listing saw: the very file where it is local, else a copy in `folder`.
-
-    Raises:
-        InputError: the object changed since it was listed, or cannot be read.
-    """
-    if not is_s3(uri):
-        return local_path(uri)
-    target = folder / uuid.uuid4().hex
-    s3.download(uri, entry.size, entry.etag.removeprefix("etag:"), target)
-    return target
-
-
-def download(uri: str, folder: Path, entries: Iterable[Entry] | None = None) -> Path:
-    """A local folder with the files at `uri`: the very folder where it is local, else a copy in `folder`.
-
-    Args:
-        uri: a folder or a prefix.
-        folder: where the copies go; each appears under its name when whole.
-        entries: those of a listing to copy; None: all.
-
-    Raises:
-        InputError: an object changed since it was listed, or cannot be read.
-    """
-    if not is_s3(uri):
-        return local_path(uri)
-    for entry in listing(uri) if entries is None else entries:
-        with local_files.replacing(folder / entry.path) as path:
-            s3.download(join(uri, entry.path), entry.size, entry.etag.removeprefix("etag:"), path)
-    return folder
+    return objects.clock(uri) if is_remote(uri) else time.time()
 
 
 def upload(folder: Path, uri: str) -> None:
@@ -239,8 +183,8 @@ def upload_file(file: Path, uri: str) -> None:
     Raises:
         InputError: the place cannot be written.
     """
-    if is_s3(uri):
-        with file.open("rb") as source, s3.writing(uri) as write:
+    if is_remote(uri):
+        with file.open("rb") as source, objects.writing(uri) as write:
             while data := source.read(PART):
                 write(data)
     else:
@@ -258,13 +202,15 @@ def remove(uri: str, first: str) -> None:
     Raises:
         InputError: something may not be removed.
     """
-    there = [file.uri for file in s3.objects(uri)] if is_s3(uri) else [file_uri(uri, file) for file in files(uri)]
+    if is_remote(uri):
+        there = [each.uri for each in objects.objects(uri)]
+    else:
+        there = [file_uri(uri, file) for file in files(uri)]
     for file in there:
         if file.endswith(f"/{first}"):
             delete(file)
-    if is_s3(uri):
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            list(pool.map(s3.delete, there))
+    if is_remote(uri):
+        objects.delete_all(there)
     else:
         with local_files.errors(uri, "removed"), contextlib.suppress(FileNotFoundError):
             path = local_path(uri)
@@ -272,8 +218,8 @@ def remove(uri: str, first: str) -> None:
 
 
 def free_bytes(uri: str) -> int | None:
-    """Room on the disk of a local URI, in bytes; None on S3."""
-    if is_s3(uri):
+    """Room on the disk of a local URI, in bytes; None in an object store."""
+    if is_remote(uri):
         return None
     path = local_path(uri)
     while not path.exists():
@@ -283,16 +229,16 @@ def free_bytes(uri: str) -> int | None:
 
 def sha256(uri: str, size: int) -> str:
     """sha256 of a file of `size` bytes, in hexadecimal; one that cannot be read is an InputError."""
-    if not is_s3(uri):
-        with local_files.errors(uri, "read"):
-            return sha256_file(local_path(uri))
+    if not is_remote(uri):
+        return sha256_file(local_path(uri))
     found = hashlib.sha256()
-    for start in range(0, size, PART):
-        found.update(s3.read(uri, start, PART))
+    with contextlib.closing(prefetch(lambda at: objects.read(uri, at, PART), range(0, size, PART))) as parts:
+        for _, data in parts:
+            found.update(data)
     return found.hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """sha256 of a local file, in hexadecimal; one that cannot be read is an InputError."""
+    with local_files.errors(str(path), "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,29 +1,28 @@
-"""Large files read and written piece by piece, on a local disk or on S3, with little memory and no disk in between."""
+"""Large files read and written piece by piece, on a local disk or in an object store, with little memory."""
 
 import collections
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.store import local_files, s3, storage
+from qlora_pipelines.components.core.store import local_files, objects, storage
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Write = Callable[[memoryview], None]
 
 
 class Reader:
     """Bytes of one file from any place in it; several threads may read at once."""
 
-    def __init__(self, uri: str, size: int) -> None:
-        """Args: uri: a local path or `s3://` object. size: bytes it has."""
+    def __init__(self, uri: str, size: int, etag: str = "") -> None:
+        """Args: uri: a local path or the address of an object. size: bytes it has. etag: what a listing says of it."""
         self.uri, self.size = uri, size
+        self._etag = etag.removeprefix("etag:") if etag.startswith("etag:") else ""
         with local_files.errors(uri, "read"):
-            self._file = None if storage.is_s3(uri) else storage.local_path(uri).open("rb", buffering=0)
+            self._file = None if storage.is_remote(uri) else storage.local_path(uri).open("rb", buffering=0)
 
     def read(self, offset: int, size: int) -> bytearray:
         """The `size` bytes from `offset` on.
@@ -32,7 +31,7 @@ class Reader:
             InputError: they are not there, or cannot be read.
         """
         if self._file is None:
-            buffer = bytearray(s3.read(self.uri, offset, size) if size else b"")
+            buffer = bytearray(objects.read(self.uri, offset, size, self._etag) if size else b"")
             done = len(buffer)
         else:
             buffer, done, file = bytearray(size), 0, self._file.fileno()
@@ -42,24 +41,6 @@ class Reader:
         if done < size:
             raise InputError(f"{self.uri}: ends at byte {offset + done}, and {offset + size} were expected")
         return buffer
-
-
-def prefetch(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 4) -> Generator[tuple[Item, Result]]:
-    """Each item with its result, in order, while the next `depth` are worked on in threads."""
-    with ThreadPoolExecutor(depth) as pool:
-        waiting: collections.deque[tuple[Item, Future[Result]]] = collections.deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) > depth:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
 
 
 class Writer:
@@ -97,19 +78,18 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(uri: str, endpoint: str = "") -> Iterator[Writer]:
+def writing(uri: str) -> Iterator[Writer]:
     """A file to write from its beginning to its end, hashed and written in a thread of its own.
 
     It appears under its name when the block ends, and not at all if that raises.
 
     Args:
-        uri: a local path or `s3://` object.
-        endpoint: of S3; '': the store's.
+        uri: a local path or the address of an object.
 
     Raises:
         InputError: it cannot be written.
     """
-    sink = s3.writing(uri, endpoint) if storage.is_s3(uri) else _local(uri)
+    sink = objects.writing(uri) if storage.is_remote(uri) else _local(uri)
     with sink as write, ThreadPoolExecutor(1) as pool:
         writer = Writer(write, pool)
         yield writer

@@ -14,7 +14,7 @@ from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.conftest import digest, sealed
 
-REVISION = "sha256-of-a-base"
+REVISION = "of-a-base"
 Merge = Callable[..., Path]
 
 

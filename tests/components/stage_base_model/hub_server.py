@@ -24,6 +24,7 @@ class Hub:
     """
 
     files: dict[str, bytes]
+    commit: str = COMMIT
     gated: bool = False
     broken: set[str] = dataclasses.field(default_factory=set)
     wrong: set[str] = dataclasses.field(default_factory=set)
@@ -42,7 +43,7 @@ class Hub:
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        return {"id": "org/model", "modelId": "org/model", "sha": COMMIT, "siblings": siblings, "tags": []}
+        return {"id": "org/model", "modelId": "org/model", "sha": self.commit, "siblings": siblings, "tags": []}
 
 
 def _etag(name: str, content: bytes) -> str:

@@ -57,7 +57,7 @@ def break_manifest(newest: Path) -> None:
     [
         (tear_off_manifest, "it was not finished"),
         (cut_short, "adapter_model.safetensors has 1 of 2 bytes"),
-        (alter, "adapter_model.safetensors has another content than it was written with"),
+        (alter, "adapter_model.safetensors is not the file that its manifest lists; run again what made it"),
         (break_manifest, "manifest.json is damaged; remove its folder, and its work is done again"),
     ],
 )

@@ -14,7 +14,6 @@ def data(place: Path) -> Path:
     (folder / "sub").mkdir(parents=True)
     (folder / "a.jsonl").write_text('{"text": "a"}\n')
     (folder / "sub" / "b.csv.gz").write_bytes(b"x")
-    (folder / ".hidden").write_text("x")
     return folder
 
 
@@ -65,7 +64,9 @@ def test_what_cannot_be_data_is_named(data: Path, name: str, message: str) -> No
 
 
 def test_nothing_there_says_what_to_give(place: Path) -> None:
-    with pytest.raises(InputError, match="nothing there; give a file, a folder, an s3:// prefix or a Hugging Face"):
+    with pytest.raises(
+        InputError, match="nothing there; give a file, a folder, an s3://, gs:// or az:// prefix or a Hugging Face"
+    ):
         listing.make(str(place / "none"))
 
 

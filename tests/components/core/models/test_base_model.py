@@ -30,7 +30,7 @@ def folder(path: Path, *names: str) -> Path:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "no such folder; give a folder with a model, an s3:// prefix or a Hugging Face id"),
+        ((), "no such folder; give a folder with a model, an s3://, gs:// or az:// prefix or a Hugging Face id"),
         (("model.safetensors",), "no config.json there"),
         (("config.json",), "no *.safetensors there; other formats can run code and are refused"),
         (

@@ -59,4 +59,4 @@ def test_removing_takes_files_and_folders_and_what_is_not_there(folder: Path) ->
 def test_room_is_that_of_the_disk(tmp_path: Path) -> None:
     assert (storage.free_bytes(str(tmp_path / "not" / "there")) or 0) > 0
     assert storage.free_bytes("s3://bucket/key") is None
-    assert storage.is_s3("s3://bucket/key")
+    assert storage.is_remote("s3://bucket/key")

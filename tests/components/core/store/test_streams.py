@@ -34,17 +34,3 @@ def test_bytes_from_any_place_are_read(tmp_path: Path) -> None:
         reader.read(90, 14)
     with pytest.raises(InputError, match="cannot be read: No such file"):
         streams.Reader(str(tmp_path / "none"), 1)
-
-
-def test_results_come_in_order_and_errors_where_they_belong() -> None:
-    def work(item: int) -> int:
-        if item == 7:
-            raise InputError("seven")
-        return item * item
-
-    assert list(streams.prefetch(work, range(5))) == [(n, n * n) for n in range(5)]
-    seen = []
-    with pytest.raises(InputError, match="seven"):
-        for item, _ in streams.prefetch(work, range(20)):
-            seen.append(item)
-    assert seen == list(range(7))
