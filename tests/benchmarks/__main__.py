@@ -10,7 +10,15 @@ from pathlib import Path
 
 from qlora_pipelines.components.core.runtime import quiet_libraries
 from qlora_pipelines.pipelines.demo import fetch_model
-from tests.benchmarks import evaluate_vs_lm_eval, merge_vs_peft, page, plan_vs_measured, prepare_vs_trl, train_vs_trl
+from tests.benchmarks import (
+    evaluate_vs_lm_eval,
+    merge_vs_peft,
+    page,
+    plan_vs_measured,
+    prepare_vs_trl,
+    store_vs_boto3,
+    train_vs_trl,
+)
 from tests.benchmarks.measure import MODEL
 
 
@@ -20,7 +28,8 @@ def main() -> None:
     fetch_model.fetch(MODEL)
     started = time.monotonic()
     figures: dict[str, float] = {}
-    for benchmark in (train_vs_trl, prepare_vs_trl, plan_vs_measured, evaluate_vs_lm_eval, merge_vs_peft):
+    benchmarks = (train_vs_trl, prepare_vs_trl, plan_vs_measured, evaluate_vs_lm_eval, merge_vs_peft, store_vs_boto3)
+    for benchmark in benchmarks:
         figures |= benchmark.measure()
         print(json.dumps(figures, indent=1), flush=True)
     target = Path("dist/bench.json")

@@ -29,6 +29,13 @@ FIGURES = {
                                 "≤ 1.1", "merge_vs_peft"),
     "merge_fidelity_vs_peft_4bit": ("the same over that of peft's merge into the 4-bit base", "≤ 0.2",
                                     "merge_vs_peft"),
+    "store_upload_vs_boto3": ("MiB/s to S3 against boto3's transfer manager", "≥ 1", "store_vs_boto3"),
+    "store_download_vs_boto3": ("the same from S3, ours with a comparison of the sha256", "≥ 1", "store_vs_boto3"),
+    "store_pull_vs_boto3": ("the same of a pull, both with a comparison of the sha256", "≥ 1", "store_vs_boto3"),
+    "store_upload_vs_before": ("upload against this project's code on boto3", "≥ 1", "store_vs_boto3"),
+    "store_download_vs_before": ("download against it, which compared nothing", "≥ 1", "store_vs_boto3"),
+    "store_pull_vs_before": ("pull against it", "≥ 1", "store_vs_boto3"),
+    "store_peak_mib": ("our peak memory in a transfer of 400 MiB, libraries included", "no goal", "store_vs_boto3"),
 }  # fmt: skip
 """By key of dist/bench.json: what it is, what it was meant to be, and the module that measures it."""
 PEERS = ("trl", "transformers", "peft", "bitsandbytes", "lm-eval", "torch")
