@@ -40,8 +40,8 @@ def finetune(
     """Fine-tune a language model with QLoRA, evaluate it, merge it and register it in MLflow.
 
     Args:
-        base_model: Folder, s3:// prefix or Hugging Face id of the base model.
-        dataset_uri: Training data, a file, a folder or an s3:// prefix.
+        base_model: Folder, prefix in a bucket (s3://, gs://, az://) or Hugging Face id of the base model.
+        dataset_uri: Training data, a file, a folder or a prefix in a bucket.
         model_name: Name of the registered model in MLflow.
         base_revision: Branch, tag or commit of a Hugging Face model; empty is main.
         eval_dataset_uri: Evaluation data; empty holds out a share of the training data.

@@ -18,13 +18,30 @@ if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
 CONFIG_MAP = "qlora-pipelines"
-"""ConfigMap in the runs' namespace with the addresses of store, MLflow and S3."""
-CONFIG_KEYS = ("QLORA_STORE", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL_S3")
+"""ConfigMap in the runs' namespace with the addresses of store and MLflow, and where the store's credentials are."""
+CONFIG_KEYS = (
+    "QLORA_STORE",
+    "MLFLOW_TRACKING_URI",
+    "AWS_ENDPOINT_URL_S3",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ENDPOINT",
+)
 REGISTRY_KEYS = ("QLORA_MODELS_STORE", "MLFLOW_S3_ENDPOINT_URL", "QLORA_SIGNING_KEY")
 """Further keys, which only registration reads."""
 HUB_SECRET, HUB_KEYS = "qlora-hub-token", ("HF_TOKEN",)
 """Secrets: all are optional, and each key is the environment variable of its name. This one for gated bases."""
 S3_SECRET, S3_KEYS = "qlora-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+AZURE_SECRET, AZURE_KEYS = "qlora-azure", ("AZURE_STORAGE_ACCESS_KEY",)
+"""The account's key, by the one name that obstore and MLflow both read.
+
+No AZURE_CLIENT_ID and AZURE_TENANT_ID: AKS' workload identity sets them in pods that do not mention them.
+"""
+GCS_SECRET, GCS_FOLDER = "qlora-gcs", "/etc/qlora/gcs"
+"""Secret with a service account's key; GOOGLE_APPLICATION_CREDENTIALS names the file, `/etc/qlora/gcs/NAME`.
+
+A file, because Google's library, by which MLflow reads gs://, knows no variable with the key itself.
+"""
 MLFLOW_SECRET, MLFLOW_KEYS = "qlora-mlflow", ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 SIGNING_SECRET, SIGNING_FOLDER = "qlora-signing-key", "/etc/qlora/signing"
 """Secret with the private key; QLORA_SIGNING_KEY names the file, `/etc/qlora/signing/NAME`. Without both: unsigned."""
@@ -62,6 +79,9 @@ def _from_json(value: object) -> object:
 
 Quantity = Annotated[str, BeforeValidator(_quantity)]
 NumberAsText = Annotated[str, Field(coerce_numbers_to_str=True)]
+_NAME = r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?{_NAME}$")]
+LabelValue = Annotated[str, Field(pattern=rf"^({_NAME})?$")]
 MaybeQuantity = Annotated[str, BeforeValidator(lambda value: _quantity(value) if value else value)]
 
 
@@ -133,6 +153,7 @@ class Cluster(StepConfig):
         description="claim of a volume that keeps bases",
     )
     disk: MaybeQuantity = Field(default="", description="most that a step may keep in /tmp, such as 200Gi")
+    pod_labels: dict[LabelKey, LabelValue] = Field(default={}, description="labels that every step's pod carries")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +188,15 @@ class Needs:
         secrets = (
             (HUB_SECRET, HUB_KEYS, self.hub),
             (S3_SECRET, S3_KEYS, True),
+            (AZURE_SECRET, AZURE_KEYS, True),
             (MLFLOW_SECRET, MLFLOW_KEYS, self.mlflow),
         )
         return {name: keys for name, keys, wanted in secrets if wanted}
+
+    @property
+    def secret_folders(self) -> dict[str, str]:
+        """Names of the secrets whose files the step reads, each with the folder that it is mounted at."""
+        return {GCS_SECRET: GCS_FOLDER} | ({SIGNING_SECRET: SIGNING_FOLDER} if self.signs else {})
 
     @property
     def window(self) -> int:
@@ -233,7 +260,8 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "Pipelin
 
     step = task.component_spec.name
     needs, cluster = STEPS[step.replace("-", "_")], _cluster.get()
-    kubernetes.add_pod_label(task, STEP_LABEL, step)
+    for label, value in {STEP_LABEL: step, **cluster.pod_labels}.items():
+        kubernetes.add_pod_label(task, label, value)
     task.set_caching_options(cached)
     if needs.retries:
         window = f"{needs.window}s"
@@ -243,8 +271,8 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "Pipelin
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in needs.config_keys}, optional=True)
     for secret, keys in needs.secrets.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
-    if needs.signs:
-        kubernetes.use_secret_as_volume(task, SIGNING_SECRET, mount_path=SIGNING_FOLDER, optional=True)
+    for secret, folder in needs.secret_folders.items():
+        kubernetes.use_secret_as_volume(task, secret, mount_path=folder, optional=True)
     if cluster.disk:
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=cluster.disk)
     if cluster.cache_pvc and needs.base:

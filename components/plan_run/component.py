@@ -46,8 +46,8 @@ def plan_run(
     """Check a run before a GPU is taken, and fix what could change under its name.
 
     Args:
-        base_model: Folder, s3:// prefix or Hugging Face id of the base model.
-        dataset_uri: Training data, a file, a folder or an s3:// prefix.
+        base_model: Folder, prefix in a bucket (s3://, gs://, az://) or Hugging Face id of the base model.
+        dataset_uri: Training data, a file, a folder or a prefix in a bucket.
         model_name: Name of the registered model in MLflow.
         report: What the run works from.
         base_revision: Branch, tag or commit of a Hugging Face model; empty is main.

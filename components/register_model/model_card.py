@@ -101,4 +101,4 @@ def _gates(facts: dict[str, str]) -> list[list[str]]:
 
 
 def _is_hub_id(base: str) -> bool:
-    return base.count("/") == 1 and not base.startswith((".", "/", "s3:"))
+    return base.count("/") == 1 and not base.startswith((".", "/")) and ":" not in base

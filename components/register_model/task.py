@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.config.steps import RegisterConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import champion, integrity, manifest, mlflow_client, signing, versions
+from qlora_pipelines.components.core.registry import (
+    champion,
+    integrity,
+    manifest,
+    mlflow_client,
+    signing,
+    sources,
+    versions,
+)  # fmt: skip
 from qlora_pipelines.components.core.registry.manifest import Files
 from qlora_pipelines.components.core.registry.mlflow_client import retry, suppress
 from qlora_pipelines.components.core.runtime import log
@@ -110,7 +118,8 @@ def _create(client: Any, name: str, merge_key: str, uri: str, judged: Files, tag
     with suppress("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name)
     run = provenance.find_or_start_run(client, name, merge_key)
-    return client.create_model_version(name, source=uri, run_id=run, tags=tags, await_creation_for=0).version
+    source = sources.source_uri(uri)
+    return client.create_model_version(name, source=source, run_id=run, tags=tags, await_creation_for=0).version
 
 
 def _check(client: Any, uri: str, merge_key: str, judged: Files) -> manifest.Manifest | None:
@@ -123,7 +132,8 @@ def _check(client: Any, uri: str, merge_key: str, judged: Files) -> manifest.Man
     Raises:
         InputError: a file is gone, is not the one that was judged, or is too many.
     """
-    tags = [item.tags.get(manifest.MANIFEST_TAG) for item in _with_key(client, merge_key) if item.source == uri]
+    source = sources.source_uri(uri)
+    tags = [item.tags.get(manifest.MANIFEST_TAG) for item in _with_key(client, merge_key) if item.source == source]
     registered = next((manifest.read(uri, tag) for tag in tags if tag), None)
     if registered:
         _compare(registered, judged, f"{uri} is registered", "delete its versions and run again")

@@ -15,7 +15,7 @@ def stage_base_model(
     """Copy the base model into the store, once per revision.
 
     Args:
-        base_model: Folder, s3:// prefix or Hugging Face id of the base model.
+        base_model: Folder, prefix in a bucket (s3://, gs://, az://) or Hugging Face id of the base model.
         base_revision: Commit, or digest of the files, as plan_run found it.
 
     Returns:

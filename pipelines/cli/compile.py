@@ -25,7 +25,11 @@ NEXT = {
 @click.option("--components", is_flag=True, help="Write each step's component.yaml into the folder OUTPUT instead.")
 @click.option("--cache-pvc", default="", metavar="NAME", help="Keep base models on this PersistentVolumeClaim.")
 @click.option("--disk", default="", metavar="SIZE", help="Size limit of a step's /tmp, such as 200Gi.")
-def compile_pipeline(output: Path | None, form: str, components: bool, cache_pvc: str, disk: str) -> None:
+@click.option("--pod-label", "pod_labels", type=(str, str), multiple=True, metavar="KEY VALUE",
+              help="Label of every step's pod; may be given several times.")  # fmt: skip
+def compile_pipeline(
+    output: Path | None, form: str, components: bool, cache_pvc: str, disk: str, pod_labels: tuple[tuple[str, str], ...]
+) -> None:
     r"""Write the pipeline for a cluster to OUTPUT (qlora-finetune.yaml).
 
     \b
@@ -42,7 +46,7 @@ def compile_pipeline(output: Path | None, form: str, components: bool, cache_pvc
     output = output or Path("qlora-finetune.yaml")
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"{output}: give a name that ends in .yaml")
-    cluster = Cluster.parse(cache_pvc=cache_pvc, disk=disk)
+    cluster = Cluster.parse(cache_pvc=cache_pvc, disk=disk, pod_labels=dict(pod_labels))
     text = _argo(cluster) if form == "argo" else kubeflow.pipeline(cluster, as_manifests=form == "kubernetes")
     click.echo(f"{_write(output, text)}: {NEXT[form].format(output=output)}")
 

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import manifest, mlflow_client, versions
+from qlora_pipelines.components.core.registry import manifest, mlflow_client, sources, versions
 from qlora_pipelines.components.core.store import attempts, models_store, storage
 from qlora_pipelines.pipelines.local import workspace
 
@@ -78,7 +78,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """What the versions of all models refer to."""
+    """What the versions of all models refer to; addresses are spelt as sources are in MLflow."""
 
     sources: frozenset[str]
     bases: frozenset[str]
@@ -91,8 +91,8 @@ def find_references(client: Any) -> References:
     with mlflow_client.mlflow_errors("reading the registry"):
         found = versions.search(client)
     return References(
-        sources=frozenset(item.source.rstrip("/") for item in found),
-        bases=frozenset(item.tags.get("qlora.base_uri", "").rstrip("/") for item in found),
+        sources=frozenset(sources.source_uri(item.source.rstrip("/")) for item in found),
+        bases=frozenset(sources.source_uri(item.tags.get("qlora.base_uri", "").rstrip("/")) for item in found),
         data=frozenset(item.tags.get("qlora.data_digest", "") for item in found),
         trainings=frozenset(
             item.tags.get("qlora.training_key", "") for item in found if manifest.MANIFEST_TAG in item.tags
@@ -123,7 +123,7 @@ def in_store(store: str, references: References, days: float) -> list[Piece]:
         kind, name = uri.removeprefix(f"{store}/").split("/")[:2]
         needed, why = {
             "checkpoints": (name not in references.trainings, "its training is registered"),
-            "merged": (uri in references.sources, "no version refers to it"),
+            "merged": (sources.source_uri(uri) in references.sources, "no version refers to it"),
             "bases": (_below(uri, references.bases), "no version refers to it"),
             "listings": (name.removesuffix(".json") in references.data, "no version was trained on it"),
             "claims": (False, "its runs are past plan_run"),
@@ -138,7 +138,9 @@ def in_models_store(store: str, references: References, days: float) -> list[Pie
     return [
         Piece("models", uri, size, age, "no version refers to it")
         for uri, size, age in _pieces(store, {"": 1})
-        if MERGE_KEY.fullmatch(uri.rsplit("/", 1)[1]) and uri not in references.sources and age >= days
+        if MERGE_KEY.fullmatch(uri.rsplit("/", 1)[1])
+        and sources.source_uri(uri) not in references.sources
+        and age >= days
     ]
 
 
@@ -164,4 +166,5 @@ def _pieces(store: str, depth: dict[str, int]) -> Iterator[tuple[str, int, float
 
 
 def _below(uri: str, addresses: frozenset[str]) -> bool:
-    return any(address == uri or address.startswith(f"{uri}/") for address in addresses)
+    source = sources.source_uri(uri)
+    return any(address == source or address.startswith(f"{source}/") for address in addresses)

@@ -31,8 +31,12 @@ _IN_JSON = re.compile(rf'"({_OLD})\\?"\s*:')
 
 @click.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--base-model", default="models/my-base", help="Folder, s3:// prefix or Hugging Face id of the base.")
-@click.option("--data", default="data/conversations.jsonl", help="Training data: file, folder, s3:// prefix or id.")
+@click.option(
+    "--base-model", default="models/my-base", help="Folder, prefix in a bucket or Hugging Face id of the base."
+)
+@click.option(
+    "--data", default="data/conversations.jsonl", help="Training data: file, folder, prefix in a bucket or id."
+)
 @click.option("--model-name", default="", help="Name of the registered model; DIR's name unless given.")
 @click.option("--upgrade", "old", metavar="FILE", type=click.Path(path_type=Path),
               help="Rename the options of a run's file of version 0.1, and change nothing else in it.")  # fmt: skip

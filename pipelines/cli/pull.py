@@ -16,7 +16,7 @@ import click
 import yaml
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import integrity, manifest, mlflow_client, signing, versions
+from qlora_pipelines.components.core.registry import integrity, manifest, mlflow_client, signing, sources, versions
 from qlora_pipelines.components.core.registry.manifest import Files, Manifest
 from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines.cli.partial import Partial
@@ -34,7 +34,7 @@ def pull(uri: str, folder: Path | None, public_key: str, kserve: bool, as_json: 
     r"""Copy a registered version here and verify it: hashes against the registry, and the signature.
 
     A pull that was cut short is resumed. The registry is $MLFLOW_TRACKING_URI; the files are read from the bucket
-    itself, with your own AWS credentials.
+    itself, with your own credentials there.
 
     \b
     Example:
@@ -103,12 +103,12 @@ def inference_service(name: str, source: str) -> str:
     """
     from qlora_pipelines.pipelines.placement import ACCELERATOR
 
-    if not storage.is_remote(source):
-        raise InputError(f"{source} is a local folder; KServe reads an s3:// address")
+    if "://" not in source:
+        raise InputError(f"{source} is a local folder, which KServe cannot read; register from a store in a bucket")
     model = {
         "modelFormat": {"name": "huggingface"},
         "args": [f"--model_name={name}"],
-        "storageUri": storage.join(source, manifest.MODEL),
+        "storageUri": sources.https_uri(storage.join(source, manifest.MODEL)),
         "resources": {"limits": {ACCELERATOR: "1"}},
     }
     service = {

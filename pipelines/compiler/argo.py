@@ -135,6 +135,7 @@ def _container(step: ir.Task, cluster: Cluster) -> Container:
         ],
         env=_environment(needs, cluster),
         volumes=_volumes(needs, cluster),
+        labels=cluster.pod_labels or None,
         active_deadline_seconds=needs.hours * 3600,
         retry_strategy=_retry(needs) if needs.retries else None,
         **_resources(needs, cluster),
@@ -172,9 +173,8 @@ def _volumes(needs: Needs, cluster: Cluster) -> list[Any]:
     found: list[Any] = []
     if needs.gpus:
         found.append(EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory"))
-    if needs.signs:
-        key, folder = placement.SIGNING_SECRET, placement.SIGNING_FOLDER
-        found.append(SecretVolume(name="signing-key", mount_path=folder, secret_name=key, optional=True))
+    for secret, folder in needs.secret_folders.items():
+        found.append(SecretVolume(name=secret, mount_path=folder, secret_name=secret, optional=True))
     if cluster.cache_pvc and needs.base:
         found.append(ExistingVolume(name="bases", mount_path=placement.CACHE_FOLDER, claim_name=cluster.cache_pvc))
     return found

@@ -135,7 +135,7 @@ def test_pods_are_restricted(objects: list[Object]) -> None:
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] == placement.USER
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert all(set(volume) <= {"name", "emptyDir", "configMap", "projected", "persistentVolumeClaim"}
+        assert all(set(volume) <= {"name", "emptyDir", "configMap", "secret", "projected", "persistentVolumeClaim"}
                    for volume in spec["volumes"])  # fmt: skip
         for container in pod.containers:
             assert container["securityContext"] == {
@@ -159,6 +159,7 @@ def test_the_config_map_is_the_one_that_steps_read() -> None:
     assert found["metadata"]["name"] == placement.CONFIG_MAP
     assert sorted(found["data"]) == sorted(placement.CONFIG_KEYS + placement.REGISTRY_KEYS)
     assert found["data"]["QLORA_SIGNING_KEY"] == f"{placement.SIGNING_FOLDER}/signing.pem"
+    assert found["data"]["GOOGLE_APPLICATION_CREDENTIALS"] == f"{placement.GCS_FOLDER}/key.json"
 
 
 def test_every_secret_key_is_one_that_the_documentation_names(example: dict[str, Any]) -> None:
@@ -167,6 +168,7 @@ def test_every_secret_key_is_one_that_the_documentation_names(example: dict[str,
     known = {
         placement.HUB_SECRET: set(placement.HUB_KEYS),
         placement.S3_SECRET: set(placement.S3_KEYS),
+        placement.AZURE_SECRET: set(placement.AZURE_KEYS),
         placement.MLFLOW_SECRET: set(login),
     }
     admin = mlflow["auth"]["adminSecret"]
@@ -193,14 +195,15 @@ def test_a_pod_gets_no_secret_that_it_does_not_need() -> None:
         }
         for pod in pods(render(values("full")))
     }
-    s3, mlflow, hub = placement.S3_SECRET, placement.MLFLOW_SECRET, placement.HUB_SECRET
+    s3, azure = placement.S3_SECRET, placement.AZURE_SECRET
+    mlflow, hub = placement.MLFLOW_SECRET, placement.HUB_SECRET
     assert read == {
         "Job/qlora": set(),
-        "Job/qlora-trigger-tickets": {s3, hub},
-        "Job/qlora-trigger-mails-": {s3, hub},
-        "Job/qlora-gc": {s3, mlflow},
-        "Pod/qlora-check": {s3, mlflow},
-        "Deployment/qlora-mlflow": {s3, "mlflow-admin", "mlflow-database"},
+        "Job/qlora-trigger-tickets": {s3, azure, hub},
+        "Job/qlora-trigger-mails-": {s3, azure, hub},
+        "Job/qlora-gc": {s3, azure, mlflow},
+        "Pod/qlora-check": {s3, azure, mlflow},
+        "Deployment/qlora-mlflow": {s3, azure, "mlflow-admin", "mlflow-database"},
     }
 
 

@@ -42,7 +42,7 @@ def destinations(objects: list[Object], labels: Labels) -> set[str]:
     """The names of what a pod may reach."""
     known = [
         ("dns", DNS), ("kfp", KFP), ("mlflow", {"podSelector": {"matchLabels": MLFLOW_LABELS}}),
-        *[(name, POLICY[name]["peers"][0]) for name in ("store", "kubernetesApi", "hub", "database")],
+        *[(name, POLICY[name]["peers"][0]) for name in ("store", "identity", "kubernetesApi", "hub", "database")],
     ]  # fmt: skip
     reached = []
     for rule in rules(objects, labels, "Egress"):
@@ -55,13 +55,14 @@ def destinations(objects: list[Object], labels: Labels) -> set[str]:
 def test_steps_reach_what_they_need(objects: list[Object], step: str) -> None:
     labels = {placement.STEP_LABEL: step.replace("_", "-"), "pipelines.kubeflow.org/v2_component": "true"}
     hub = {"hub"} if placement.STEPS[step].hub else set()
-    assert destinations(objects, labels) == {"dns", "store", "kfp", "mlflow", "kubernetesApi"} | hub
+    assert destinations(objects, labels) == {"dns", "store", "identity", "kfp", "mlflow", "kubernetesApi"} | hub
     assert rules(objects, labels, "Ingress") == []
 
 
 def test_the_charts_pods_reach_what_they_need(objects: list[Object]) -> None:
-    job = {"dns", "store", "kfp", "mlflow"}
-    wanted = {"upload": job, "gc": job, "test": job, "trigger": job | {"hub"}, "mlflow": {"dns", "store", "database"}}
+    job = {"dns", "store", "identity", "kfp", "mlflow"}
+    server = {"dns", "store", "identity", "database"}
+    wanted = {"upload": job, "gc": job, "test": job, "trigger": job | {"hub"}, "mlflow": server}
     seen = set()
     for pod in pods(objects):
         component = pod.labels["app.kubernetes.io/component"]
@@ -87,9 +88,10 @@ def test_other_pods_are_left_alone(objects: list[Object]) -> None:
         assert not selects(policy["spec"]["podSelector"], {"pipelines.kubeflow.org/v2_component": "true"})
 
 
-def test_the_hub_is_closed_unless_it_is_named(objects: list[Object]) -> None:
-    without = render(merged(FULL, {"networkPolicy.hub": {}}))
-    assert "hub" not in destinations(without, {placement.STEP_LABEL: "plan-run"})
+@pytest.mark.parametrize("name", ["hub", "identity"])
+def test_what_is_not_named_is_closed(name: str) -> None:
+    without = render(merged(FULL, {f"networkPolicy.{name}": {}}))
+    assert name not in destinations(without, {placement.STEP_LABEL: "plan-run"})
 
 
 def test_an_external_mlflow_is_reached_where_it_is() -> None:

@@ -18,7 +18,22 @@ OWN_MLFLOW = {"mlflow.enabled": True, "mlflow.externalUri": ""}
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("store.uri", {"store.uri": ""}),
-    ("/store/uri", {"store.uri": "models/team-a"}),
+    ("store.uri: a folder is not read here; give a prefix in a bucket: s3://, gs://, az:// or abfss://",
+     {"store.uri": "models/team-a"}),
+    ("store.uri: S3:// is not read here", {"store.uri": "S3://models/team-a"}),
+    ("store.uri: s3:/ is not read here", {"store.uri": "s3:/models/team-a"}),
+    ("store.uri: http:// is not read here", {"store.uri": "http://minio:9000/models"}),
+    ("store.uri: wasbs:// is not read here", {"store.uri": "wasbs://models@acme.blob.core.windows.net"}),
+    ("store.modelsUri: minio:// is not read here", {"store.modelsUri": "minio://models"}),
+    ("mlflow.artifacts: file:/// is not read here", {**OWN_MLFLOW, "mlflow.artifacts": "file:///artifacts"}),
+    ("/store/uri", {"store.uri": "s3://Models/team-a"}),
+    ("/store/uri", {"store.uri": "gs://"}),
+    ("/store/uri", {"store.uri": "az://models@acme/team-a"}),
+    ("/store/uri", {"store.uri": "abfss://models/team-a"}),
+    ("/store/azureAccount", {"store.azureAccount": "acme.blob.core.windows.net"}),
+    ("store.azureAccount: name the storage account that the az:// address of store.uri is in",
+     {"store.uri": "az://models/team-a"}),
+    ("/store/gcsKeyFile", {"store.gcsKeyFile": "/etc/key.json"}),
     ("/store/s3Endpoint", {"store.s3Endpoint": "https://key:secret@s3.example.com"}),
     ("/store/s3Endpiont", {"store.s3Endpiont": ""}),
     ("mlflow.externalUri", {"mlflow.enabled": True}),
@@ -63,7 +78,12 @@ def test_what_would_fail_later_is_refused_with_its_path(path: str, changes: dict
         render(merged(values("minimal"), changes))
     said = str(refused.value)
     parent, _, last = path.rpartition("/")
-    assert f"'{path}'" in said or f"{path}: " in said or (f"'{parent}'" in said and f"'{last}'" in said), said
+    assert (
+        f"'{path}'" in said
+        or f"{path}: " in said
+        or (" " in path and path in said)
+        or (f"'{parent}'" in said and f"'{last}'" in said)
+    ), said
 
 
 @pytest.mark.parametrize(
@@ -113,6 +133,7 @@ def test_the_examples_of_runs_are_ones_that_the_trigger_takes() -> None:
 # Another valid value for each one that no rule below gives; and what must be on for a value to matter.
 OTHERS: dict[str, Any] = {
     "store.uri": "s3://other/prefix", "store.s3Endpoint": "https://other", "store.modelsUri": "s3://other",
+    "store.azureEndpoint": "https://other", "store.azureAccount": "other",
     "store.mlflowS3Endpoint": "https://other", "image.registry": "other/place", "image.digest": f"sha256:{'0' * 64}",
     "image.pullPolicy": "Always", "imagePullSecrets": ["other"], "kfp.endpoint": "https://other",
     "pipeline.disk": "9Gi",

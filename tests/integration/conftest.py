@@ -1,15 +1,17 @@
-"""One S3 and one MLflow server a session; each test gets a prefix and names of its own."""
+"""One store of each cloud and one MLflow server a session; each test gets a prefix and names of its own."""
 
+import contextlib
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from qlora_pipelines.components.core.store import connections, storage
-from tests.integration import servers
+from tests.integration import clouds, servers
 
 BUCKET = "qlora-test"
 
@@ -37,6 +39,57 @@ def s3_store() -> Iterator[str]:
             for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_CA_BUNDLE"):
                 patch.delenv(name, raising=False)
             yield from _prefix()
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[None]:
+    """AZURE_* in the environment name a container in Azurite: `az://CONTAINER`."""
+    if not clouds.azurite():
+        pytest.skip("no azurite-blob on the PATH, none named by AZURITE, none that npx knows: no Azure to test with")
+    yield from _environment("AZURE_", clouds.azure())
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[None]:
+    """GOOGLE_* in the environment name a bucket on a server of its XML API: `gs://CONTAINER`."""
+    pytest.importorskip("moto", reason="no moto: nothing here speaks Google's XML API")
+    yield from _environment("GOOGLE_", clouds.google())
+
+
+def _environment(prefix: str, server: contextlib.AbstractContextManager[dict[str, str]]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(prefix)]:
+            patch.delenv(name)
+        with server as environment:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            yield
+
+
+class RemoteStore(NamedTuple):
+    """A store in a bucket: its address, and the variables by which a process finds and enters it."""
+
+    uri: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(params=["s3", "gs", "az", "abfss"])
+def remote_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RemoteStore:
+    """A store of the test's own on each cloud, named by QLORA_STORE, its variables in the environment."""
+    cloud = {"s3": "s3_store", "gs": "google"}.get(request.param, "azure")
+    top = (
+        request.getfixturevalue(cloud)
+        or {
+            "gs": f"gs://{clouds.CONTAINER}",
+            "az": f"az://{clouds.CONTAINER}",
+            "abfss": f"abfss://{clouds.CONTAINER}@{clouds.ACCOUNT}.dfs.core.windows.net",
+        }[request.param]
+    )
+    uri = f"{top}/{request.node.originalname}-{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv(storage.STORE_VARIABLE, uri)
+    own = {"s3_store": "AWS_", "google": "GOOGLE_", "azure": "AZURE_"}[cloud]
+    environment = {name: value for name, value in os.environ.items() if name.startswith(own)}
+    return RemoteStore(uri, environment | {storage.STORE_VARIABLE: uri})
 
 
 def _prefix() -> Iterator[str]:

@@ -1,12 +1,16 @@
 """What the compiled pipeline asks of Kubernetes, read from the compiled YAML."""
 
+import importlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from mlflow.store.artifact import azure_blob_artifact_repo
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.pipelines import placement, run_file
@@ -118,18 +122,32 @@ def test_secrets_reach_the_steps_that_need_them_and_no_others() -> None:
     for task in TASKS:
         secrets = environment(task, "secretAsEnv")
         assert secrets["qlora-s3"] == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert secrets["qlora-azure"] == set(placement.AZURE_KEYS)
         assert ("qlora-hub-token" in secrets) == (task in ("plan-run", "stage-base-model", "prepare-dataset"))
         assert ("qlora-mlflow" in secrets) == (task in {"plan-run", "register-model"} | GPU_TASKS)
-        keys = KUBERNETES[f"exec-{task}"].get("secretAsVolume", [])
-        assert [key["secretName"] for key in keys if key["optional"]] == ["qlora-signing-key"] * (
-            task == "register-model"
-        )
+        files = {
+            key["secretName"]: key["mountPath"]
+            for key in KUBERNETES[f"exec-{task}"]["secretAsVolume"]
+            if key["optional"]
+        }
+        signing = {"qlora-signing-key": "/etc/qlora/signing"} if task == "register-model" else {}
+        assert files == {"qlora-gcs": "/etc/qlora/gcs"} | signing
     assert environment("plan-run", "secretAsEnv")["qlora-hub-token"] == {"HF_TOKEN"}
 
 
 def test_addresses_come_from_the_config_map() -> None:
     for task in TASKS:
         assert set(placement.CONFIG_KEYS) <= environment(task, "configMapAsEnv")["qlora-pipelines"]
+
+
+def test_the_credentials_variables_are_ones_that_mlflow_and_the_store_know() -> None:
+    # MLflow and the libraries that it reads Azure and Google with; obstore's own list is in its type stubs.
+    stubs = Path(importlib.import_module("obstore").__file__ or "").parent / "_store"
+    known = "".join(path.read_text() for path in stubs.glob("*.pyi"))
+    for key in (*placement.S3_KEYS, *placement.AZURE_KEYS, *placement.CONFIG_KEYS):
+        if key.startswith(("AWS_ACCESS", "AWS_SECRET", "AZURE_", "GOOGLE_")):
+            assert f"`{key}`" in known, key
+    assert placement.AZURE_KEYS[0] in inspect.getsource(azure_blob_artifact_repo)
 
 
 def test_no_secret_is_in_the_compiled_file() -> None:
@@ -162,9 +180,12 @@ def test_only_steps_whose_results_are_values_are_cached() -> None:
 
 
 def test_what_kubeflow_takes_no_parameter_for_is_chosen_at_compile_time() -> None:
-    pipeline, kubernetes = compiled(kubeflow.pipeline(Cluster(cache_pvc="bases", disk="200Gi")))
+    labels = {"azure.workload.identity/use": "true"}
+    cluster = Cluster(cache_pvc="bases", disk="200Gi", pod_labels=labels)
+    pipeline, kubernetes = compiled(kubeflow.pipeline(cluster))
     for name in TASKS:
         pod = kubernetes[f"exec-{name}"]
+        assert labels.items() <= pod["podMetadata"]["labels"].items()
         assert {"mountPath": "/tmp", "sizeLimit": "200Gi", "volumeName": "tmp"} in pod["emptyDirMounts"]
         mounts = [(mount["constant"], mount["mountPath"]) for mount in pod.get("pvcMount", [])]
         assert mounts == [("bases", "/var/cache/qlora")] * (name in GPU_TASKS)

@@ -3,7 +3,16 @@
 {{- $values := .Values -}}
 {{- $mlflow := $values.mlflow -}}
 {{- if not $values.store.uri -}}
-{{- fail "store.uri: give an s3:// prefix to keep models in" -}}
+{{- fail "store.uri: give a prefix in a bucket to keep models in: s3://, gs://, az:// or abfss://" -}}
+{{- end -}}
+{{- range $path, $uri := dict "store.uri" $values.store.uri "store.modelsUri" $values.store.modelsUri "mlflow.artifacts" $mlflow.artifacts -}}
+{{- if and $uri (not (regexMatch "^(s3|gs|az|abfss)://" $uri)) -}}
+{{- $scheme := regexFind "^[A-Za-z][-+.A-Za-z0-9]*:/*" $uri | default "a folder" -}}
+{{- fail (printf "%s: %s is not read here; give a prefix in a bucket: s3://, gs://, az:// or abfss://" $path $scheme) -}}
+{{- end -}}
+{{- if and (hasPrefix "az://" $uri) (not $values.store.azureAccount) -}}
+{{- fail (printf "store.azureAccount: name the storage account that the az:// address of %s is in" $path) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $mlflow.enabled $mlflow.externalUri -}}
 {{- fail "mlflow.externalUri: mlflow.enabled runs a server here; set one of the two" -}}

@@ -2,6 +2,9 @@
 {{- define "qlora.configMap" -}}qlora-pipelines{{- end }}
 {{- define "qlora.hubSecret" -}}qlora-hub-token{{- end }}
 {{- define "qlora.s3Secret" -}}qlora-s3{{- end }}
+{{- define "qlora.gcsSecret" -}}qlora-gcs{{- end }}
+{{- define "qlora.gcsFolder" -}}/etc/qlora/gcs{{- end }}
+{{- define "qlora.azureSecret" -}}qlora-azure{{- end }}
 {{- define "qlora.mlflowSecret" -}}qlora-mlflow{{- end }}
 {{- define "qlora.signingSecret" -}}qlora-signing-key{{- end }}
 {{- define "qlora.signingFolder" -}}/etc/qlora/signing{{- end }}
@@ -32,6 +35,9 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 app.kubernetes.io/part-of: qlora-pipelines
 sidecar.istio.io/inject: "false"
+{{- with (index . 0).Values.podLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "qlora.image" -}}
@@ -109,10 +115,38 @@ tolerations: {{- toYaml . | nindent 2 }}
       {{- end }}
 {{- end }}
 
-{{/* Keys of the store; without them boto3 asks the cloud by the service account. */}}
-{{- define "qlora.s3Env" -}}
+{{/* Keys of the store and of the data; without them the cloud is asked by the service account. */}}
+{{- define "qlora.storeEnv" -}}
 {{ include "qlora.secretEnv" (list "AWS_ACCESS_KEY_ID" (include "qlora.s3Secret" .) "AWS_ACCESS_KEY_ID" true) }}
 {{ include "qlora.secretEnv" (list "AWS_SECRET_ACCESS_KEY" (include "qlora.s3Secret" .) "AWS_SECRET_ACCESS_KEY" true) }}
+{{ include "qlora.secretEnv" (list "AZURE_STORAGE_ACCESS_KEY" (include "qlora.azureSecret" .) "AZURE_STORAGE_ACCESS_KEY" true) }}
+{{- end }}
+
+{{/* The file of a Google service account's key, where one is named. */}}
+{{- define "qlora.gcsKeyPath" -}}
+{{- with .Values.store.gcsKeyFile }}{{ include "qlora.gcsFolder" $ }}/{{ . }}{{ end }}
+{{- end }}
+
+{{- define "qlora.storeMounts" -}}
+{{- if .Values.store.gcsKeyFile -}}
+- {name: gcs-key, mountPath: {{ include "qlora.gcsFolder" . }}, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "qlora.storeVolumes" -}}
+{{- if .Values.store.gcsKeyFile -}}
+- name: gcs-key
+  secret: {secretName: {{ include "qlora.gcsSecret" . }}, optional: true}
+{{- end }}
+{{- end }}
+
+{{/* An address of the store, of (list CONTEXT URI), as MLflow reads it: of Azure that is wasbs://, see components/core/registry/sources.py. */}}
+{{- define "qlora.mlflowAddress" -}}
+{{- $store := (index . 0).Values.store -}}
+{{- $clouds := "windows\\.net|chinacloudapi\\.cn|usgovcloudapi\\.net" -}}
+{{- $uri := regexReplaceAll (printf "^abfss://([^@/]+)@([^./]+)\\.dfs\\.core\\.(%s)" $clouds) (index . 1) "wasbs://${1}@${2}.blob.core.${3}" -}}
+{{- $cloud := regexFind $clouds $store.azureEndpoint | default "windows.net" -}}
+{{- regexReplaceAll "^az://([^/]+)" $uri (printf "wasbs://${1}@%s.blob.core.%s" $store.azureAccount $cloud) -}}
 {{- end }}
 
 {{/* libpq reads the login from its own variables: no password in an address, an argument or a file. */}}

@@ -1,7 +1,7 @@
 {{/*
 The pod of a job: `qlora ARGS` with a step's addresses, and no secret that it does not need.
 Of (dict "root" CONTEXT "component" NAME "args" LIST "needs" LIST), with "config" CONFIGMAP for one that reads a run's YAML, or
-"command" LIST for another program. Needs are: kfp (address and token), pipeline (compiled for this cluster), s3, mlflow, hub.
+"command" LIST for another program. Needs are: kfp (address and token), pipeline (compiled for this cluster), store, mlflow, hub.
 */}}
 {{- define "qlora.jobPod" -}}
 {{- $root := .root -}}
@@ -20,6 +20,7 @@ spec: {{- include "qlora.jobPodSpec" . | nindent 2 }}
 {{- $compile := list -}}
 {{- if has "pipeline" .needs -}}
 {{- with $root.Values.pipeline.disk }}{{ $compile = concat $compile (list "--disk" .) }}{{ end -}}
+{{- range $key, $value := $root.Values.podLabels }}{{ $compile = concat $compile (list "--pod-label" $key $value) }}{{ end -}}
 {{- if $root.Values.modelCache.enabled }}{{ $compile = concat $compile (list "--cache-pvc" $root.Values.modelCache.name) }}{{ end -}}
 {{- end -}}
 {{- $args := .args -}}
@@ -63,8 +64,8 @@ containers:
       {{- if has "pipeline" .needs }}
       - {name: QLORA_IMAGE_REGISTRY, value: {{ $root.Values.image.registry | quote }}}
       {{- end }}
-      {{- if has "s3" .needs }}
-      {{- include "qlora.s3Env" $root | nindent 6 }}
+      {{- if has "store" .needs }}
+      {{- include "qlora.storeEnv" $root | nindent 6 }}
       {{- end }}
       {{- if has "mlflow" .needs }}
       {{- range list "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" }}
@@ -81,6 +82,7 @@ containers:
       {{- if $kfp }}
       - {name: kfp-token, mountPath: /var/run/secrets/kubeflow/pipelines, readOnly: true}
       {{- end }}
+      {{- if has "store" .needs }}{{ with include "qlora.storeMounts" $root }}{{ . | nindent 6 }}{{ end }}{{ end }}
       {{- if .config }}
       - {name: config, mountPath: /etc/qlora/run, readOnly: true}
       {{- end }}
@@ -95,6 +97,7 @@ volumes:
       sources:
         - serviceAccountToken: {path: token, audience: {{ $root.Values.kfp.tokenAudience | quote }}, expirationSeconds: 7200}
   {{- end }}
+  {{- if has "store" .needs }}{{ with include "qlora.storeVolumes" $root }}{{ . | nindent 2 }}{{ end }}{{ end }}
   {{- if .config }}
   - name: config
     configMap: {name: {{ .config }}}

@@ -19,7 +19,8 @@ class RunConfig(StepConfig):
     base_model: str = Field(description="folder or Hugging Face id of the base model", min_length=1)
     base_revision: str = Field("", description="branch, tag or commit of a Hugging Face model; empty: main")
     dataset_uri: str = Field(
-        description="training data: file, folder, s3:// prefix or Hugging Face id (org/name@revision)", min_length=1
+        description="training data: file, folder, prefix in a bucket or Hugging Face id (org/name@revision)",
+        min_length=1,
     )
     eval_dataset_uri: str = Field("", description="evaluation data; empty: eval_share of the training data")
     model_name: str = Field(description="name of the registered model in MLflow", min_length=1)

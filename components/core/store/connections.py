@@ -2,7 +2,7 @@
 
 Endpoint and credentials are attributes of a connection. They come from the environment, by the names that each cloud's
 own tools use: boto3's (`AWS_ENDPOINT_URL_S3`, `AWS_ACCESS_KEY_ID`, profiles, roles of pods and machines), Google's
-(`GOOGLE_APPLICATION_CREDENTIALS`, `STORAGE_EMULATOR_HOST`), Azure's (`AZURE_STORAGE_ACCOUNT_NAME`,
+(`GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_BASE_URL`), Azure's (`AZURE_STORAGE_ACCOUNT_NAME`,
 `AZURE_STORAGE_ACCOUNT_KEY`, `AZURE_STORAGE_SAS_TOKEN`, `AZURE_STORAGE_ENDPOINT`, workload identity).
 """
 
@@ -95,8 +95,7 @@ def authorities() -> str:
 
 
 def _google() -> str:
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
-    return emulator if "://" in emulator or not emulator else f"http://{emulator}"
+    return os.environ.get("GOOGLE_BASE_URL", "")
 
 
 @functools.cache
@@ -144,7 +143,7 @@ def _s3(bucket: str, endpoint: str) -> "S3Store":
 def _gcs(bucket: str, emulator: str) -> "GCSStore":
     from obstore.store import GCSStore
 
-    own: dict[str, Any] = {"base_url": emulator, "skip_signature": True} if emulator else {}
+    own: dict[str, Any] = {"base_url": emulator} if emulator else {}
     return GCSStore(bucket, client_options=_options(emulator), retry_config=_RETRY, **own)
 
 

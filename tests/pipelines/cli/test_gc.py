@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+import mlflow
+import pytest
+
+from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.pipelines.cli import gc
 from tests.pipelines.cli.registered import Make, aged, qlora, refused, register
 
@@ -55,3 +59,22 @@ def test_gc_leaves_what_is_not_named_by_a_merge_key_in_the_store_of_registered_m
         aged(path, 30)
     references = gc.References(frozenset([f"{tmp_path}/{kept}"]), frozenset(), frozenset(), frozenset())
     assert [piece.uri for piece in gc.in_models_store(str(tmp_path), references, 7)] == [f"{tmp_path}/{unwanted}"]
+
+
+@pytest.mark.parametrize("store", ["az://models/team-a", "abfss://models@acme.dfs.core.windows.net/team-a"])
+def test_gc_knows_a_store_on_azure_by_each_of_its_spellings(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow holds wasbs://, the store is called otherwise: what a version refers to is not taken for unused."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "acme")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_registered_model("tickets")
+    source = "wasbs://models@acme.blob.core.windows.net/team-a/merged/k/a"
+    client.create_model_version("tickets", source, tags={"qlora.base_uri": f"{store}/bases/b/r/files"})
+    references = gc.find_references(client)
+    gc.check_registry(store, "", references)
+    assert references.sources == {source}
+    assert references.bases == {"wasbs://models@acme.blob.core.windows.net/team-a/bases/b/r/files"}
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "another")
+    with pytest.raises(InputError, match="no version in this registry refers to az://models/team-a"):
+        gc.check_registry("az://models/team-a", "", references)

@@ -215,7 +215,7 @@ def test_a_disk_that_refuses_is_one_line_and_pulling_again_goes_on(
 
 def test_kserve_wants_an_address_that_a_cluster_can_read(make_merged: Make, store: str) -> None:
     register(make_merged, store, "one")
-    assert "KServe reads an s3:// address" in refused("pull", "models:/tickets@champion", "--kserve")
+    assert "a local folder, which KServe cannot read" in refused("pull", "models:/tickets@champion", "--kserve")
 
 
 def test_the_inference_service_is_one_kubernetes_would_take() -> None:
@@ -224,6 +224,23 @@ def test_the_inference_service_is_one_kubernetes_would_take() -> None:
     model = service["spec"]["predictor"]["model"]
     assert model["storageUri"] == "s3://bucket/merged/key/attempt/model"
     assert model["args"] == ["--model_name=My_Tickets v2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "address"),
+    [
+        ("gs://models/k", "gs://models/k/model"),
+        ("az://models/k", "https://acme.blob.core.windows.net/models/k/model"),
+        ("abfss://models@other.dfs.core.windows.net/k", "https://other.blob.core.windows.net/models/k/model"),
+    ],
+)
+def test_kserve_gets_each_clouds_address_as_its_initializer_reads_it(
+    source: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # https://kserve.github.io/website/docs/model-serving/storage/overview: gs://, s3://, and https:// for Azure
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "acme")
+    service = yaml.safe_load(pull.inference_service("tickets", source))
+    assert service["spec"]["predictor"]["model"]["storageUri"] == address
 
 
 def test_the_commands_say_in_one_line_that_mlflow_is_not_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,13 +110,16 @@ def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) 
         secrets = [source["secretKeyRef"] for source in sources if "secretKeyRef" in source]
         assert all(secret["optional"] for secret in secrets)
         assert {secret["name"] for secret in secrets} == set(needs.secrets)
+        mounted = [volume["secret"] for volume in template["volumes"] if "secret" in volume]
+        assert all(secret["optional"] for secret in mounted)
+        assert {secret["secretName"] for secret in mounted} == set(needs.secret_folders)
         configured = [source["configMapKeyRef"]["key"] for source in sources if "configMapKeyRef" in source]
         assert set(configured) == set(needs.config_keys)
         assert template["activeDeadlineSeconds"] == needs.hours * 3600
         assert ("retryStrategy" in template) == bool(needs.retries)
         if name in GPU_TASKS:
             patch = template["podSpecPatch"]
-            assert template["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+            assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in template["volumes"]
             values = {"node_selector": '{"a": "b"}', "tolerations": "[]", "accelerator": "nvidia.com/gpu"}
             values |= {"gpu_count": "4", "cpu": "8", "memory": "64Gi"}
             for parameter, value in values.items():
@@ -129,13 +132,20 @@ def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) 
             assert template["container"]["resources"]["limits"] == {"memory": needs.memory}
 
 
+def test_argo_pods_carry_the_labels_that_are_asked_for(tmp_path: Path) -> None:
+    label = "azure.workload.identity/use"
+    found = templates(written("argo", tmp_path, "--pod-label", label, "true", "--pod-label", "team", "a")[0])
+    for name, template in found.items():
+        assert name == "pipeline" or template["metadata"]["labels"] == {label: "true", "team": "a"}
+
+
 @pytest.mark.parametrize("disk", ["200Gi", "200G"])
 def test_argo_reserves_disk_and_keeps_bases(tmp_path: Path, disk: str) -> None:
     found = templates(written("argo", tmp_path, "--disk", disk, "--cache-pvc", "bases")[0])
     assert found["plan-run"]["container"]["resources"]["requests"]["ephemeral-storage"] == disk
     assert f'"ephemeral-storage": "{disk}"' in found["train-qlora"]["podSpecPatch"]
     assert {"name": "bases", "mountPath": "/var/cache/qlora"} in found["train-qlora"]["container"]["volumeMounts"]
-    assert "volumes" not in found["plan-run"]
+    assert "bases" not in str(found["plan-run"]["volumes"])
 
 
 def test_what_argo_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +161,7 @@ def test_what_argo_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (("--disk", "200GiB"), "disk: Kubernetes writes this 200Gi"),
         (("--cache-pvc", "My_Claim"), "cache_pvc: "),
+        (("--pod-label", "team", "a b"), "pod_labels.team: "),
     ],
 )
 def test_a_wrong_choice_is_one_line(option: tuple[str, str], message: str, tmp_path: Path) -> None:
