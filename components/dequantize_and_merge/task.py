@@ -24,7 +24,7 @@ NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", attempts.MANI
 
 
 class Result(NamedTuple):
-    """Where the merged model's folder is, and the sha256 of its manifest, which later steps hold it against."""
+    """Where the merged model's folder is, and the SHA-256 of its manifest, which later steps compare with."""
 
     merged_uri: str
     merged_digest: str
@@ -66,7 +66,10 @@ def run(
     if (revision := trained.info.get("base_revision")) != base_revision:
         raise InputError(f"the adapter was trained on revision {revision} of its base, not on {base_revision}")
     digests = _digests(trained.info, merge_base)
-    with tempfile.TemporaryDirectory() as scratch, integrity.hold(trained, Path(scratch, "adapter"), "adapter") as held:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        integrity.verified_folder(trained, Path(scratch, "adapter"), "adapter") as held,
+    ):
         base_model.check(base_uri, base_revision)
         base = base_weights.read(base_uri)
         folder = base_model.small_files(base_uri, base_revision, Path(scratch, "base"))

@@ -134,8 +134,8 @@ def _judge_adapter(
     folder: Path,
     found: champion.Champion | None,
 ) -> Judged:
-    with integrity.hold(work, folder, "adapter") as held:
-        adapter = str(held.folder)
+    with integrity.verified_folder(work, folder, "adapter") as verified:
+        adapter = str(verified.folder)
         reference, candidate, today = scored_models.base_and_adapter(config, samples, base, adapter, found)
         verdict = gate.judge_adapter(reference, candidate, today, config)
         models = [reference, candidate, *([today.model] if today else [])]
@@ -145,7 +145,7 @@ def _judge_adapter(
                 models.append(original)
                 merge_base = gate.choose_merge_base(candidate.scores, original.scores, config)
             log(f"the adapter is to be merged into the {merge_base} base")
-        held.check_unchanged()
+        verified.check_unchanged()
     return models, verdict, merge_base
 
 
@@ -155,7 +155,7 @@ def _judge_merged(
     reference = score_table.read(adapter_scores, "tuned")
     if set(reference.scores.id.tolist()) != {sample.id for sample in samples}:
         raise InputError(f"scores {adapter_scores}: they are of other rows than the evaluation set")
-    with integrity.hold(work, folder, "merged model", manifest.is_added) as held:
-        candidate = scored_models.merged(config, samples, held.folder / manifest.MODEL)
-        held.check_unchanged()
+    with integrity.verified_folder(work, folder, "merged model", manifest.is_added) as verified:
+        candidate = scored_models.merged(config, samples, verified.folder / manifest.MODEL)
+        verified.check_unchanged()
     return [reference, candidate], gate.judge_merged(reference, candidate, config), "dequantized"

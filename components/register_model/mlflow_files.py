@@ -23,7 +23,7 @@ def make(uri: str, files: dict[str, dict[str, Any]], created: int, identity: str
 
     Args:
         uri: the version's folder, with the model below `model/`.
-        files: size and sha256 of the model's files by path; what is read is held against them.
+        files: size and sha256 of the model's files by path; what is read is compared with them.
         created: when the version was created, in milliseconds since 1970.
         identity: names the model, in hexadecimal, at least 32 digits.
     """

@@ -67,7 +67,7 @@ def run(
 
     Raises:
         InputError: MLflow does not answer or refuses, or a file of the model or the adapter is gone, is not what was
-            judged, or is too many.
+            judged, or is not in its manifest.
     """
     for uri, what in ((merged_uri, "merged model"), (adapter_uri, "adapter")):
         storage.check_address(uri, what)
@@ -126,11 +126,11 @@ def _check(client: Any, uri: str, merge_key: str, judged: Files) -> manifest.Man
     """Checks that a version's folder has exactly what was judged, and what registration adds to it.
 
     Returns:
-        The manifest there, where another version of the folder is registered: its tag in MLflow vouches for it. Any
-        other manifest there may be anyone's; it and all that it lists are made anew.
+        The manifest there, if another version of the folder is registered: its SHA-256 is a tag in MLflow. Any other
+        manifest there cannot be trusted; it and the files that registration adds are written again.
 
     Raises:
-        InputError: a file is gone, is not the one that was judged, or is too many.
+        InputError: a file is gone, is not the one that was judged, or is not in its manifest.
     """
     source = sources.source_uri(uri)
     tags = [item.tags.get(manifest.MANIFEST_TAG) for item in _with_key(client, merge_key) if item.source == source]

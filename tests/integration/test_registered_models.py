@@ -79,12 +79,12 @@ def test_what_others_write_into_the_bucket_since_the_merge_is_not_registered(
     with pytest.raises(InputError, match=message):
         register(name, (uri, key), merged_digest=digest)
     verified = integrity.read(uri, digest, "merged model")
-    with pytest.raises(InputError, match=message), integrity.hold(verified, tmp_path, "merged model"):
+    with pytest.raises(InputError, match=message), integrity.verified_folder(verified, tmp_path, "merged model"):
         pass
     assert mlflow_client.connect().search_registered_models(f"name = '{name}'") == []
     storage.delete(f"{uri}/model/modeling.py")
     assert register(name, (uri, key), merged_digest=digest).outcome == "champion"
-    with integrity.hold(verified, tmp_path / "copy", "merged model", manifest.is_added) as held:
+    with integrity.verified_folder(verified, tmp_path / "copy", "merged model", manifest.is_added) as held:
         assert (held.folder / "model" / "model.safetensors").read_bytes() == weights
         assert set(storage.sizes(str(held.folder))) == set(verified.files)
 

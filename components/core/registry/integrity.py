@@ -1,7 +1,7 @@
-"""Finished work is what its step handed on: the same manifest, and exactly the files that it lists.
+"""Checks that a finished adapter or merged model is what its step made: the same manifest, exactly the listed files.
 
-A step returns the sha256 of its work's manifest as a value of the pipeline, and who can write the store cannot write
-that. Each later step holds what it reads against it, so what is signed in the end is what the gate judged.
+A step returns the SHA-256 of its manifest as a pipeline value. Write access to the store does not give write access to
+pipeline values. Each later step compares what it reads with that digest, so what is signed is what the gate evaluated.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def check(uri: str, files: Files, what: str, remedy: str, known: Known) -> None:
         known: which paths may be there besides.
 
     Raises:
-        InputError: names the first that is gone, another or too many.
+        InputError: a file is missing, changed, or not in the manifest; the first such file is named.
     """
     if storage.is_remote(uri):
         found = _problems_of_objects(uri, files, known)
@@ -209,8 +209,8 @@ def shown(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """A local folder with exactly the files of finished work; see `hold`.
+class VerifiedFolder:
+    """A local folder with exactly the files of finished work; see `verified_folder`.
 
     `folder` is what to load from. `path` is the same folder by its own name, for what shows it to people.
     """
@@ -223,9 +223,9 @@ class Held:
 
 
 @contextlib.contextmanager
-def hold(
+def verified_folder(
     work: attempts.Finished, scratch: Path, what: str, known: Known = lambda path: path == attempts.ALIVE
-) -> Iterator[Held]:
+) -> Iterator[VerifiedFolder]:
     """A local folder with exactly the files of finished work, verified.
 
     From a bucket, the manifest's files are copied into a folder that is this user's alone, and the copy is verified:
@@ -239,7 +239,7 @@ def hold(
     use, not after loading. Not guaranteed: against root; against a program that has had the file mapped for writing
     since before the first check, whose writes the kernel need not see; against two writes within one tick of the
     kernel's clock, a few milliseconds, that the first check falls in between; where a file server stamps wrong times.
-    Who fears these keeps the store in a bucket.
+    A store in a bucket has none of these gaps.
 
     Args:
         work: as `read` gives it.
@@ -248,7 +248,7 @@ def hold(
         known: which paths may be there besides; they are not copied.
 
     Raises:
-        InputError: a file is gone, another or too many.
+        InputError: a file is missing, changed, or not in the manifest.
     """
     remote = storage.is_remote(work.uri)
     path = _download(work, scratch, what, known) if remote else storage.local_path(work.uri)
@@ -266,7 +266,7 @@ def hold(
                 raise InputError(f"{what} {work.uri}: a file changed while it was read; run again")
 
         pinned = Path(f"/proc/self/fd/{opened}")
-        yield Held(pinned if not remote and pinned.exists() else path, path, check_unchanged)
+        yield VerifiedFolder(pinned if not remote and pinned.exists() else path, path, check_unchanged)
 
 
 def _download(work: attempts.Finished, scratch: Path, what: str, known: Known) -> Path:

@@ -23,8 +23,10 @@ def work(tmp_path: Path) -> attempts.Finished:
         return attempt.commit({"losses": [1.0, float("nan")], "pair": (1, 2)})
 
 
-def hold(work: attempts.Finished, tmp_path: Path) -> contextlib.AbstractContextManager[integrity.Held]:
-    return integrity.hold(integrity.read(work.uri, integrity.digest(work), "work"), tmp_path / "scratch", "work")
+def hold(work: attempts.Finished, tmp_path: Path) -> contextlib.AbstractContextManager[integrity.VerifiedFolder]:
+    return integrity.verified_folder(
+        integrity.read(work.uri, integrity.digest(work), "work"), tmp_path / "scratch", "work"
+    )
 
 
 def test_the_digest_is_that_of_the_manifest_that_was_written(work: attempts.Finished) -> None:
