@@ -56,7 +56,11 @@ if side == "boto3":
         with (target / name).open("rb") as file:
             assert hashlib.file_digest(file, "sha256").hexdigest() == sha256
 elif side == "before":
-    from components.core import pulling, registered, storage
+    import importlib
+
+    pulling, registered, storage = (
+        importlib.import_module(f"components.core.{name}") for name in ("pulling", "registered", "storage")
+    )
 
     def upload():
         storage.upload_file(source, uri)
