@@ -9,7 +9,7 @@ import pytest
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.conftest import TinyRun, digest, sealed
@@ -135,10 +135,11 @@ def test_a_weight_that_is_not_what_training_had_is_named(
         weights["model.layers.1.mlp.up_proj.weight"][3, 3] += 0.5
 
     base = changed_copy(tiny_model, "model.safetensors", tmp_path / "base", change)
-    copy = sealed(Path(shutil.copytree(adapter, tmp_path / "adapter")), device=device)
+    revision = base_model.resolve(str(base), "")
+    copy = sealed(Path(shutil.copytree(adapter, tmp_path / "adapter")), device=device, base_revision=revision)
     message = rf"layers\.1\.mlp\.up_proj\.weight of the base, brought to 4 bit, is not what training had: {note}"
     with pytest.raises(InputError, match=message):
-        merge("altered", base_uri=base, adapter=copy)
+        merge("altered", base_uri=base, base_revision=revision, adapter=copy)
     assert not list((store / "store" / "merged" / "altered").iterdir())
 
 

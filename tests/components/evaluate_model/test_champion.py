@@ -14,7 +14,7 @@ from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.registry import champion, mlflow_client
 from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.evaluate_model import score_table, scored_models, task
-from tests.components.conftest import TinyRun
+from tests.components.conftest import TinyRun, sealed
 from tests.components.dequantize_and_merge.conftest import save_adapter
 from tests.components.evaluate_model.conftest import Judge, altered
 
@@ -91,10 +91,7 @@ def test_a_champion_that_writes_differently_is_compared_in_bits_per_byte(
     merged = as_another_training(Path(shutil.copytree(merged_uri, tmp_path / "merged")))
     path = merged / "model" / file
     path.write_text(change(path.read_text()))
-    manifest = json.loads((merged / attempts.MANIFEST).read_text())
-    manifest["files"][f"model/{file}"]["size"] = path.stat().st_size
-    (merged / attempts.MANIFEST).write_text(json.dumps(manifest))
-    version = registered("", str(merged))
+    version = registered("", str(sealed(merged)))
     result = judge(model_name="judged", champion_version=version)
     assert re.search(f"bits per byte, .* that of champion {version} ", result.reason)
     tuned, other = (

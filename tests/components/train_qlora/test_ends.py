@@ -122,7 +122,7 @@ def test_a_loss_that_becomes_no_number_keeps_the_checkpoint_before_it_and_is_not
     base = broken_at(tiny_model, tmp_path / "base", token)
     config = TrainConfig(packing=False, save_steps=1, save_total_limit=1)
     with pytest.raises(InputError, match=r"is no number at step \d+: lower learning_rate") as caught:
-        train(tiny_run, base, tmp_path, config, "becomes-nan")
+        train(tiny_run, base, tmp_path, config, "becomes-nan", base_revision="broken")
     at = int(str(caught.value).split("at step ")[1].split(":")[0])
     kept = Checkpoints(storage.join(storage.root(), "checkpoints", "becomes-nan"), 1).newest(tmp_path / "copy")
     assert at > 1
@@ -130,5 +130,5 @@ def test_a_loss_that_becomes_no_number_keeps_the_checkpoint_before_it_and_is_not
     assert kept[0] == at - 1
     monkeypatch.setenv("KFP_RETRY_INDEX", "1")
     with pytest.raises(InputError, match="not tried again"):
-        train(tiny_run, tmp_path / "nowhere", tmp_path, config, "becomes-nan")
+        train(tiny_run, tmp_path / "nowhere", tmp_path, config, "becomes-nan", base_revision="broken")
     assert attempts.find(storage.join(storage.root(), "adapters", "becomes-nan")) is None

@@ -80,5 +80,5 @@ def test_a_loss_that_is_no_number_stops_training(tiny_run: TinyRun, tiny_model: 
     weights["model.norm.weight"].fill_(math.nan)
     safetensors.torch.save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="the loss is no number at step 1"):
-        train(tiny_run, broken, tmp_path, TrainConfig(max_steps=2), "nan")
+        train(tiny_run, broken, tmp_path, TrainConfig(max_steps=2), "nan", base_revision="broken")
     assert attempts.find(str(tiny_run.folder / "store" / "adapters" / "nan")) is None

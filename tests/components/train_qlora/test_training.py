@@ -82,15 +82,15 @@ def test_a_failure_that_would_repeat_is_said_once(
     """A retry repeats the line without loading anything; a new start tries again."""
     nowhere = tmp_path / "nowhere"
     with pytest.raises(InputError, match=r"no config\.json there"):
-        train(tiny_run, nowhere, tmp_path, TrainConfig(), "fails")
+        train(tiny_run, nowhere, tmp_path, TrainConfig(), "fails", base_revision="nowhere")
     nowhere.mkdir()
     (nowhere / "config.json").write_text("{}")
     monkeypatch.setenv("KFP_RETRY_INDEX", "1")
     with pytest.raises(InputError, match=r"no config.json there.* \(said by an earlier try; not tried again\)"):
-        train(tiny_run, nowhere, tmp_path, TrainConfig(), "fails")
+        train(tiny_run, nowhere, tmp_path, TrainConfig(), "fails", base_revision="nowhere")
     monkeypatch.setenv("KFP_RETRY_INDEX", "0")
     with pytest.raises(InputError, match=r"no \*.safetensors there"):
-        train(tiny_run, nowhere, tmp_path, TrainConfig(), "fails")
+        train(tiny_run, nowhere, tmp_path, TrainConfig(), "fails", base_revision="nowhere")
     assert attempts.find(storage.join(storage.root(), "adapters", "fails")) is None
 
 
@@ -102,7 +102,7 @@ def test_data_tokenised_for_another_tokenizer_is_refused(tiny_run: TinyRun, tiny
     template = other / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     with pytest.raises(InputError, match="was tokenised for another tokenizer than that of"):
-        trained(tiny_run, other, tmp_path, seed=7)
+        train(tiny_run, other, tmp_path, TrainConfig(**FEW), "other-tokenizer", base_revision="other")
 
 
 @pytest.mark.parametrize(
