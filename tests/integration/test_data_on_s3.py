@@ -69,7 +69,7 @@ def test_an_object_that_changed_since_the_plan_is_refused(own_store: str, folder
     assert str(error.value) == (f"data {own_store}/data: rows.jsonl changed since the run was planned; start a new run")
 
 
-@pytest.mark.parametrize(("prefix", "reason"), [("empty", "nothing there; give a file, a folder, an s3:// prefix or")])
+@pytest.mark.parametrize(("prefix", "reason"), [("empty", "nothing there; give a file, a folder, an s3://, gs:// or")])
 def test_an_empty_prefix_is_refused(own_store: str, prefix: str, reason: str) -> None:
     with pytest.raises(InputError) as error:
         listing.make(f"{own_store}/{prefix}")
