@@ -3,9 +3,10 @@
     python -m tests.benchmarks.store_vs_boto3
 
 400 MiB of random bytes on Ceph's gateway where it is installed, else on moto, over loopback. Each transfer is a process
-of its own, timed without its start; the sides take turns, and of each the median counts. `before` is the code of the
-last commit that moved bytes with boto3 (1502f14), where git has it. Our downloads compare the file's sha256; the others
-compare nothing. A pull is a download that ends with a comparison of all hashes, for boto3 a download and a hash.
+of its own, timed without its start and without making a client; the sides take turns, and of each the median counts.
+`before` is the code of the last commit that moved bytes with boto3 (1502f14), where git has it. Our downloads compare
+the file's sha256; the others compare nothing. A pull is a download that ends with a comparison of all hashes, for boto3
+a download and a hash.
 """
 
 import contextlib
@@ -61,6 +62,7 @@ elif side == "before":
     pulling, registered, storage = (
         importlib.import_module(f"components.core.{name}") for name in ("pulling", "registered", "storage")
     )
+    storage.s3_client()
 
     def upload():
         storage.upload_file(source, uri)
@@ -72,8 +74,10 @@ elif side == "before":
         pulling.pull(registered.Registered(prefix, files, sha256, b""), target)
 else:
     from qlora_pipelines.components.core.registry import manifest
-    from qlora_pipelines.components.core.store import copies, storage
+    from qlora_pipelines.components.core.store import connections, copies, storage
     from qlora_pipelines.pipelines.cli import pull as pulling
+
+    connections.connect(uri)
 
     def upload():
         storage.upload_file(source, uri)

@@ -123,7 +123,7 @@ def read(uri: str, start: int = 0, size: int | None = None, etag: str = "") -> b
     if found is None:
         return b""
     with errors(uri):
-        data: bytes = found.bytes().to_bytes()
+        data = b"".join(found.stream(min_chunk_size=_CHUNK))  # with one copy less in memory than bytes()
     whole, own = found.meta["size"], (found.meta["e_tag"] or "").strip('"')
     _check_length(uri, len(data), whole - start if size is None else min(whole - start, size))
     if len(data) == whole and is_md5(own):
