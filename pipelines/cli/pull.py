@@ -187,12 +187,14 @@ def _fetch(version: Manifest, partial: Partial, arrived: Callable[[int], None]) 
 
     def fetch(part: tuple[str, int]) -> int:
         name, start = part
-        data = storage.read_range(storage.join(version.uri, name), start, sizes[part])
-        if len(data) != sizes[part]:
+        done = 0
+        for at, data in storage.stream(storage.join(version.uri, name), start, sizes[part]):
+            partial.write(name, at, data)
+            done += len(data)
+        if done != sizes[part]:
             raise InputError(f"{version.uri}: {name} is not whole")
-        partial.write(name, start, data)
         partial.add(part)
-        return len(data)
+        return done
 
     with ThreadPoolExecutor(storage.PARALLEL) as pool:
         for size in pool.map(fetch, missing):  # where one fails, it cancels those that have not begun

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,10 @@ def test_a_pull_that_is_refused_half_way_is_taken_up(
     between = proxy(os.environ["AWS_ENDPOINT_URL_S3"])
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", between.address)
     monkeypatch.setattr(storage, "PART", 20_000)
-    real = storage.read_range
+    real = storage.stream
     asked = 0
 
-    def read(uri: str, start: int, size: int) -> bytes:
+    def read(uri: str, start: int, size: int) -> Iterator[tuple[int, bytes]]:
         nonlocal asked
         asked += 1
         if asked == 12:
@@ -47,17 +48,17 @@ def test_a_pull_that_is_refused_half_way_is_taken_up(
         return real(uri, start, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "read_range", read)
+        patch.setattr(storage, "stream", read)
         result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     assert result.exit_code == 1 and "error: s3://" in result.output and not (tmp_path / "here").exists()
     between.refuse(False)
     again: list[int] = []
 
-    def counted(uri: str, start: int, size: int) -> bytes:
+    def counted(uri: str, start: int, size: int) -> Iterator[tuple[int, bytes]]:
         again.append(start)
         return real(uri, start, size)
 
-    monkeypatch.setattr(storage, "read_range", counted)
+    monkeypatch.setattr(storage, "stream", counted)
     result = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here")
     assert result.exit_code == 0, result.output
     parts = sum(-(-file["size"] // 20_000) for file in manifest.read(versions(name)[0].source).files.values())

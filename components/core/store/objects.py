@@ -131,6 +131,26 @@ def read(uri: str, start: int = 0, size: int | None = None, etag: str = "") -> b
     return data
 
 
+def stream(uri: str, start: int, size: int, etag: str = "") -> Iterator[tuple[int, bytes]]:
+    """The bytes that `read` gives as they come, each piece with its place in the object; all of them, or an error.
+
+    Raises:
+        InputError: there is no such object, or it is another than the listed one.
+        TransientError: fewer or more bytes came, or the store does not answer.
+    """
+    found, at = _ask(uri, start, size, etag), start
+    chunks = iter(found.stream(min_chunk_size=_CHUNK) if found else ())
+    while True:
+        with errors(uri):
+            chunk = next(chunks, None)
+        if chunk is None:
+            break
+        if at + len(chunk) <= start + size:  # more than was asked for does not become the next part's
+            yield at, chunk
+        at += len(chunk)
+    _check_length(uri, at - start, size)
+
+
 def _ask(uri: str, start: int, size: int | None, etag: str) -> Any:
     """Obstore's answer to a request for a part of an object, its bytes still to come; None beyond the object's end."""
     import obstore
@@ -172,19 +192,9 @@ def download(uri: str, size: int, etag: str, target: Path, digest: Any) -> None:
     """
 
     def part(start: int) -> None:
-        wanted, at = min(PART, size - start), start
-        found = _ask(uri, start, wanted, etag)
-        chunks = iter(found.stream(min_chunk_size=_CHUNK) if found else ())
-        while True:
-            with errors(uri):
-                chunk = next(chunks, None)
-            if chunk is None:
-                break
-            # More than was asked for is not written over the next part.
-            if at + len(chunk) <= start + wanted and os.pwrite(file.fileno(), chunk, at) != len(chunk):
+        for at, chunk in stream(uri, start, min(PART, size - start), etag):
+            if os.pwrite(file.fileno(), chunk, at) != len(chunk):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            at += len(chunk)
-        _check_length(uri, at - start, wanted)
 
     starts = range(0, size, PART)
     with target.open("w+b", buffering=0) as file, contextlib.closing(prefetch(part, starts, PARALLEL)) as parts:

@@ -74,6 +74,18 @@ def read_range(uri: str, start: int, size: int | None) -> bytes:
         return file.read(size)
 
 
+def stream(uri: str, start: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """The `size` bytes of a file from `start` on as they come, each piece with its place; all of them, or an error.
+
+    Raises:
+        InputError: they are not there, or cannot be read.
+    """
+    if is_remote(uri):
+        yield from objects.stream(uri, start, size) if size else ()
+    else:
+        yield start, read_range(uri, start, size)
+
+
 def read_bytes(uri: str, size: int | None = None) -> bytes:
     """The content of one file, or its first `size` bytes.
 

@@ -48,6 +48,7 @@ def test_a_range_ends_where_the_file_does(folder: Path) -> None:
     uri = str(folder / "b" / "file")
     assert storage.read_range(uri, 2, 100) == b"file" and storage.read_range(uri, 2, 2) == b"fi"
     assert storage.read_bytes(uri, 1) == b"b" and storage.read_range(uri, 0, 0) == b""
+    assert list(storage.stream(uri, 2, 2)) == [(2, b"fi")]
 
 
 def test_removing_takes_files_and_folders_and_what_is_not_there(folder: Path) -> None:

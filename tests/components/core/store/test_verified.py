@@ -217,6 +217,15 @@ def test_a_small_object_read_whole(between: Meddler, meddling: str, bucket: str,
     assert storage.read_bytes(f"{bucket}/small") == b"x" * size
 
 
+@pytest.mark.parametrize("shorter", MEDDLINGS[:2])
+def test_a_part_that_is_streamed(between: Meddler, shorter: str, bucket: str) -> None:
+    """As pull reads, which compares all hashes at the end."""
+    storage.write_bytes(f"{bucket}/part", b"x" * 1000)
+    with refused(between, shorter, "part"):
+        list(storage.stream(f"{bucket}/part", 100, 800))
+    assert b"".join(data for _, data in storage.stream(f"{bucket}/part", 100, 800)) == b"x" * 800
+
+
 def large(between: Meddler, bucket: str, monkeypatch: pytest.MonkeyPatch) -> storage.Entry:
     """An object of two parts, whose ETag is no checksum."""
     monkeypatch.setattr(objects, "PART", 5 << 20)
