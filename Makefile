@@ -33,7 +33,7 @@ test: install ## the quick tests: every step on a tiny model, and the whole pipe
 
 ##@ Tests
 
-check: install ## lint, types, imports between packages, generated files, file length
+check: install ## lint (Python, Dockerfile), types, imports between packages, generated files, file length
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

@@ -79,7 +79,7 @@ def run(
         names = parameter_names.read(folder, base)
         shapes = names.shapes(base)
         _check_widths(trained.info, digests, shapes)
-        edits = adapters.read(held.path, names, shapes)
+        edits = adapters.read(held.folder, names, shapes)
         merged = layout.make(base, names, edits, digests, int(config.max_shard_gb * 1e9))
         streaming.check_room(merged, key_uri)
         log(f"merging into the {merge_base} base: {merged.size / 1e9:,.2f} GB in {len(merged.shards)} files")
@@ -88,7 +88,7 @@ def run(
             configs = {"config.json": layout.merged_config(base_config, merged), GENERATION: _generation_config(folder)}
             for name, content in configs.items():
                 attempt.write(f"{MODEL}/{name}", json.dumps(content, indent=2).encode())
-            for file in _tokenizer_files(folder, held.path):
+            for file in _tokenizer_files(folder, held.folder):
                 attempt.write(f"{MODEL}/{file.name}", file.read_bytes())
             held.check_unchanged()  # before anything counts as finished
             finished = attempt.commit(

@@ -99,7 +99,7 @@ def run(
         else:
             work = integrity.read(adapter, adapter_digest, "adapter")
             found = _champion(model_name, champion_version, work)  # before anything is loaded
-            base = base_model.fetch(base_uri, Path(folder, "base"))
+            base = base_model.fetch(base_uri, Path(folder, "base"), str(work.info.get("base_revision", "")))
             models, verdict, merge_base = _judge_adapter(config, samples, base, work, Path(folder, "adapter"), found)
     score_table.write(scores, models)
     evaluation_report.write(config, verdict, models, samples, report)

@@ -1,4 +1,4 @@
-"""What a run writes, and the disk that each pod needs for it where the store is on S3."""
+"""What a run writes, and the disk that each pod needs for it where the store is in a bucket."""
 
 import heapq
 

@@ -73,5 +73,5 @@ def _time(report: Report, estimated: Estimate) -> None:
     speed = f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed."
     report.section("GPU types", f"{fits} {speed}")
     report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in estimated.gpus])
-    report.section("Disk", "Of the pods where the store is on S3; a local store is read in place.")
+    report.section("Disk", "Of the pods where the store is in a bucket; a local store is read in place.")
     report.table(["", "GiB"], [(what, size / GIB) for what, size in estimated.disk.items()])

@@ -22,7 +22,7 @@ NAME_TAG = "qlora.model_name"
 REPORTS_TAG = "qlora.reports"
 """Where MLflow keeps the steps' reports: `mlflow.artifacts.download_artifacts` takes it."""
 OUTCOME_TAG = "qlora.outcome"
-"""`registering` while a registration is at work, then what became of the version."""
+"""`registering` until registration ends, then what became of the version."""
 PENDING = "registering"
 PREFIX = "qlora."
 DIGEST_DIGITS = 36
@@ -86,7 +86,7 @@ def of_version(version: Any) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the code at work, with `-dirty` where files differ from it; '' where that is not known."""
+    """The commit of the running code, with `-dirty` where files differ from it; '' where that is not known."""
     if given := os.environ.get(COMMIT_VARIABLE):
         return given
     root = Path(__file__).resolve().parents[2]

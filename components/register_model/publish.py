@@ -57,7 +57,7 @@ def publish(merged: attempts.Finished, adapter: attempts.Finished | None, merge_
         how = (
             "copied within the server"
             if _on_one_server(merged.uri, uri)
-            else f"streamed in parts to {endpoint or 'the store'}"
+            else f"streamed in parts to {models_store.endpoint_of(uri) or 'the store'}"
         )
         log(f"{len(missing)} files, {sum(size for _, size in missing.values()) / 1e9:.2f} GB, are {how}: {uri}")
     progress = Progress("copied", len(missing))

@@ -223,8 +223,8 @@ def _assign_alias(client: Any, version: Any, compared_with: str, *, new: bool) -
     """Gives the version its alias; returns `champion`, or why it stays `candidate`.
 
     MLflow cannot move an alias only if it still points where it did. So of versions that are registered at the same
-    time the earliest goes first: a version that sees an earlier one at work stays candidate. One that comes back to be
-    judged again sees any other one at work.
+    time the earliest goes first: a version that finds an earlier one still registering stays candidate. One that is
+    judged again finds any other one that is still registering.
     """
     name, number = version.name, str(version.version)
     current = champion.current_version(client, name)

@@ -1,4 +1,4 @@
-"""Copies the base model into the store, once per revision; a folder or an s3:// prefix is used in place."""
+"""Copies the base model into the store, once per revision; a folder or a bucket is used in place."""
 
 from typing import NamedTuple
 

@@ -22,7 +22,7 @@ class Checkpoints:
     """The checkpoints of one training_key.
 
     Args:
-        uri: their folder, local or on S3.
+        uri: their folder, local or in a bucket.
         keep: how many whole ones stay.
         made_from: what they are made from, by name: a checkpoint made from anything else is refused.
     """
@@ -35,7 +35,7 @@ class Checkpoints:
         """The newest checkpoint whose files are all as its manifest says; the others are named in the log.
 
         Args:
-            folder: an empty folder, for a copy of one that is on S3.
+            folder: an empty folder, for a copy of one that is in a bucket.
 
         Returns:
             Its step and a local folder with it; None where there is none.

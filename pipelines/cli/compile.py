@@ -39,6 +39,8 @@ def compile_pipeline(
       qlora compile --components components-yaml
     """
     if components:
+        if form != "kubeflow" or cache_pvc or disk or pod_labels:
+            raise click.UsageError("--components takes no --format, --cache-pvc, --disk or --pod-label")
         output = output or Path("qlora-components")
         for step in placement.STEPS:
             click.echo(_write(output / step / "component.yaml", kubeflow.component_yaml(step)))

@@ -33,7 +33,7 @@ DAY = 86400
 @click.command("gc")
 @click.option("--dry-run", is_flag=True, help="Only list what would go.")
 @click.option("--days", default=7.0, show_default=True, type=click.FloatRange(min=0),
-              help="Keep what was written since: a run may be at work on it.")  # fmt: skip
+              help="Keep what was written since, except checkpoints of a registered training.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON; sizes in bytes.")
 def gc(dry_run: bool, days: float, as_json: bool) -> None:
     r"""Remove from $QLORA_STORE what no version in $MLFLOW_TRACKING_URI refers to.
@@ -116,7 +116,7 @@ def in_store(store: str, references: References, days: float) -> list[Piece]:
     Args:
         store: its address.
         references: of the registry's versions.
-        days: what was written since is kept: a run may be at work on it.
+        days: what was written since is kept, since a run may use it; not checkpoints of a registered training.
     """
     found = []
     for uri, size, age in _pieces(store, DEPTH):

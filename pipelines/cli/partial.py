@@ -46,7 +46,7 @@ class Partial:
         """Args: target: the folder to make. sha256: of the manifest of what it is to hold.
 
         Raises:
-            InputError: another pull is at work there, or others could write in it.
+            InputError: another pull is using it, or others could write in it.
             OSError: it cannot be made.
         """
         self.target = target
@@ -99,7 +99,7 @@ class Partial:
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{self.path}: another pull is at work there") from None
+            raise InputError(f"{self.path}: another pull is running there") from None
 
     def _open_folder(self, name: str, within: int, stack: contextlib.ExitStack) -> int:
         """A folder in an open one, made where there is none."""

@@ -55,7 +55,7 @@ def _parts(figures: dict[str, Any], with_compare: bool) -> Iterator[list[str]]:
     cells = (OnGpu(**{name: gpu[name] for name in gpu if name != "fits"}).cells() for gpu in figures["gpus"])
     rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in cells]
     yield _columns([("GPU type", "GiB", "time on one", "cost", ""), *rows])
-    yield _columns([("disk, with a store on S3", "GiB"), *_sizes(figures["disk"])])
+    yield _columns([("disk, with a store in a bucket", "GiB"), *_sizes(figures["disk"])])
 
 
 def _sizes(parts: dict[str, int]) -> list[tuple[str, str]]:

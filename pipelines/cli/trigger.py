@@ -78,6 +78,8 @@ def trigger(
     from qlora_pipelines.pipelines.triggers.on_this_machine import LocalRuns
 
     options = ServerOptions(**server_values)
+    if local and options.pipeline_path:
+        raise click.UsageError("--local runs this installation's pipeline; leave out --pipeline")
     pipeline = options.pipeline()
     values = run_file.override(run_file.read(path), settings, pipeline.parameters)
     values |= {"dataset_uri": data} if data else {}

@@ -135,7 +135,7 @@ def _container(step: ir.Task, cluster: Cluster) -> Container:
         ],
         env=_environment(needs, cluster),
         volumes=_volumes(needs, cluster),
-        labels=cluster.pod_labels or None,
+        labels={placement.STEP_LABEL: step.step.replace("_", "-"), **cluster.pod_labels},
         active_deadline_seconds=needs.hours * 3600,
         retry_strategy=_retry(needs) if needs.retries else None,
         **_resources(needs, cluster),

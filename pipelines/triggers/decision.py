@@ -30,7 +30,7 @@ class History(Protocol):
         """The runs with this training_key so far."""
 
     def last_data_digest(self) -> str:
-        """The data_digest of the model's last run on other data that did not fail, or ''."""
+        """The data_digest of the model's last run with another training_key that did not fail, or ''."""
 
 
 @dataclasses.dataclass(frozen=True)

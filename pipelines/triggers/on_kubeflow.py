@@ -40,7 +40,7 @@ class KubeflowRuns:
         return [_earlier(run) for run in found if self._has_key(run)]
 
     def last_data_digest(self) -> str:
-        """The data_digest of the last run of this model on other data that did not fail, or ''."""
+        """The data_digest of the last run of this model with another training_key that did not fail, or ''."""
         for run in reversed(self._named(f"{self.model_name[:150]}-")):
             found = _DIGEST.search(run.description or "")
             if found and not self._has_key(run) and run.state not in ("FAILED", "CANCELED", "CANCELING"):

@@ -22,7 +22,7 @@ from qlora_pipelines.pipelines.triggers.decision import EarlierRun
 
 @dataclasses.dataclass(frozen=True)
 class LocalRuns:
-    """The attempts at one training_key for one model name; `locked`: no other process is at work on them."""
+    """The attempts at one training_key for one model name; `locked`: no other process is working on them."""
 
     path: Path
     model_name: str
@@ -54,7 +54,7 @@ class LocalRuns:
         return found
 
     def last_data_digest(self) -> str:
-        """The data_digest of this model's last run on other data that did not fail, or ''."""
+        """The data_digest of this model's last run with another training_key that did not fail, or ''."""
         found = [
             (item["started"], item["data_digest"])
             for path in self.path.parent.glob("*.json")

@@ -9,6 +9,7 @@ headers, so moto's S3 server answers it (`google_server.py`). What it cannot sho
 
 import base64
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -31,11 +32,12 @@ CONTAINER = "models"  # moto does not decode the %2D that obstore writes for a h
 ACCOUNT, KEY = "qloratest", base64.b64encode(b"a key of the tests' own account").decode()
 
 
+@functools.cache
 def azurite() -> list[str]:
     """The command that starts Azurite's blob service; empty where it is not installed."""
     if named := os.environ.get("AZURITE") or shutil.which("azurite-blob"):
         return [named]
-    npx = [shutil.which("npx") or "", "--no-install", "azurite-blob"]
+    npx = [shutil.which("npx") or "", "--offline", "--no-install", "azurite-blob"]
     if npx[0] and subprocess.run([*npx, "--version"], capture_output=True, timeout=60).returncode == 0:
         return npx
     return []

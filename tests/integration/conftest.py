@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -140,12 +138,6 @@ def own_store(s3_store: str, request: pytest.FixtureRequest, monkeypatch: pytest
 @pytest.fixture(scope="session", autouse=True)
 def _report_the_server(record_testsuite_property: Callable[[str, object], None]) -> None:
     record_testsuite_property("s3", "ceph" if servers.has_ceph() else "other")
-
-
-def copy_folder(source: Path, target: Path) -> Path:
-    """A copy of a folder, made anew."""
-    shutil.rmtree(target, ignore_errors=True)
-    return Path(shutil.copytree(source, target))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The tensors of a base model, from the headers of its files: a few kB of each, on a disk, on S3 or on the hub."""
+"""The tensors of a base model, from the headers of its files: a few kB of each, local, in a bucket or on the hub."""
 
 import concurrent.futures
 import json
@@ -10,7 +10,7 @@ from qlora_pipelines.components.core.models.safetensors_files import INDEX, SING
 from qlora_pipelines.components.core.store import storage, streams
 
 PARALLEL = 8
-"""Headers read at a time: on S3 and the hub, each waits for an answer or two."""
+"""Headers read at a time: in a bucket and on the hub, each waits for an answer or two."""
 
 
 def read(base: str, revision: str = "") -> dict[str, Stored]:

@@ -23,7 +23,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 LARGEST_HEADER = 100_000_000
 """Bytes; the safetensors library refuses more."""
 FIRST_READ = 1 << 16
-"""Bytes, of which most headers need less: they then take one request on S3 or the hub."""
+"""Bytes, of which most headers need less: they then take one request to a bucket or the hub."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 

@@ -3,11 +3,10 @@
 plan_run looks for it before a GPU is held, evaluate_model scores it, register_model and `qlora promote` move its alias.
 """
 
-import contextlib
 import dataclasses
 from typing import Any
 
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.components.core.store import attempts
 
@@ -74,9 +73,12 @@ def find(model_name: str, version: str) -> Champion:
 
 def _whole(uri: str) -> attempts.Finished | None:
     """Finished work, or None where there is none or a file of it is gone."""
-    finished = None
-    with contextlib.suppress(InputError):
+    try:
         finished = attempts.read(uri) if uri else None
+    except TransientError:
+        raise  # a store that is away says nothing of its files
+    except InputError:
+        return None
     return finished if finished and not attempts.missing(finished.uri, finished.files) else None
 
 

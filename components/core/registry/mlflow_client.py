@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
-from qlora_pipelines.components.core.store import models_store, storage
+from qlora_pipelines.components.core.store import addresses, models_store, storage
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 OLDEST = (3, 10)
@@ -54,7 +54,8 @@ def connect(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> 
         raise InputError(f"{server} needs a driver: {error}") from None
     if remote and with_store and not models_store.root() and not storage.is_remote(storage.root()):
         raise InputError(
-            f"an MLflow server cannot read the local store {storage.root()}: set {storage.STORE_VARIABLE} to s3://..."
+            f"an MLflow server cannot read the local store {storage.root()}:"
+            f" set {storage.STORE_VARIABLE} to {addresses.KINDS}"
         )
     return client
 

@@ -9,12 +9,12 @@ three; so this spelling is the one to register, and the one to compare addresses
 import os
 import re
 
+from qlora_pipelines.components.core.store.addresses import AZURE_CLOUDS
+
 ACCOUNT_VARIABLE = "AZURE_STORAGE_ACCOUNT_NAME"
 """The storage account that az:// addresses are in, as obstore reads it."""
 ENDPOINT_VARIABLE = "AZURE_STORAGE_ENDPOINT"
 """Its blob service, where that is not in Azure's public cloud; read by obstore too."""
-CLOUDS = "windows.net|chinacloudapi.cn|usgovcloudapi.net"
-"""The clouds whose accounts MLflow's wasbs:// can name."""
 
 
 def source_uri(uri: str) -> str:
@@ -23,7 +23,7 @@ def source_uri(uri: str) -> str:
     Local paths, s3:// and gs:// stay as they are. So does what wasbs:// cannot express: an address in Microsoft Fabric,
     and an az:// one of which the environment does not name the account, so that nothing here can read it either.
     """
-    if found := re.fullmatch(rf"abfss://([^@/]+)@([^./]+)\.dfs\.core\.({CLOUDS})(/.*)?", uri):
+    if found := re.fullmatch(rf"abfss://([^@/]+)@([^./]+)\.dfs\.core\.({AZURE_CLOUDS})(/.*)?", uri):
         container, account, cloud, path = found.groups(default="")
         return f"wasbs://{container}@{account}.blob.core.{cloud}{path}"
     own = os.environ.get(ACCOUNT_VARIABLE)
@@ -41,5 +41,5 @@ def https_uri(uri: str) -> str:
 
 
 def _own_cloud() -> str:
-    found = re.search(rf"\.blob\.core\.({CLOUDS})(?=[:/]|$)", os.environ.get(ENDPOINT_VARIABLE, ""))
+    found = re.search(rf"\.blob\.core\.({AZURE_CLOUDS})(?=[:/]|$)", os.environ.get(ENDPOINT_VARIABLE, ""))
     return found[1] if found else "windows.net"

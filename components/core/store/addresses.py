@@ -18,6 +18,9 @@ from qlora_pipelines.components.core.errors import InputError
 KINDS = "an s3://, gs:// or az:// prefix"
 """What a message calls an address that is not local."""
 _WITH_ACCOUNT = ("abfss", "wasbs")
+AZURE_CLOUDS = "windows.net|chinacloudapi.cn|usgovcloudapi.net"
+"""The clouds whose accounts an address can name; the same that MLflow's wasbs:// can."""
+_AZURE_HOST = re.compile(rf"(?P<account>[^.@/]+)\.(dfs|blob)\.core\.(?P<cloud>{AZURE_CLOUDS})")
 _REMOTE = ("s3", "gs", "az", *_WITH_ACCOUNT)
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>/{1,2})(?P<rest>.*)", re.DOTALL)
 _INSTEAD = {
@@ -31,13 +34,17 @@ _INSTEAD = {
 
 
 class Location(NamedTuple):
-    """A place in an object store. `root` is the address of its bucket; `account` is Azure's, '' for the others."""
+    """A place in an object store. `root` is the address of its bucket.
+
+    `account` and `cloud` are those of Azure that the address names; '' where it names none, and for the others.
+    """
 
     scheme: str
     root: str
     bucket: str
     account: str
     key: str
+    cloud: str = ""
 
 
 def parse(uri: str) -> Location | None:
@@ -53,14 +60,19 @@ def parse(uri: str) -> Location | None:
     if scheme not in _REMOTE or found["slashes"] != "//":
         raise InputError(f"{uri}: {scheme}:{found['slashes']} is not read here{_hint(scheme.lower(), rest)}")
     place, _, key = rest.partition("/")
-    bucket, account = place, ""
+    bucket, account, cloud = place, "", ""
     if scheme in _WITH_ACCOUNT:
         bucket, _, host = place.partition("@")
-        account = host.partition(".")[0]
+        if named := _AZURE_HOST.fullmatch(host):
+            account, cloud = named["account"], named["cloud"]
+        elif host:
+            raise InputError(
+                f"{uri}: {host} is no storage account; write account.dfs.core.windows.net, or another cloud's"
+            )
     if not bucket or (scheme in _WITH_ACCOUNT and not account):
         form = "container@account.dfs.core.windows.net" if scheme in _WITH_ACCOUNT else "bucket"
         raise InputError(f"{uri}: names no place; write {scheme}://{form}/prefix")
-    return Location(scheme, f"{scheme}://{place}", bucket, account, key)
+    return Location(scheme, f"{scheme}://{place}", bucket, account, key, cloud)
 
 
 def _hint(scheme: str, rest: str) -> str:

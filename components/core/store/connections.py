@@ -3,7 +3,7 @@
 Endpoint and credentials are attributes of a connection. They come from the environment, by the names that each cloud's
 own tools use: boto3's (`AWS_ENDPOINT_URL_S3`, `AWS_ACCESS_KEY_ID`, profiles, roles of pods and machines), Google's
 (`GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_BASE_URL`), Azure's (`AZURE_STORAGE_ACCOUNT_NAME`,
-`AZURE_STORAGE_ACCOUNT_KEY`, `AZURE_STORAGE_SAS_TOKEN`, `AZURE_STORAGE_ENDPOINT`, workload identity).
+`AZURE_STORAGE_ACCESS_KEY`, `AZURE_STORAGE_SAS_TOKEN`, `AZURE_STORAGE_ENDPOINT`, workload identity).
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def connect(uri: str) -> "S3Store | GCSStore | AzureStore":
             return _s3(place.bucket, endpoint(uri))
         if place.scheme == "gs":
             return _gcs(place.bucket, _google())
-        return _azure(place.bucket, account(place), os.environ.get("AZURE_STORAGE_ENDPOINT", ""))
+        return _azure(place.bucket, account(place), azure_endpoint(place))
 
 
 def endpoint(uri: str) -> str:
@@ -72,6 +72,17 @@ def account(place: Location) -> str:
     return found
 
 
+def azure_endpoint(place: Location) -> str:
+    """The blob service of a place: that of the cloud which the address names, else of Azure's public cloud.
+
+    AZURE_STORAGE_ENDPOINT names it for one account, that of AZURE_STORAGE_ACCOUNT_NAME or of its own host.
+    """
+    name, own = account(place), os.environ.get("AZURE_STORAGE_ENDPOINT", "")
+    if own and (name == os.environ.get("AZURE_STORAGE_ACCOUNT_NAME") or f"//{name}." in own):
+        return own
+    return f"https://{name}.blob.core.{place.cloud or 'windows.net'}"
+
+
 def server(uri: str) -> str:
     """The web address of the server that an address is on."""
     place = locate(uri)
@@ -79,7 +90,7 @@ def server(uri: str) -> str:
         return str(client(endpoint(uri)).meta.endpoint_url)
     if place.scheme == "gs":
         return _google() or "https://storage.googleapis.com"
-    return os.environ.get("AZURE_STORAGE_ENDPOINT") or f"https://{account(place)}.blob.core.windows.net"
+    return azure_endpoint(place)
 
 
 def forget() -> None:
@@ -89,7 +100,7 @@ def forget() -> None:
 
 
 def authorities() -> str:
-    """The file of certificates to trust beside the system's, by the names that boto3 and others read; '' for none."""
+    """The file of further certificates to trust, by the names that boto3 and others read; '' for none."""
     names = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
@@ -151,8 +162,8 @@ def _gcs(bucket: str, emulator: str) -> "GCSStore":
 def _azure(container: str, account: str, endpoint: str) -> "AzureStore":
     from obstore.store import AzureStore
 
-    own: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
-    return AzureStore(container, account_name=account, client_options=_options(endpoint), retry_config=_RETRY, **own)
+    options = _options(endpoint)
+    return AzureStore(container, account_name=account, endpoint=endpoint, client_options=options, retry_config=_RETRY)
 
 
 def _options(address: str) -> Any:

@@ -99,7 +99,7 @@ def _copy(uri: str, entry: storage.Entry, target: Path) -> None:
     if kind == "sha256":
         return
     if digest.name == "sha256" or not objects.check_md5(uri, etag, found):
-        found = storage.sha256_file(target)
+        found = found if digest.name == "sha256" else storage.sha256_file(target)
         if first_read(uri, entry, found) != found:
             raise InputError(f"{uri} does not give the bytes of its first read, and its ETag is the same; put it back")
 

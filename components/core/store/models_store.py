@@ -21,9 +21,13 @@ def endpoint() -> str:
 
 
 def endpoint_of(uri: str) -> str:
-    """The endpoint of an address that is a registered model's: MLflow's; '' for all others."""
+    """The S3 endpoint of an address that is a registered model's: MLflow's; '' for all others."""
     prefixes = {*_SOURCES, root()} - {""}
-    return endpoint() if any(uri == prefix or uri.startswith(f"{prefix}/") for prefix in prefixes) else ""
+    return (
+        endpoint()
+        if uri.startswith("s3://") and any(uri == prefix or uri.startswith(f"{prefix}/") for prefix in prefixes)
+        else ""
+    )
 
 
 def note(source: str) -> None:

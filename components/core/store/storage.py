@@ -83,7 +83,10 @@ def stream(uri: str, start: int, size: int) -> Iterator[tuple[int, bytes]]:
     if is_remote(uri):
         yield from objects.stream(uri, start, size) if size else ()
     else:
-        yield start, read_range(uri, start, size)
+        data = read_range(uri, start, size)
+        if len(data) != size:
+            raise InputError(f"{uri} is not whole: it ends before byte {start + size:,}")
+        yield start, data
 
 
 def read_bytes(uri: str, size: int | None = None) -> bytes:

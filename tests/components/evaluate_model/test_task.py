@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from markupsafe import escape
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.core.data import chat_template, tokenized
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.evaluate_model import component as component_module
 from qlora_pipelines.components.evaluate_model import score_table, task
 from tests.components.conftest import TinyRun
@@ -122,7 +124,7 @@ def test_an_empty_evaluation_set_is_refused(judge: Judge, tmp_path: Path) -> Non
 
 
 def test_a_model_that_generates_nothing_is_reported(
-    judge: Judge, tiny_run: TinyRun, tiny_model: Path, adapter: Path, tmp_path: Path
+    judge: Judge, tiny_model: Path, adapter: Path, tmp_path: Path
 ) -> None:
     """The base's first token is always the one that ends an answer."""
     import torch
@@ -136,7 +138,11 @@ def test_a_model_that_generates_nothing_is_reported(
     model.generation_config.eos_token_id = [0, tokenizer.eos_token_id]  # all logits are alike: token 0 is taken
     model.save_pretrained(silent)
     tokenizer.save_pretrained(silent)
-    result = judge(EvaluateConfig(generation_rows=3, max_new_tokens=4), base_uri=str(silent))
+    trained, on_silent = attempts.read(str(adapter)), shutil.copytree(adapter, tmp_path / "adapter")
+    info = trained.info | {"base_revision": base_model.resolve(str(silent), "")}
+    attempts.finish(str(on_silent), info, trained.files)
+    config = EvaluateConfig(generation_rows=3, max_new_tokens=4)
+    result = judge(config, base_uri=str(silent), adapter=str(on_silent))
     assert not result.passed and result.exact_match == 0
     assert "base generated nothing in 3 of 3 answers." in (tmp_path / "report.html").read_text()
 

@@ -73,13 +73,21 @@ def test_the_run_holds_the_data_the_figures_and_the_reports(
     assert [path.name for path in Path(folder).iterdir()] == ["1-plan.html"]
 
 
-def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's code is in a folder of the test's own."""
     monkeypatch.delenv("QLORA_GIT_COMMIT", raising=False)
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "components" / "register_model" / "provenance.py"))
-    assert provenance.git_commit() == ""  # no checkout
-    if not shutil.which("git"):
-        pytest.skip("no git here")
 
+
+@pytest.mark.usefixtures("elsewhere")
+def test_without_a_checkout_there_is_no_commit() -> None:
+    assert provenance.git_commit() == ""
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
+def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()

@@ -59,7 +59,7 @@ def own_mounts() -> bool:
     )
 
 
-@pytest.mark.skipif(not own_mounts(), reason="needs unshare, for a small disk of its own")
+@pytest.mark.skipif(not own_mounts(), reason="no right to mount a small disk of its own (unshare -rm)")
 def test_a_full_disk_is_said_and_may_pass(tiny_run: TinyRun, tiny_model: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -142,7 +142,7 @@ def test_two_pulls_to_one_folder_do_not_meet(make_merged: Make, store: str, tmp_
     uri, _ = register(make_merged, store, "one")
     with contextlib.closing(Partial(tmp_path / "here", manifest.read(uri).sha256)):
         message = refused("pull", "models:/tickets/1", "--to", tmp_path / "here")
-    assert "another pull is at work there" in message
+    assert "another pull is running there" in message
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,13 @@ def written(form: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((folder / "out.yaml").read_text()))
 
 
+@pytest.mark.parametrize("option", [("--format", "argo"), ("--disk", "9Gi"), ("--pod-label", "a", "b")])
+def test_components_take_no_option_of_a_cluster(option: tuple[str, ...], tmp_path: Path) -> None:
+    result = qlora("compile", "--components", tmp_path / "out", *option)
+    assert result.exit_code == 2 and "--components takes no --format, --cache-pvc, --disk" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_manifests_hold_the_same_pipeline(tmp_path: Path) -> None:
     pipeline, version = written("kubernetes", tmp_path)
     golden, platform = yaml.safe_load_all(GOLDEN.read_text())
@@ -113,13 +120,14 @@ def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) 
         mounted = [volume["secret"] for volume in template["volumes"] if "secret" in volume]
         assert all(secret["optional"] for secret in mounted)
         assert {secret["secretName"] for secret in mounted} == set(needs.secret_folders)
+        others = [volume for volume in template["volumes"] if "secret" not in volume]
+        assert others == [{"name": "shm", "emptyDir": {"medium": "Memory"}}] * (name in GPU_TASKS)
         configured = [source["configMapKeyRef"]["key"] for source in sources if "configMapKeyRef" in source]
         assert set(configured) == set(needs.config_keys)
         assert template["activeDeadlineSeconds"] == needs.hours * 3600
         assert ("retryStrategy" in template) == bool(needs.retries)
         if name in GPU_TASKS:
             patch = template["podSpecPatch"]
-            assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in template["volumes"]
             values = {"node_selector": '{"a": "b"}', "tolerations": "[]", "accelerator": "nvidia.com/gpu"}
             values |= {"gpu_count": "4", "cpu": "8", "memory": "64Gi"}
             for parameter, value in values.items():
@@ -136,7 +144,9 @@ def test_argo_pods_carry_the_labels_that_are_asked_for(tmp_path: Path) -> None:
     label = "azure.workload.identity/use"
     found = templates(written("argo", tmp_path, "--pod-label", label, "true", "--pod-label", "team", "a")[0])
     for name, template in found.items():
-        assert name == "pipeline" or template["metadata"]["labels"] == {label: "true", "team": "a"}
+        if name != "pipeline":
+            step = template["container"]["args"][1].replace("_", "-")
+            assert template["metadata"]["labels"] == {placement.STEP_LABEL: step, label: "true", "team": "a"}
 
 
 @pytest.mark.parametrize("disk", ["200Gi", "200G"])
@@ -145,7 +155,7 @@ def test_argo_reserves_disk_and_keeps_bases(tmp_path: Path, disk: str) -> None:
     assert found["plan-run"]["container"]["resources"]["requests"]["ephemeral-storage"] == disk
     assert f'"ephemeral-storage": "{disk}"' in found["train-qlora"]["podSpecPatch"]
     assert {"name": "bases", "mountPath": "/var/cache/qlora"} in found["train-qlora"]["container"]["volumeMounts"]
-    assert "bases" not in str(found["plan-run"]["volumes"])
+    assert all("secret" in volume for volume in found["plan-run"]["volumes"])
 
 
 def test_what_argo_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

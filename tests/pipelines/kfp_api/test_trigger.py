@@ -224,7 +224,10 @@ def test_wait_also_follows_a_run_that_is_running_already(kfp: Kfp, config: Path)
     assert (found["action"], found["outcome"], found["exit_code"]) == ("running", "cancelled", 4)
 
 
-@pytest.mark.parametrize(("name", "message"), [("", "nothing there; give a file"), ("notes.txt", "is not read")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "nothing there; give a file"), ("notes.txt", "is not read"), (".part", "hidden files are not read")],
+)
 def test_bad_data_is_one_line_and_nothing_is_sent(kfp: Kfp, config: Path, data: Path, name: str, message: str) -> None:
     (data / "a.jsonl").unlink()
     if name:
@@ -232,6 +235,11 @@ def test_bad_data_is_one_line_and_nothing_is_sent(kfp: Kfp, config: Path, data: 
     result = invoke(config)
     assert result.exit_code == 1 and message in result.output and result.output.count("\n") == 1
     assert not kfp.requests
+
+
+def test_a_pipeline_file_is_not_for_a_local_run(config: Path) -> None:
+    result = invoke(config, "--local")
+    assert result.exit_code == 2 and "--local runs this installation's pipeline; leave out --pipeline" in result.output
 
 
 def test_data_from_the_command_line_wins(kfp: Kfp, config: Path, place: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from qlora_pipelines.components import images
+from qlora_pipelines.pipelines import placement
 from qlora_pipelines.pipelines.cli.trigger import trigger
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +68,9 @@ def test_the_sensor_by_argos_models_and_its_job_by_kubernetes_schema(tmp_path: P
 
 def test_sensor_and_cronjob_start_the_same_pod() -> None:
     job = load("cronjob.yaml")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in job["containers"][0]["volumeMounts"]}
+    secrets = {volume["name"]: volume["secret"]["secretName"] for volume in job["volumes"] if "secret" in volume}
+    assert {secrets[name]: mounts[name] for name in secrets} == {placement.GCS_SECRET: placement.GCS_FOLDER}
     other = job_of_the_sensor()["spec"]["template"]["spec"]
     for pod in (job, other):
         for words in ("command", "args"):

@@ -8,7 +8,7 @@ import pytest
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
-from qlora_pipelines.components.core.store import addresses, storage
+from qlora_pipelines.components.core.store import addresses, connections, storage
 from qlora_pipelines.components.core.store.addresses import Location
 
 
@@ -21,11 +21,15 @@ from qlora_pipelines.components.core.store.addresses import Location
         ("az://container/a", Location("az", "az://container", "container", "", "a")),
         (
             "abfss://container@account.dfs.core.windows.net/a/b",
-            Location("abfss", "abfss://container@account.dfs.core.windows.net", "container", "account", "a/b"),
+            Location(
+                "abfss", "abfss://container@account.dfs.core.windows.net", "container", "account", "a/b", "windows.net"
+            ),
         ),
         (
             "wasbs://container@account.blob.core.windows.net/a",
-            Location("wasbs", "wasbs://container@account.blob.core.windows.net", "container", "account", "a"),
+            Location(
+                "wasbs", "wasbs://container@account.blob.core.windows.net", "container", "account", "a", "windows.net"
+            ),
         ),
         ("/a/b", None),
         ("a/b", None),
@@ -48,6 +52,7 @@ REFUSED = {
     "http://host/a": "http:// is not read here; give a local path or an s3://, gs:// or az:// prefix",
     "https://host/a": "https:// is not read here; give a local path or an s3://, gs:// or az:// prefix",
     "s3:///a": "names no place; write s3://bucket/prefix",
+    "abfss://c@one.dfs.fabric.microsoft.com/a": "one.dfs.fabric.microsoft.com is no storage account; write account.",
     "abfss://container/a": "names no place; write abfss://container@account.dfs.core.windows.net/prefix",
 }
 
@@ -82,3 +87,26 @@ def test_azure_needs_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(InputError, match=r"az://container: set AZURE_STORAGE_ACCOUNT_NAME, or give the account in an"):
         storage.read_bytes("az://container/a")
+
+
+@pytest.mark.parametrize(
+    ("uri", "account", "own", "expected"),
+    [
+        ("az://c/k", "mine", "", "https://mine.blob.core.windows.net"),
+        ("az://c/k", "mine", "http://127.0.0.1:10000/mine", "http://127.0.0.1:10000/mine"),
+        ("abfss://c@mine.dfs.core.windows.net/k", "mine", "http://127.0.0.1:10000/mine", "http://127.0.0.1:10000/mine"),
+        ("abfss://c@other.dfs.core.windows.net/k", "mine", "https://mine.blob.core.usgovcloudapi.net",
+         "https://other.blob.core.windows.net"),
+        ("abfss://c@mine.dfs.core.chinacloudapi.cn/k", "", "", "https://mine.blob.core.chinacloudapi.cn"),
+        ("wasbs://c@mine.blob.core.usgovcloudapi.net/k", "", "https://mine.blob.core.usgovcloudapi.net/",
+         "https://mine.blob.core.usgovcloudapi.net/"),
+    ],
+)  # fmt: skip
+def test_an_azure_address_is_on_the_server_that_it_names(
+    uri: str, account: str, own: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AZURE_STORAGE_ENDPOINT is that of one account; another account's blobs are never looked for there."""
+    for name, value in {"AZURE_STORAGE_ACCOUNT_NAME": account, "AZURE_STORAGE_ENDPOINT": own}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    assert connections.server(uri) == expected
+    assert connections.connect(uri).config["endpoint"] == expected

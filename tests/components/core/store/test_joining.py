@@ -79,7 +79,7 @@ def test_an_object_that_would_be_written_elsewhere_is_refused(
     for name in ("config.json", "model.safetensors"):
         storage.write_bytes(f"{bucket}/folder/{name}", b"{}")
     put(between, f"{bucket}/folder", key)
-    with pytest.raises(InputError, match=r"x"):
+    with pytest.raises(InputError, match=r"is no name for a file below a folder|cannot be a file"):
         read(f"{bucket}/folder", tmp_path / "a" / "b" / "c")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] and not Path("/etc/x").exists()
 
