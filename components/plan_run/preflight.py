@@ -15,7 +15,7 @@ from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.data.listing import Listing
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading
-from qlora_pipelines.components.core.registry import champion, mlflow_client
+from qlora_pipelines.components.core.registry import champion, mlflow_client, references
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
 from qlora_pipelines.components.core.store import attempts, keys, storage
@@ -40,6 +40,7 @@ class Checks:
     """
 
     champion: str = ""
+    registry: str = ""
     revision: str = ""
     files: Path | None = None
     listing: Listing = dataclasses.field(default_factory=dict)
@@ -111,6 +112,7 @@ def _mlflow(checks: Checks, config: RunConfig, _folder: Path) -> None:
     with checks.collect_errors("MLflow"):
         client = mlflow_client.connect()
         mlflow_client.check_registering(client)
+        checks.registry = references.registry_id(client)
         checks.champion = champion.current_version(client, config.model_name)
         checks.note("ok", "MLflow", f"answers and lets one register; champion of {config.model_name} today:"
                    f" {checks.champion or 'none'}")  # fmt: skip

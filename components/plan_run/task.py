@@ -9,8 +9,9 @@ from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.registry import references
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import claims, storage
+from qlora_pipelines.components.core.store import claims, keys, storage
 from qlora_pipelines.components.plan_run import fit, host_memory, plan_report, preflight
 
 Config = RunConfig
@@ -79,6 +80,7 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
         )
     if claim:
         claims.settle(place, claims.parse(claim), run_id, claimed)
+    _record(config, checks, checks.run_keys)
     result = Result(
         base_revision=checks.revision,
         tokenizer_uri=tokenizer_uri,
@@ -104,6 +106,19 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
     ]
     plan_report.write(config, checks, shown, host, report)
     return result
+
+
+def _record(config: RunConfig, checks: preflight.Checks, run_keys: keys.RunKeys) -> None:
+    """Says in the store what the run will make and use, before it looks for any of it: clean-up leaves that alone."""
+    hub = base_model.is_on_hub(config.base_model)
+    named = references.pieces(
+        training_key=run_keys.training_key,
+        merge_key=run_keys.merge_key,
+        data_digest=checks.data_digest,
+        base_uri=base_model.place_in_store(config.base_model, checks.revision) if hub else "",
+    )
+    named.append(f"claims/{run_keys.training_key}")
+    references.write(checks.registry, [storage.root()], run_keys.merge_key, named)
 
 
 def _options(config: RunConfig, step: str) -> str:

@@ -17,6 +17,7 @@ from qlora_pipelines.components.core.registry import (
     integrity,
     manifest,
     mlflow_client,
+    references,
     signing,
     sources,
     versions,
@@ -24,7 +25,7 @@ from qlora_pipelines.components.core.registry import (
 from qlora_pipelines.components.core.registry.manifest import Files
 from qlora_pipelines.components.core.registry.mlflow_client import retry, suppress
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import storage
+from qlora_pipelines.components.core.store import models_store, storage
 from qlora_pipelines.components.register_model import mlflow_files, model_card, provenance, publish
 
 Config = RegisterConfig
@@ -81,11 +82,13 @@ def run(
     judged = publish.judged_files(merged, adapter)
     data = provenance.datasets(evidence)
     client = mlflow_client.connect(timeout=60, retries=3)
-    name = config.model_name
+    name, facts = config.model_name, provenance.complete(evidence, adapter)
+    record = _Record(client, merge_key, facts)
+    record.write()  # before anything is looked for: `qlora gc` leaves that alone from now on
     with mlflow_client.mlflow_errors(f"registering {name}", "run again, what is done is kept"):
         existing, created = _with_key(client, merge_key, name), None
         if not existing:
-            tags = provenance.tags(merge_key, champion_version, provenance.complete(evidence, adapter))
+            tags = provenance.tags(merge_key, champion_version, facts)
             uri = publish.publish(merged, adapter, merge_key)
             created = _create(client, name, merge_key, uri, judged, tags)
             existing = _with_key(client, merge_key, name)
@@ -99,8 +102,22 @@ def run(
                 retry(client.set_model_version_tag, name, version.version, tag, value)
         outcome = _assign_alias(client, version, champion_version, new=created == version.version)
     number, won = str(version.version), outcome == champion.CHAMPION
+    record.write(name, number)
     log(f"{name} version {number} is registered, {'alias champion' if won else outcome}")
     return Result(number, f"models:/{name}{f'@{champion.CHAMPION}' if won else f'/{number}'}", outcome)
+
+
+class _Record:
+    """What this registry refers to in the store and in that of registered models, for `qlora gc`."""
+
+    def __init__(self, client: Any, merge_key: str, facts: dict[str, str]) -> None:
+        self._registry, self._merge_key = references.registry_id(client), merge_key
+        known = {key: facts.get(key, "") for key in ("training_key", "data_digest", "base_uri")}
+        self._pieces = references.pieces(merge_key=merge_key, **known)
+
+    def write(self, model: str = "", version: str = "") -> None:
+        stores = (storage.root(), models_store.root())
+        references.write(self._registry, stores, self._merge_key, self._pieces, model, version)
 
 
 def _with_key(client: Any, merge_key: str, name: str = "") -> list[Any]:

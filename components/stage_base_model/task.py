@@ -10,7 +10,6 @@ from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.stage_base_model import copying
 
 Config = StageConfig
-USED = "used"
 
 
 class Result(NamedTuple):
@@ -45,7 +44,5 @@ def run(config: StageConfig) -> Result:
         uri = storage.join(place, "files")
         copied = copying.copy(config.base_model, revision, files, uri)
         staged = attempts.finish(uri, {"base_model": config.base_model, "revision": revision}, copied)
-    # Shows that a run uses it: clean-up keeps what was written lately.
-    storage.write_bytes(storage.join(place, USED), b"")
     log(f"base is at {staged.uri}")
     return Result(staged.uri)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import manifest, mlflow_client
-from qlora_pipelines.components.core.store import connections, storage
+from qlora_pipelines.components.core.registry import manifest, mlflow_client, references
+from qlora_pipelines.components.core.store import attempts, connections, storage
 from qlora_pipelines.components.core.store.addresses import locate
 from tests.integration import servers
 from tests.integration.registered import Make, MakeProxy, qlora, register, versions
@@ -164,10 +164,16 @@ def test_gc_on_s3_removes_what_no_version_refers_to(make_merged: Make, own_store
     unwanted, _ = make_merged(own_store, "unwanted")
     for path in ("checkpoints/t-one/a/x", "checkpoints/other/a/x", "listings/d-one.json", "listings/d-other.json"):
         storage.write_bytes(f"{own_store}/{path}", b"content")
-    assert json.loads(qlora("gc", "--dry-run", "--json").output)["pieces"][0]["uri"] == f"{own_store}/checkpoints/t-one"
+    with attempts.attempt(f"{own_store}/adapters/t-one") as attempt:
+        attempt.commit({})
+    registry = references.registry_id(mlflow_client.connect())
+    named = [*references.pieces(training_key="other", merge_key="unwanted"), "listings/d-other.json"]
+    references.write(registry, [own_store], "unwanted", named)
+    found = json.loads(qlora("gc", "--dry-run", "--json").output)["pieces"]
+    assert [piece["uri"] for piece in found if not piece["kept"]] == [f"{own_store}/checkpoints/t-one"]
     gone = {f"{own_store}/checkpoints/t-one", f"{own_store}/listings/d-other.json", unwanted}
     listed = json.loads(qlora("gc", "--dry-run", "--json", "--days", "0").output)["pieces"]
-    assert {piece["uri"] for piece in listed} == gone
+    assert {piece["uri"] for piece in listed if not piece["kept"]} == gone
     result = qlora("gc", "--days", "0")
     assert result.exit_code == 0 and result.output.endswith("removed\n"), result.output
     left = storage.sizes(own_store)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import sources
+from qlora_pipelines.components.core.registry import mlflow_client, references, sources
 from qlora_pipelines.components.core.store import storage
 from tests.integration.conftest import RemoteStore
 from tests.integration.registered import Make, qlora, register, versions
@@ -60,7 +60,11 @@ def test_a_version_is_registered_pulled_and_kept_by_gc(
     pulled = qlora("pull", f"models:/{name}@champion", "--to", tmp_path / "here", "--json")
     assert pulled.exit_code == 0, pulled.output
     assert (tmp_path / "here" / "model" / "config.json").exists()
+    left = json.loads(qlora("gc", "--days", "0", "--json").output)["pieces"]
+    assert [piece["uri"] for piece in left] == [unwanted[0]] and "no record" in left[0]["kept"]
+    registry = references.registry_id(mlflow_client.connect())
+    references.write(registry, [remote_store.uri], "two", references.pieces(training_key="t-two", merge_key="two"))
     gone = qlora("gc", "--days", "0", "--json")
     assert gone.exit_code == 0, gone.output
-    assert [piece["uri"] for piece in json.loads(gone.output.splitlines()[-1])["pieces"]] == [unwanted[0]]
+    assert [piece["kept"] for piece in json.loads(gone.output.splitlines()[-1])["pieces"]] == [""]
     assert storage.sizes(merged[0]) and not storage.sizes(unwanted[0])

@@ -9,6 +9,7 @@ three; so this spelling is the one to register, and the one to compare addresses
 import os
 import re
 
+from qlora_pipelines.components.core.store import addresses
 from qlora_pipelines.components.core.store.addresses import AZURE_CLOUDS
 
 ACCOUNT_VARIABLE = "AZURE_STORAGE_ACCOUNT_NAME"
@@ -31,6 +32,12 @@ def source_uri(uri: str) -> str:
         container, path = found.groups(default="")
         return f"wasbs://{container}@{own}.blob.core.{_own_cloud()}{path}"
     return uri
+
+
+def resolved(uri: str) -> str:
+    """One spelling for every address of the same files, to compare by: of a local one, without links in its path."""
+    source = source_uri(uri.rstrip("/"))
+    return source if addresses.is_remote(source) else os.path.realpath(addresses.local_path(source))
 
 
 def https_uri(uri: str) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +51,7 @@ def test_a_revision_is_copied_once_and_only_what_a_model_needs(hub: Hub) -> None
     asked = len(hub.requests)
     assert stage() == folder
     assert len(hub.requests) == asked
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["files", "used"]
+    assert [path.name for path in folder.parent.iterdir()] == ["files"]
 
 
 def test_files_come_several_at_a_time(hub: Hub) -> None:
@@ -60,13 +59,6 @@ def test_files_come_several_at_a_time(hub: Hub) -> None:
     stage()
     shards = [name for method, name, _ in hub.requests if method == "GET" and name.endswith(".safetensors")]
     assert len(shards) == len(set(shards)) == 2  # one after another, the first would be asked for again
-
-
-def test_a_base_that_is_there_is_marked_as_used_again(hub: Hub) -> None:
-    mark = stage().parent / "used"
-    os.utime(mark, (0, 0))
-    stage()
-    assert mark.stat().st_mtime > 0
 
 
 def test_a_cut_connection_is_taken_up_where_it_was_cut(hub: Hub) -> None:
