@@ -1,8 +1,8 @@
-"""Local copies of objects, each compared with what is known of it: a sha256, an ETag that is an MD5, the first read.
+"""Local copies of objects, each compared with what is known of it: a sha256, an MD5, S3's checksum, the first read.
 
-An `etag` of a listing is `sha256:...` for files of a manifest and `etag:...` for other objects. Where an ETag is no
-checksum (an upload in parts, Azure), the sha256 of the first read is kept in the store, and later reads must give the
-same bytes.
+An `etag` of a listing is `sha256:...` for files of a manifest and `etag:...` for other objects. Where there is no
+checksum (Azure, some uploads in parts), the sha256 of the first read is kept in the store, and later reads must give
+the same bytes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, local_files, objects, storage
+from qlora_pipelines.components.core.store import attempts, local_files, objects, s3, storage
 
 
 def fetch(uri: str, entry: storage.Entry, folder: Path) -> Path:
@@ -100,7 +100,7 @@ def _copy(uri: str, entry: storage.Entry, target: Path) -> None:
         return
     if digest.name == "sha256" or not objects.check_md5(uri, etag, found):
         found = found if digest.name == "sha256" else storage.sha256_file(target)
-        if first_read(uri, entry, found) != found:
+        if first_read(uri, entry, found, verified=s3.check_stored(uri, target)) != found:
             raise InputError(f"{uri} does not give the bytes of its first read, and its ETag is the same; put it back")
 
 
@@ -118,10 +118,10 @@ def is_copy(path: Path, uri: str, entry: storage.Entry) -> bool:
     return first_read(uri, entry, "") == found
 
 
-def first_read(uri: str, entry: storage.Entry, sha256: str) -> str:
-    """The sha256 that an object without a checksum had at its first read; `sha256` where this is the first.
+def first_read(uri: str, entry: storage.Entry, sha256: str, *, verified: bool = False) -> str:
+    """The sha256 that an object without an MD5 had at its first read; `sha256` where this is the first.
 
-    It is kept in the store by address, size and ETag. '' is only looked up.
+    It is kept in the store by address, size and ETag. '' is only looked up; one that is verified otherwise is kept.
     """
     known = ""
     if not os.environ.get(storage.STORE_VARIABLE):
@@ -133,7 +133,9 @@ def first_read(uri: str, entry: storage.Entry, sha256: str) -> str:
     except TransientError:
         raise
     except InputError:  # there is none
-        if sha256:
-            storage.write_bytes(record, sha256.encode())
+        if sha256 and not verified:
             log(f"{uri} has no checksum to compare with: not verified this time; its sha256 {sha256[:12]} is kept")
-    return known or sha256
+    if sha256 and (not known or (verified and known != sha256)):  # what an earlier read got wrong is corrected
+        storage.write_bytes(record, sha256.encode())
+        return sha256
+    return known

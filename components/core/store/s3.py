@@ -1,12 +1,19 @@
-"""What only boto3 can do on S3: list and abort uploads, copy objects of any size, tell how one is encrypted."""
+"""What only boto3 can do on S3: list and abort uploads, copy objects of any size, read checksums and encryption."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+from qlora_pipelines.components.core.errors import TransientError
 from qlora_pipelines.components.core.store.addresses import join, locate
 from qlora_pipelines.components.core.store.connections import client, endpoint, errors
 
 _COPIED_AT_ONCE = 512 << 20
+_CHECKSUMS = ("SHA256", "CRC64NVME", "CRC32C", "CRC32")
+"""What S3 keeps of an object, by its own names. Since 2025 it adds CRC64NVME where the client gave none."""
+_CHUNK = 1 << 20
 
 
 class PendingUpload(NamedTuple):
@@ -67,3 +74,39 @@ def is_encrypted(uri: str) -> bool:
     with errors(uri):
         head = client(endpoint(uri)).head_object(Bucket=place.bucket, Key=place.key)
     return head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+
+
+def check_stored(uri: str, copy: Path) -> bool:
+    """Compares a local copy with the checksum that S3 keeps of the whole object; returns False where it keeps none.
+
+    Raises:
+        TransientError: other bytes came.
+    """
+    place = locate(uri)
+    if place.scheme != "s3":
+        return False
+    with errors(uri):
+        head = client(endpoint(uri)).head_object(Bucket=place.bucket, Key=place.key, ChecksumMode="ENABLED")
+    if head.get("ChecksumType") != "FULL_OBJECT" and "-" in head["ETag"]:  # then it is one of the parts' checksums
+        return False
+    for name in _CHECKSUMS:
+        if stored := str(head.get(f"Checksum{name}") or ""):
+            found = base64.b64encode(_checksum(name, copy)).decode()
+            if found != stored:
+                raise TransientError(
+                    f"{uri}: other bytes came than are stored: their {name} is {found}, not {stored}; run again"
+                )
+            return True
+    return False
+
+
+def _checksum(name: str, file: Path) -> bytes:
+    with file.open("rb") as source:
+        if name == "SHA256":
+            return hashlib.file_digest(source, "sha256").digest()
+        from awscrt import checksums
+
+        value, add = 0, getattr(checksums, name.lower())
+        while data := source.read(_CHUNK):
+            value = add(data, value)
+        return int(value).to_bytes(8 if name == "CRC64NVME" else 4, "big")

@@ -4,12 +4,13 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qlora_pipelines.components.core.config.steps import PrepareConfig
 from qlora_pipelines.components.core.data import listing
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.models import base_model
 from qlora_pipelines.components.core.registry.champion import Champion
 from qlora_pipelines.components.core.store import attempts, connections, copies, keys, objects, storage
@@ -251,6 +252,26 @@ def test_without_a_checksum_the_first_read_is_kept_and_said(
     for shorter in MEDDLINGS[:2]:
         with refused(between, shorter, "large"):
             copies.fetch(uri, entry, s3_place)
+
+
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32"])
+def test_the_checksum_that_s3_keeps_of_an_upload_in_parts(
+    between: Meddler, bucket: str, s3_place: Path, capsys: pytest.CaptureFixture[str], algorithm: Any
+) -> None:
+    client, where = connections.client(between.address), {"Bucket": bucket[5:], "Key": "large"}
+    upload: Any = client.create_multipart_upload(**where, ChecksumAlgorithm=algorithm, ChecksumType="FULL_OBJECT")
+    part: Any = {**where, "UploadId": upload["UploadId"], "ChecksumAlgorithm": algorithm}
+    etags = [client.upload_part(**part, PartNumber=number, Body=bytes(5 << 20))["ETag"] for number in (1, 2)]
+    parts: Any = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    client.complete_multipart_upload(**where, UploadId=upload["UploadId"], MultipartUpload={"Parts": parts})
+    uri = f"{bucket}/large"
+    (entry,) = storage.files(uri)
+    between.meddling, between.only = "flip a bit", "large"
+    with pytest.raises(TransientError, match=f"large: other bytes came than are stored: their {algorithm} is"):
+        copies.fetch(uri, entry, s3_place)
+    between.meddling = ""
+    assert copies.fetch(uri, entry, s3_place).read_bytes() == bytes(10 << 20)
+    assert "not verified" not in capsys.readouterr().out
 
 
 def test_an_object_that_changes_while_it_is_read(
