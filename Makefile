@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-integration test-containers test-kill check golden bench bench-quality chart images component clean
+.PHONY: help install demo test test-integration test-containers test-cluster test-kill check golden bench bench-quality chart images component clean
 .DEFAULT_GOAL := help
 
 ##@ Start here
@@ -47,6 +47,9 @@ test-integration: install ## against a real S3 and an MLflow server with logins
 
 test-containers: install ## build the images and run the whole pipeline in them
 	@$(BIN)/pytest tests/containers -s
+
+test-cluster: install ## on the Kubernetes with Kubeflow Pipelines that KUBECONFIG names
+	@$(BIN)/pytest tests/cluster -s
 
 test-kill: install ## kill -9 training at 24 random moments: the adapter must not change by a bit
 	@$(BIN)/pytest tests/kill -s

@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
@@ -23,6 +24,10 @@ FORMAT_VARIABLE = "QLORA_LOG_FORMAT"
 """With the value `json` each line of the log is a JSON object, for programs; otherwise text, for people."""
 ERROR_MARK = "] error: "
 """Part of every line of text that says why a step failed."""
+TERMINATION_LOG = Path("/dev/termination-log")
+"""In a Kubernetes pod, a file for the reason of a container's end: `kubectl describe`, Argo and Kubeflow show it."""
+_TERMINATION_LIMIT = 1000
+"""Characters. Kubernetes keeps 4096 bytes of it."""
 _OF_A_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
 """What is wrong with a folder or disk that a path names, which is for people to fix."""
 _current = os.environ.get(STEP_VARIABLE, "qlora")
@@ -165,6 +170,9 @@ def step(name: str) -> Iterator[None]:
             traceback.print_exc()
             line = traceback.format_exception_only(error)[0].splitlines()[0]
         log(line, "error")
+        if TERMINATION_LOG.is_file():
+            with contextlib.suppress(OSError):  # the log has it
+                TERMINATION_LOG.write_text(line[:_TERMINATION_LIMIT])
         raise SystemExit(1) from None
     took = time.monotonic() - started
     log(f"done in {duration(took)}", seconds=round(took, 1))

@@ -1,6 +1,7 @@
 """A step's log, as text for people and as JSON for programs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,20 @@ def test_a_disk_without_room_is_explained() -> None:
         "/data: No space left on device; give another place, or make room and rights there"
     )
     assert runtime.explain(FileNotFoundError(2, "No such file or directory")) == ""
+
+
+def test_in_a_pod_the_reason_is_the_containers_termination_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "termination-log"
+    monkeypatch.setattr(runtime, "TERMINATION_LOG", file)
+    with pytest.raises(SystemExit), runtime.step("a_step"):
+        raise InputError("outside a pod")
+    assert not file.exists()
+    file.touch()
+    with runtime.step("a_step"):
+        pass
+    assert file.read_text() == ""
+    with pytest.raises(SystemExit), runtime.step("a_step"):
+        raise InputError("no such bucket " + "ü" * 2000)
+    assert file.read_text().startswith("no such bucket ü") and file.stat().st_size <= 4096

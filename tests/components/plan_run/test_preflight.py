@@ -28,7 +28,7 @@ def plan(place: Path, config: dict[str, Any]) -> task.Result:
 
 def test_a_good_run_leaves_no_probe_and_finds_nothing_finished(place: Path, config: dict[str, Any]) -> None:
     result = plan(place, config)
-    assert {path.name for path in (place / "store").iterdir()} == {"listings", "tokenizers"}
+    assert {path.name for path in (place / "store").iterdir()} == {"listings", "references", "tokenizers"}
     page = (place / "plan.html").read_text()
     for text in ("Nothing stands in the way", "not made yet", "lets one register", "has a chat template", "L40S 48 GB",
                  "The smallest that fits: RTX A4000 16 GB.", "rows of form messages"):  # fmt: skip

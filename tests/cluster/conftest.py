@@ -1,0 +1,145 @@
+"""A Kubernetes with Kubeflow Pipelines and the chart in it. How the cluster was made is not known here.
+
+    KUBECONFIG               the cluster; without it every test skips
+    QLORA_TEST_NAMESPACE     where runs take place; `kubeflow` where Kubeflow Pipelines has one user
+    QLORA_IMAGE_REGISTRY     of the images cpu and cuda, which every node has or can pull
+
+Kubeflow's own S3 holds the store. Kubeflow's API, MLflow and that S3 are reached by forwarded ports.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.kube import ROOT, Cluster, helm
+
+README = (ROOT / "README.md").read_text()
+SECTION = README.partition("## On your cluster\n")[2].partition("\n## ")[0]
+RELEASE, BUCKET, S3 = "qlora", "mlpipeline", "http://minio-service.kubeflow:9000"
+PASSWORD = "administrator-of-mlflow"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if reason := _missing():
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing() -> str:
+    if not os.environ.get("KUBECONFIG"):
+        return "KUBECONFIG names no cluster"
+    return "" if shutil.which("kubectl") else "kubectl is not installed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Installed:
+    """The chart in a cluster, as a user at a terminal sees it.
+
+    Attributes:
+        cluster: with the namespace of the runs.
+        environment: what the README exports, and the address and login of S3 as it is reached from here.
+        store: address of the store.
+        data: address of the base model and the rows that the tests run with.
+    """
+
+    cluster: Cluster
+    environment: dict[str, str]
+    store: str
+    data: str
+
+    def qlora(self, *arguments: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+        """Runs `qlora`; what it printed is shown where a test fails."""
+        command = [str(Path(sys.executable).with_name("qlora")), *arguments]
+        done = subprocess.run(
+            command, env=os.environ | self.environment, cwd=folder, capture_output=True, text=True, check=False
+        )
+        print(f"$ qlora {shlex.join(arguments)}\n{done.stdout}{done.stderr}")
+        return done
+
+    def upload(self, folder: Path, name: str) -> str:
+        """Copies a folder to the bucket, from where the pods read it; its address there."""
+        uri = f"{self.data}/{name}"
+        script = (
+            "import sys; from pathlib import Path; from qlora_pipelines.components.core.store import storage;"
+            " storage.upload(Path(sys.argv[1]), sys.argv[2])"
+        )
+        command = [sys.executable, "-c", script, str(folder), uri]
+        subprocess.run(command, env=os.environ | self.environment, check=True)
+        return uri
+
+    def submit(self, config: dict[str, Any], folder: Path, *arguments: str) -> dict[str, Any]:
+        """Starts a run, follows it to its end, and returns what `qlora submit --json` says."""
+        (folder / "run.yaml").write_text(yaml.safe_dump(config))
+        done = self.qlora("submit", "--config", "run.yaml", "--wait", "--json", *arguments, folder=folder)
+        assert done.stdout, done.stderr
+        return dict(json.loads(done.stdout.splitlines()[-1])) | {"log": done.stderr, "code": done.returncode}
+
+
+def commands() -> list[list[str]]:
+    """The commands of the README's section, as words."""
+    block = SECTION.split("```\n")[1]
+    lines = [line for line in block.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    return [[word for word in shlex.split(line) if word != "&"] for line in lines]
+
+
+@pytest.fixture(scope="session")
+def namespace() -> str:
+    return os.environ.get("QLORA_TEST_NAMESPACE", "kubeflow")
+
+
+@pytest.fixture(scope="session")
+def installed(namespace: str, tiny_model: Path) -> Iterator[Installed]:
+    """Installs by the README's own commands, with this cluster's namespace, logins and S3."""
+    cluster, kubeflow = Cluster(namespace), Cluster("kubeflow")
+    keys = kubeflow.secret("mlpipeline-minio-artifact")
+    place = f"s3://{BUCKET}/qlora-{uuid.uuid4().hex[:8]}"
+    given = {
+        "AWS_ACCESS_KEY_ID": keys["accesskey"],
+        "AWS_SECRET_ACCESS_KEY": keys["secretkey"],
+        "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": uuid.uuid4().hex,
+    }
+    with contextlib.ExitStack() as stack:
+        for words in commands():
+            words = [_ours(word, namespace, place, given) for word in words]
+            if words[0] == "kubectl" and "create" in words:
+                secret = words[words.index("generic") + 1]
+                cluster.kubectl("delete", "secret", secret, "--ignore-not-found")
+                stack.callback(cluster.kubectl, "delete", "secret", secret)
+                cluster.kubectl(*words[words.index("create") :])
+            elif words[:2] == ["helm", "install"]:
+                helm(*words[1:], "--set", f"store.s3Endpoint={S3}", "--timeout", "10m")
+                stack.callback(cluster.kubectl, "delete", "pvc", "-l", f"app.kubernetes.io/instance={RELEASE}")
+                stack.callback(helm, "uninstall", RELEASE, "-n", namespace, "--wait")
+        environment = {
+            "AWS_ENDPOINT_URL_S3": f"http://{stack.enter_context(kubeflow.forwarded('minio-service', 9000))}",
+            "KF_PIPELINES_ENDPOINT": f"http://{stack.enter_context(kubeflow.forwarded('ml-pipeline', 8888))}",
+            "MLFLOW_TRACKING_URI": f"http://{stack.enter_context(cluster.forwarded(f'{RELEASE}-mlflow', 5000))}",
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "QLORA_STORE": f"{place}/store",
+        }
+        environment |= {name: value for name, value in given.items() if "FLASK" not in name}
+        found = Installed(cluster, environment, f"{place}/store", f"{place}/data")
+        found.upload(tiny_model, "tiny")
+        yield found
+
+
+def _ours(word: str, namespace: str, place: str, given: dict[str, str]) -> str:
+    key, _, value = word.removeprefix("--from-literal=").partition("=")
+    if key in given and value:
+        return word.replace(value, given[key])
+    return word.replace("s3://models/team-a", f"{place}/store").replace("team-a", namespace)

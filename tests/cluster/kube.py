@@ -1,0 +1,104 @@
+"""kubectl, helm and forwarded ports, for the tests on a cluster."""
+
+import base64
+import contextlib
+import itertools
+import json
+import re
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+Object = dict[str, Any]
+TIMEOUT = 600
+"""Seconds that Helm waits for pods and jobs."""
+
+
+class Cluster:
+    """The cluster that KUBECONFIG names, and one namespace in it."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+
+    def kubectl(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
+        """What kubectl prints."""
+        command = ["kubectl", "-n", self.namespace, *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout
+
+    def get(self, kind: str, name: str = "", selector: str = "") -> Any:
+        """An object, or a list of them."""
+        found = json.loads(
+            self.kubectl("get", kind, *filter(None, [name]), *(["-l", selector] if selector else []), "-o", "json")
+        )
+        return found if name else found["items"]
+
+    def apply(self, *objects: Object) -> None:
+        """Makes objects, or changes them."""
+        for each in objects:
+            self.kubectl("apply", "-f", "-", stdin=json.dumps(each))
+
+    def secret(self, name: str) -> dict[str, str]:
+        """A secret's values."""
+        return {key: base64.b64decode(value).decode() for key, value in self.get("secret", name)["data"].items()}
+
+    def make_secret(self, name: str, values: dict[str, str]) -> None:
+        self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values})
+
+    @contextlib.contextmanager
+    def forwarded(self, service: str, port: int, local: int = 0) -> Iterator[str]:
+        """The local address, HOST:PORT, of a service's port."""
+        command = ["kubectl", "-n", self.namespace, "port-forward", f"service/{service}", f"{local or ''}:{port}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], 60)[0], f"{' '.join(command)}: no port within a minute"
+            line = process.stdout.readline()
+            found = re.search(r"127\.0\.0\.1:\d+", line)
+            assert found, f"{' '.join(command)}: {line}"
+            yield found[0]
+        finally:
+            process.terminate()
+            process.wait()
+
+    def job_log(self, name: str, timeout: int = 300) -> tuple[bool, str]:
+        """Waits for a job's end; whether it succeeded, and what its pods printed."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            status = self.get("job", name).get("status", {})
+            kinds = {each["type"] for each in status.get("conditions", []) if each["status"] == "True"}
+            if kinds & {"Complete", "Failed"}:
+                return "Complete" in kinds, self.kubectl("logs", f"job/{name}", "--all-containers", check=False)
+            time.sleep(2)
+        raise AssertionError(f"job {name} did not end within {timeout} s: {self.kubectl('describe', 'job', name)}")
+
+
+def helm(*words: str) -> str:
+    """Runs a command of Helm's, with its library for Python where Helm is not installed; what it prints."""
+    if shutil.which("helm"):
+        done = subprocess.run(["helm", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, f"helm {' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
+    import helm_python
+
+    verb, release, *rest = words
+    options = {name: value for name, value in itertools.pairwise(rest) if name.startswith("-")}
+    values: Object = {}
+    for setting in (value for name, value in itertools.pairwise(rest) if name == "--set"):
+        for key, value in helm_python.parse_set_string(setting).items():
+            values.setdefault(key, {}).update(value)
+    with contextlib.closing(helm_python.Config(namespace=options["-n"])) as config:
+        if verb in ("install", "upgrade"):
+            wait = "watcher" if "--wait" in rest else None
+            getattr(config, verb)(rest[0], release, values, wait=wait, timeout=TIMEOUT)
+        elif verb == "test":
+            config.test(release, timeout=TIMEOUT)
+        else:
+            config.uninstall(release, wait="watcher", timeout=TIMEOUT)
+    return ""

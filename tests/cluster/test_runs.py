@@ -1,0 +1,111 @@
+"""Runs on a cluster, with a tiny model: what Kubeflow says of each task, and which pods there were."""
+
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api
+import pytest
+
+from qlora_pipelines.pipelines.placement import STEP_LABEL
+from tests.cluster.conftest import Installed
+from tests.conftest import conversation, write_jsonl
+
+STEPS = {
+    "plan", "stage-base", "prepare-data", "train", "evaluate-tuned", "merge", "evaluate-merged", "register",
+}  # fmt: skip
+WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
+
+
+def config(installed: Installed, folder: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """A run of the tiny model, on a node without a GPU, that takes a minute besides its pods' starts."""
+    rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
+    (folder / name).mkdir()
+    write_jsonl(folder / name / "rows.jsonl", rows)
+    return {
+        "base_model": f"{installed.data}/tiny",
+        "dataset_uri": installed.upload(folder / name, name),
+        "model_name": name,
+        "max_length": 64,
+        "learning_rate": 0.01,
+        "gpu_count": "0",
+        "cpu": "500m",
+        "memory": "3Gi",
+        "options": {
+            "prepare_dataset": {"eval_share": 0.2},
+            "train_qlora": {"max_steps": 20, "batch_tokens": 512},
+            "evaluate_model": {"generation_rows": 2, "max_new_tokens": 4},
+        },
+    } | changes
+
+
+def task_states(installed: Installed, run_id: str) -> dict[str, str]:
+    """What Kubeflow's API says of every task of a run, also of those that only Kubeflow knows."""
+    address = installed.environment["KF_PIPELINES_ENDPOINT"]
+    api = kfp_server_api.RunServiceApi(kfp_server_api.ApiClient(kfp_server_api.Configuration(host=address)))
+    run = api.run_service_get_run(run_id)
+    return {task.display_name: task.state for task in run.run_details.task_details or []} | {"run": run.state}
+
+
+def step_pods(installed: Installed, run_id: str) -> set[str]:
+    """The steps of a run that got a pod of their own: Kubeflow found the others' results in its cache."""
+    pods = installed.cluster.get("pod", selector=f"pipeline/runid={run_id},{STEP_LABEL}")
+    return {pod["metadata"]["labels"][STEP_LABEL] for pod in pods}
+
+
+@pytest.fixture(scope="module")
+def first(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run that registers a model: its configuration and its end."""
+    folder = tmp_path_factory.mktemp("first")
+    values = config(installed, folder, "tiny-first")
+    return values, installed.submit(values, folder)
+
+
+def test_every_step_succeeds_and_the_model_is_registered(
+    first: tuple[dict[str, Any], dict[str, Any]], installed: Installed, tmp_path: Path
+) -> None:
+    _, ended = first
+    assert ended["code"] == 0 and ended["outcome"] == "done", ended["log"]
+    states = task_states(installed, ended["run_id"])
+    assert set(states.values()) == {"SUCCEEDED"}, states
+    assert {name: state for name, state in ended["steps"].items()} == dict.fromkeys(STEPS, "SUCCEEDED")
+    pulled = installed.qlora("pull", "models:/tiny-first@champion", "--to", str(tmp_path / "model"))
+    assert pulled.returncode == 0 and (tmp_path / "model" / "model" / "config.json").exists()
+
+
+def test_the_same_run_again_starts_only_pods_of_steps_that_are_not_cached(
+    first: tuple[dict[str, Any], dict[str, Any]], installed: Installed, tmp_path: Path
+) -> None:
+    values, _ = first
+    ended = installed.submit(values, tmp_path)
+    assert ended["code"] == 0, ended["log"]
+    assert set(task_states(installed, ended["run_id"]).values()) <= {"SUCCEEDED", "CACHED"}
+    assert step_pods(installed, ended["run_id"]) == {
+        "plan-run",
+        "stage-base-model",
+        "dequantize-and-merge",
+        "register-model",
+    }
+
+
+def test_a_gate_that_says_no_ends_the_run_green_and_unregistered(installed: Installed, tmp_path: Path) -> None:
+    values = config(installed, tmp_path, "tiny-rejected", learning_rate=1e-9)
+    ended = installed.submit(values, tmp_path)
+    assert ended["code"] == 3 and ended["outcome"] == "gate_said_no", ended["log"]
+    states = task_states(installed, ended["run_id"])
+    assert states["run"] == states["evaluate-tuned"] == "SUCCEEDED" and states.get("register") != "SUCCEEDED"
+    refused = installed.qlora("pull", "models:/tiny-rejected@champion", "--to", str(tmp_path / "model"))
+    assert refused.returncode == 1 and "there is no such version" in refused.stderr
+
+
+def test_a_plan_that_fails_says_why_in_the_runs_page(installed: Installed, tmp_path: Path) -> None:
+    values = config(installed, tmp_path, "tiny-failed", base_model=f"{installed.data}/nothing-here")
+    ended = installed.submit(values, tmp_path)
+    assert ended["code"] == 1 and ended["failed_step"] == "plan", ended["log"]
+    assert any("nothing-here" in line for line in ended["last_lines"])
+    message = next(
+        node["message"]
+        for workflow in installed.cluster.get("workflow", selector=f"pipeline/runid={ended['run_id']}")
+        for node in workflow["status"]["nodes"].values()
+        if node["type"] == "Pod" and node["phase"] == "Failed"
+    )
+    assert "nothing-here" in message
