@@ -7,6 +7,7 @@ the same bytes.
 
 import hashlib
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable
@@ -29,6 +30,22 @@ def fetch(uri: str, entry: storage.Entry, folder: Path) -> Path:
     target = folder / uuid.uuid4().hex
     _copy(uri, entry, target)
     return target
+
+
+def copy(uri: str, entry: storage.Entry, target: Path) -> None:
+    """Copies one file of finished work to a local path, where it appears when every byte is as the manifest says.
+
+    Raises:
+        InputError: it is gone, or has another content.
+    """
+    with local_files.replacing(target) as path:
+        if storage.is_remote(uri):
+            _copy(uri, entry, path)
+            return
+        with local_files.errors(uri, "copied"):
+            shutil.copyfile(storage.local_path(uri), path)
+        if f"sha256:{storage.sha256_file(path)}" != entry.etag:
+            raise InputError(f"{uri} is not the file that its manifest lists")
 
 
 def download(uri: str, folder: Path, entries: Iterable[storage.Entry] | None = None) -> Path:
