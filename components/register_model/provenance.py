@@ -76,7 +76,7 @@ def tags(merge_key: str, champion_version: str, evidence: dict[str, str]) -> dic
     return {f"{PREFIX}{name}": value for name, value in sorted(known.items()) if value} | {
         versions.KEY_TAG: merge_key,
         OUTCOME_TAG: PENDING,
-        "qlora.compared_with": champion_version or "no champion",
+        versions.COMPARED_TAG: champion_version or "no champion",
     }
 
 

@@ -200,6 +200,11 @@ def _is_complete(version: Any, judged: Files) -> bool:
     return True
 
 
+def _to_match(client: Any, version: Any) -> str:
+    """What plan_run hands on as the champion, for a model of this version's training."""
+    return champion.to_match(client, version.name, version.tags.get(versions.TRAINING_TAG, ""))
+
+
 def _owner(client: Any, version: Any) -> Any:
     """The earliest version with the same source, under whatever name: the files there are made from its tags."""
     found = _with_key(client, version.tags[versions.KEY_TAG])
@@ -263,7 +268,7 @@ def _assign_alias(client: Any, version: Any, compared_with: str, *, new: bool) -
         outcome = champion.CHAMPION
     elif at_work:
         outcome = f"candidate: version {at_work[0]} was being registered at the same time"
-    elif current != compared_with:
+    elif compared_with not in (current, _to_match(client, version)):
         now, then = (f"version {each}" if each else "none" for each in (current, compared_with))
         outcome = f"candidate: {now} now, the gate compared with {then}"
     else:

@@ -7,8 +7,8 @@ import dataclasses
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, TransientError
-from qlora_pipelines.components.core.registry import mlflow_client
-from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.core.registry import mlflow_client, versions
+from qlora_pipelines.components.core.store import attempts, keys
 
 CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 """The aliases in MLflow: of the champion, of the one before it, and of the version that was registered last."""
@@ -34,6 +34,11 @@ class Champion:
         alike = all(self.adapter.info.get(name) == trained[name] for name in ("base_revision", "quantization"))
         return self.adapter if alike else None
 
+    def digest(self, trained: dict[str, Any]) -> str:
+        """Names by content what a model trained as `trained` says is compared with, wherever its files are."""
+        work = self.adapter_for(trained) or self.merged
+        return keys.digest([self.name, work and [work.info, work.files]])
+
 
 def current_version(client: Any, model_name: str) -> str:
     """The number of the version that is champion now; '' where there is none.
@@ -47,12 +52,51 @@ def current_version(client: Any, model_name: str) -> str:
         return ""
 
 
+def to_match(client: Any, model_name: str, training_key: str) -> str:
+    """The number of the version that a model out of this training has to match; '' where there is none.
+
+    That is today's champion. If it came out of this very training, there is nothing to compare: then it is what that
+    champion was compared with when it was registered, so that the same run again works from what the first one did. A
+    version that was deleted since, or whose files are gone, counts as none.
+
+    Args:
+        client: of MLflow.
+        model_name: the registered model.
+        training_key: of the training.
+
+    Raises:
+        InputError: MLflow does not say.
+    """
+    current = version = current_version(client, model_name)
+    with mlflow_client.mlflow_errors(f"reading the champion of {model_name}"):
+        while version:
+            tags: dict[str, str] = {}
+            with mlflow_client.suppress(*mlflow_client.NOT_FOUND):
+                tags = client.get_model_version(model_name, version).tags
+            if not training_key or tags.get(versions.TRAINING_TAG) != training_key:
+                return version if version == current or _is_there(model_name, version) else ""
+            former = tags.get(versions.COMPARED_TAG, "")
+            # A version is compared with an earlier one. MLflow may give the number of a deleted version again.
+            version = former if former.isdigit() and int(former) < int(version) else ""
+    return ""
+
+
+def _is_there(model_name: str, version: str) -> bool:
+    try:
+        find(model_name, version)
+    except TransientError:
+        raise
+    except InputError:
+        return False
+    return True
+
+
 def find(model_name: str, version: str) -> Champion:
     """A registered version with those of its files that are whole.
 
     Args:
         model_name: the registered model.
-        version: the version that plan_run found the alias champion on.
+        version: its number.
 
     Raises:
         InputError: MLflow does not know it, or none of its files are there.

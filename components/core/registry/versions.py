@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry.mlflow_client import NOT_FOUND, mlflow_errors, suppress
 
-KEY_TAG = "qlora.merge_key"
+KEY_TAG, TRAINING_TAG = "qlora.merge_key", "qlora.training_key"
+COMPARED_TAG = "qlora.compared_with"
+"""Number of the version that the gate compared with when this one was registered, or `no champion`."""
 
 
 class Reference(NamedTuple):

@@ -46,3 +46,20 @@ def test_a_registration_that_died_long_ago_does_not_hold_others_up(
     assert outcome == "candidate: version 2 was being registered at the same time"
     monkeypatch.setattr(task, "AT_WORK_MS", 0)
     assert register("held-up", *fresh("held-up-4"), champion_version="1").outcome == "champion"
+
+
+def test_a_model_of_the_champions_own_training_takes_its_place(fresh: Callable[[str], tuple[str, str]]) -> None:
+    """Merged otherwise: the gate compared both with the same champion, which plan_run handed on again."""
+    training = {"evidence": {"training_key": "t"}}
+    register("again", *fresh("again-0"), evidence={"training_key": "other"})
+    assert register("again", *fresh("again-1"), champion_version="1", **training).outcome == "champion"
+    otherwise = fresh("again-2")
+    assert register("again", *otherwise, champion_version="1", **training).outcome == "champion"
+    assert register("again", *otherwise, champion_version="1", **training).outcome == "champion"
+    assert aliases("again") == {"champion": "3", "candidate": "3", "previous": "2"}
+    # Another training, whose gate compared with a version that is no longer the one to match.
+    late = register("again", *fresh("again-3"), champion_version="1", evidence={"training_key": "late"})
+    assert late.outcome == "candidate: version 3 now, the gate compared with version 1"
+    # The same training, whose gate had nothing to match.
+    unmatched = register("again", *fresh("again-4"), **training)
+    assert unmatched.outcome == "candidate: version 3 now, the gate compared with none"
