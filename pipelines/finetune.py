@@ -94,6 +94,7 @@ def finetune(
         prepare_dataset(
             listing_uri=plan["listing_uri"],
             tokenizer_uri=plan["tokenizer_uri"],
+            data_key=plan["data_key"],
             max_length=max_length,
             options=plan["prepare_options"],
         ).set_display_name("prepare-data"),
@@ -131,6 +132,7 @@ def finetune(
             adapter_digest=trained["adapter_digest"],
             model_name=model_name,
             champion_version=plan["champion_version"],
+            model_key=plan["training_key"],
             options=plan["evaluate_options"],
         ).set_display_name("evaluate-tuned"),
         pool,
@@ -161,9 +163,11 @@ def finetune(
                 merged_uri=merged["merged_uri"],
                 merged_digest=merged["merged_digest"],
                 adapter_scores=tuned["scores"],
+                model_key=plan["merge_key"],
                 options=plan["evaluate_options"],
             ).set_display_name("evaluate-merged"),
             pool,
+            cached=True,
         ).outputs
 
         with dsl.If(judged["passed"] == True, "merge lost nothing"):  # noqa: E712

@@ -22,6 +22,7 @@ def evaluate_model(
     merged_digest: str = "",
     model_name: str = "",
     champion_version: str = "",
+    model_key: str = "",
     options: str = "{}",
 ) -> NamedTuple(
     "Evaluated",
@@ -49,7 +50,9 @@ def evaluate_model(
         merged_uri: Folder of the merged model to judge; empty judges the adapter.
         merged_digest: The sha256 of its manifest, which dequantize_and_merge returned; checked with merged_uri.
         model_name: Name of the registered model, to compare the adapter with its champion.
-        champion_version: Version of that name that is champion; empty is none.
+        champion_version: Version of that name to compare with; empty is none.
+        model_key: The training_key or merge_key of the model to judge; a finished evaluation is found by it and copied.
+            Empty judges anew.
         options: Further options, a JSON object.
 
     Returns:
@@ -80,6 +83,7 @@ def evaluate_model(
             adapter_scores=adapter_scores.path if adapter_scores else "",
             model_name=model_name,
             champion_version=champion_version,
+            model_key=model_key,
         )
         for name, value in task.shown(result).items():
             metrics.log_metric(name, value)

@@ -9,6 +9,11 @@ from qlora_pipelines.components.core.errors import InputError, first_line
 FILE = ".yaml"
 
 
+def are_names(tasks: list[str]) -> bool:
+    """Whether none of the tasks is a file, whose content may change under its name."""
+    return not any(task.endswith(FILE) for task in tasks)
+
+
 def check(tasks: list[str]) -> None:
     """Checks, before a model is loaded, that lm-eval is there and knows the tasks.
 

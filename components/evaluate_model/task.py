@@ -16,7 +16,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
 from qlora_pipelines.components.core.registry import champion, integrity, manifest
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.core.store import attempts, keys, outputs, storage
 from qlora_pipelines.components.evaluate_model import evaluation_report, gate, lm_tasks, score_table, scored_models
 from qlora_pipelines.components.evaluate_model.score_table import ScoredModel
 
@@ -66,8 +66,11 @@ def run(
     adapter_scores: str = "",
     model_name: str = "",
     champion_version: str = "",
+    model_key: str = "",
 ) -> Result:
     """Judges the adapter, or, where `merged_uri` is given, the merged model against the adapter.
+
+    With `model_key`, an evaluation of the same model by the same rows, options and rivals is found in the store.
 
     Args:
         config: the step's options.
@@ -82,30 +85,49 @@ def run(
         merged_digest: sha256 of the merged model's manifest, as dequantize_and_merge returned it; checked.
         adapter_scores: what the adapter's evaluation wrote as `scores`, to compare the merged model with.
         model_name: name of the registered model in MLflow, to compare the adapter with its champion.
-        champion_version: version of that name that is champion; empty is none.
+        champion_version: version of that name to compare with; empty is none.
+        model_key: training_key of the adapter, or merge_key of the merged model; the evaluation is kept in the store
+            under it; empty: it is neither looked for nor kept.
 
     Raises:
-        InputError: data or a model of another digest, a model whose loss is not a number, a champion whose files are
-            gone.
+        InputError: data or a model of another digest or key, a model whose loss is not a number, a champion whose files
+            are gone.
     """
-    lm_tasks.check(config.lm_eval_tasks)
     samples = tokenized.read(eval_set, dataset_digest)
     if not samples:
         raise InputError("the evaluation set has no rows: give eval_dataset_uri, or raise prepare_dataset.eval_share")
+    given = ("merged model", merged_uri, merged_digest) if merged_uri else ("adapter", adapter, adapter_digest)
+    what, uri, digest = given
+    work = integrity.read(uri, digest, what)
+    found = None if merged_uri else _champion(model_name, champion_version, work)  # before anything is loaded
+    written, key_uri = {"scores": scores, "report": report}, ""
+    if model_key and lm_tasks.are_names(config.lm_eval_tasks):
+        if model_key != (known := work.info.get("merge_key" if merged_uri else "training_key")):
+            raise InputError(f"model_key is {model_key}, and the {what} was made under {known}; give that, or none")
+        key = keys.evaluation_key(
+            config,
+            dataset_digest=dataset_digest,
+            side=tokenized.side(eval_set),
+            base_revision=work.info.get("base_revision", ""),
+            model_digest=digest,
+            compared_with=_compared_with(found, work, adapter_scores if merged_uri else ""),
+        )
+        key_uri = storage.join(storage.root(), "evaluations", model_key, key)
+        if finished := outputs.restore(key_uri, written):
+            log(finished.info["reason"])
+            return Result(**finished.info)
+    lm_tasks.check(config.lm_eval_tasks)
     with tempfile.TemporaryDirectory() as folder:
         if merged_uri:
-            work = integrity.read(merged_uri, merged_digest, "merged model")
             models, verdict, merge_base = _judge_merged(config, samples, work, Path(folder), adapter_scores)
         else:
-            work = integrity.read(adapter, adapter_digest, "adapter")
-            found = _champion(model_name, champion_version, work)  # before anything is loaded
             base = base_model.fetch(base_uri, Path(folder, "base"), str(work.info.get("base_revision", "")))
             models, verdict, merge_base = _judge_adapter(config, samples, base, work, Path(folder, "adapter"), found)
     score_table.write(scores, models)
     evaluation_report.write(config, verdict, models, samples, report)
     log(verdict.reason)
     reference, candidate, *_ = models
-    return Result(
+    result = Result(
         passed=verdict.passed,
         reason=verdict.reason,
         loss=candidate.scores.loss,
@@ -115,6 +137,16 @@ def run(
         merge_base=merge_base,
         figures=json.dumps(gate.figures(verdict, reference, candidate, config)),
     )
+    if key_uri:
+        outputs.keep(key_uri, written, result._asdict())
+    return result
+
+
+def _compared_with(found: champion.Champion | None, work: attempts.Finished, adapter_scores: str) -> str:
+    """Names what the model is compared with besides its base, for the key."""
+    if adapter_scores:
+        return keys.scores_digest({entry.path: entry.etag for entry in storage.listing(adapter_scores)})
+    return found.digest(work.info) if found else ""
 
 
 def _champion(model_name: str, version: str, trained: attempts.Finished) -> champion.Champion | None:

@@ -68,7 +68,8 @@ def plan_run(
         tokenizer_uri: Where the store keeps the base model's tokenizer.
         listing_uri: Where the store keeps the data's listing.
         data_digest: Names the data by content.
-        champion_version: Version that carries the alias champion today, or empty.
+        champion_version: Version that the model has to match, or empty: today's champion, or if that came out of this
+            very training what it was compared with.
         data_key: Names what prepare_dataset will make.
         training_key: Names the adapter that train_qlora will make.
         merge_key: Names the merged model.

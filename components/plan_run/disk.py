@@ -14,8 +14,8 @@ INDEX = 800
 
 512 of signature, 32 of content hash, 8 for each of 25 bands at the default threshold, 17 of flags and clusters: 761.
 """
-STAGED_AND_WRITTEN = 1.5
-"""A row's text and ids are in the staged file, and once more in the set that is written, compressed to about a half."""
+WRITTEN = 0.5
+"""A row's text and ids are in the set that is written, compressed to about a half; before that in the staged file."""
 
 
 def need(
@@ -59,6 +59,8 @@ def need(
     }
     if sample:
         # Ids have 4 bytes; labels are written only in the set, where they compress well.
-        per_row = INDEX + STAGED_AND_WRITTEN * (sample.bytes_per_row + 4 * sample.tokens_per_row)
-        sizes["pod that prepares"] = max(data_files, default=0) + round(sample.rows * per_row)
+        per_row = sample.bytes_per_row + 4 * sample.tokens_per_row
+        rows = round(sample.rows * (INDEX + (1 + WRITTEN) * per_row))
+        sizes["pod that prepares"] = max(data_files, default=0) + rows
+        sizes["store, written by this run"] += round(sample.rows * WRITTEN * per_row)
     return sizes

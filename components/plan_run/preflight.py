@@ -19,7 +19,7 @@ from qlora_pipelines.components.core.registry import champion, mlflow_client, re
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
 from qlora_pipelines.components.core.store import attempts, keys, storage
-from qlora_pipelines.components.plan_run import base_checks, disk, fit, sampling, weight_files
+from qlora_pipelines.components.plan_run import base_checks, disk, finished, fit, sampling, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,11 @@ def run(config: RunConfig, folder: Path) -> Checks:
     if checks.files and checks.listing:
         _samples(checks, config, checks.files)
     if checks.files and checks.listing and not checks.fatal:
+        with checks.collect_errors("MLflow"):
+            checks.run_keys = _keys(checks, config, checks.files)
         with checks.collect_errors("store"):
-            _stored_work(checks, config, checks.files)
+            if checks.run_keys:
+                _stored_work(checks, config, checks.run_keys)
     order = {"fatal": 0, "warning": 1, "ok": 2}
     checks.findings.sort(key=lambda finding: (order[finding.level], finding.subject, finding.text))
     return checks
@@ -177,21 +180,31 @@ def _samples(checks: Checks, config: RunConfig, files: Path) -> None:
             checks.note("warning", "data", f"{text}, {advice}")
 
 
-def _stored_work(checks: Checks, config: RunConfig, files: Path) -> None:
-    """Makes the keys, and finds what of this run's work is in the store, so that it will not be done again."""
+def _keys(checks: Checks, config: RunConfig, files: Path) -> keys.RunKeys:
+    """The keys; with them it finds out which version a model of this training has to match."""
     checks.tokenizer_digest = base_model.tokenizer_digest(files)
-    checks.run_keys = keys.of_run(
+    run_keys = keys.of_run(
         config,
         base_revision=checks.revision,
         data_digest=checks.data_digest,
         tokenizer_digest=checks.tokenizer_digest,
     )
-    adapter = attempts.find(storage.join(storage.root(), "adapters", checks.run_keys.training_key))
-    merged = attempts.find(storage.join(storage.root(), "merged", checks.run_keys.merge_key))
-    for what, done in (("adapter", adapter), ("merged model", merged)):
-        checks.note("ok", what, f"finished already: {done.uri}" if done else "not made yet")
-    if not adapter:
-        step = _newest_checkpoint(checks.run_keys.training_key)
+    if current := checks.champion:
+        client = mlflow_client.connect()
+        checks.champion = champion.to_match(client, config.model_name, run_keys.training_key)
+        if checks.champion != current:
+            rival = f"version {checks.champion}" if checks.champion else "no champion"
+            checks.note("ok", "MLflow", f"version {current} came out of this very training, which had {rival} to match")
+    return run_keys
+
+
+def _stored_work(checks: Checks, config: RunConfig, run_keys: keys.RunKeys) -> None:
+    """Finds what of this run's work is in the store, so that it will not be done again."""
+    done = finished.find(config, run_keys, checks.champion)
+    for what, work in done.items():
+        checks.note("ok", what, f"finished already: {work.uri}" if work else "not made yet")
+    if not done["adapter"]:
+        step = _newest_checkpoint(run_keys.training_key)
         text = f"training goes on from step {step}" if step else "none; training starts at the first step"
         checks.note("ok", "checkpoint", text)
     if base_model.is_on_hub(config.base_model):
@@ -199,7 +212,7 @@ def _stored_work(checks: Checks, config: RunConfig, files: Path) -> None:
         size = checks.weights.size / fit.GIB if checks.weights else 0.0
         text = "is in the store already" if checks.staged else f"will be copied into the store, {size:.1f} GiB"
         checks.note("ok", "base model", f"{config.base_model} {text}")
-    if checks.plan and not merged:
+    if checks.plan and not done["merged model"]:
         _free_space(checks, config, checks.plan)
 
 

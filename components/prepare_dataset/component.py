@@ -15,6 +15,7 @@ def prepare_dataset(
     eval_set: dsl.Output[dsl.Dataset],
     rejected: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
+    data_key: str = "",
     max_length: int = 1024,
     options: str = "{}",
 ) -> NamedTuple("Prepared", dataset_digest=str, train_rows=int, eval_rows=int, rejected_rows=int, duplicate_rows=int):
@@ -27,6 +28,7 @@ def prepare_dataset(
         eval_set: Tokenised rows to evaluate on, a Parquet file.
         rejected: File, line and reason of each row that cannot be used, a JSONL file.
         report: What was kept and dropped, and samples as the model sees them.
+        data_key: Names what comes out; finished work of this key is copied. Empty does the work anew.
         max_length: Longest conversation in tokens.
         options: Further options, a JSON object.
 
@@ -49,4 +51,5 @@ def prepare_dataset(
             eval_set=eval_set.path,
             rejected=rejected.path,
             report=report.path,
+            data_key=data_key,
         )

@@ -21,9 +21,9 @@ from qlora_pipelines.components.core.config.steps import PrepareConfig
 from qlora_pipelines.components.core.data import formats, listing, tokenized
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import copies, local_files
+from qlora_pipelines.components.core.store import copies, keys, local_files, outputs, storage
 from qlora_pipelines.components.prepare_dataset import preparing
 from qlora_pipelines.components.prepare_dataset.data_report import Kept, write_report
 from qlora_pipelines.components.prepare_dataset.duplicates import DuplicateIndex
@@ -68,8 +68,9 @@ def run(
     eval_set: str,
     rejected: str,
     report: str,
+    data_key: str = "",
 ) -> Result:
-    """Reads exactly the listed files and writes the tokenised sets.
+    """Reads exactly the listed files and writes the tokenised sets; or copies those that this key already has.
 
     Args:
         config: the step's options.
@@ -79,20 +80,52 @@ def run(
         eval_set: Parquet file to write, of the same columns.
         rejected: JSONL file to write: file, line and reason of each row that cannot be used.
         report: HTML page to write.
+        data_key: names what comes out, which is kept in the store under this key; empty: it is neither looked for nor
+            kept.
 
     Raises:
-        InputError: unreadable data, too many unusable rows, or nothing left to train on or to evaluate.
+        InputError: unreadable data, too many unusable rows, or nothing left to train on or to evaluate; or a data_key
+            that is not that of listing, tokenizer and options.
     """
+    listed = listing.read(listing_uri)
+    if config.decontaminate_words and "eval" not in listed:
+        raise InputError("decontaminate_words compares with evaluation data, and the listing has none")
+    written = {"train_set": train_set, "eval_set": eval_set, "rejected": rejected, "report": report}
+    for path in written.values():  # a folder that cannot be made fails now, not at the end
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = copies.download(tokenizer_uri, Path(scratch, "tokenizer"))
+        if not data_key:
+            return _prepare(config, listed, tokenizer, Path(scratch), **written)
+        key = keys.data_key(listing.data_digest(listed), config, base_model.tokenizer_digest(tokenizer))
+        if key != data_key:
+            raise InputError(
+                f"data_key is {data_key[:12]}, and that of listing, tokenizer and options is {key[:12]}: give what"
+                " plan_run returned, or no data_key"
+            )
+        key_uri = storage.join(storage.root(), "prepared", data_key)
+        if finished := outputs.restore(key_uri, written):
+            return Result(**finished.info)
+        result = _prepare(config, listed, tokenizer, Path(scratch), **written)
+        outputs.keep(key_uri, written, result._asdict())
+        return result
+
+
+def _prepare(
+    config: PrepareConfig,
+    listed: listing.Listing,
+    tokenizer_folder: Path,
+    folder: Path,
+    *,
+    train_set: str,
+    eval_set: str,
+    rejected: str,
+    report: str,
+) -> Result:
     import pyarrow as pa
 
-    files = listing.load(listing_uri)
-    if config.decontaminate_words and "eval" not in files:
-        raise InputError("decontaminate_words compares with evaluation data, and the listing has none")
-    for path in (train_set, eval_set, rejected, report):  # a folder that cannot be made fails now, not at the end
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files = listing.files(listed)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        tokenizer_folder = copies.download(tokenizer_uri, folder / "tokenizer")
         tokenizer = loading.load_tokenizer(tokenizer_folder)
         encoder = Encoder(tokenizer, config.max_length, config.supervise == "last")
         note = _choose_tokenizer(encoder, files, folder, config)

@@ -70,10 +70,12 @@ def run(
             memory or disk.
     """
     key_uri = storage.join(storage.root(), "adapters", training_key)
-    planned = planned_host_mib if loading.device() == "cpu" else planned_gpu_mib
     made_from = {"key_format": keys.FORMAT, "base_revision": base_revision, "dataset_digest": dataset_digest}
     made_from |= config.key_fields()
     finished = attempts.find(key_uri)
+    # Where there is a finished one, PyTorch is not imported to ask for a device.
+    device = finished.info.get("device") if finished else loading.device()
+    planned = planned_host_mib if device == "cpu" else planned_gpu_mib
     if finished is not None:
         refuse_other(finished.info, made_from, finished.uri)
         log(f"this training is finished already: {finished.uri}")
@@ -113,7 +115,7 @@ def run(
                     "quantization": dataclasses.asdict(Quantization.of(config)),
                     "quantised": trained.digests,
                     "losses": trained.losses,
-                    "device": loading.device(),
+                    "device": device,
                     "peak_mib": trained.peak_mib,
                     "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
                     "training_key": training_key,

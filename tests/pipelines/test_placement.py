@@ -176,7 +176,7 @@ def test_retries_wait_and_have_time() -> None:
 
 def test_only_steps_whose_results_are_values_are_cached() -> None:
     cached = {name for name, task in tasks(PIPELINE) if task["cachingOptions"].get("enableCache")}
-    assert cached == {"prepare-dataset", "train-qlora", "evaluate-model"}
+    assert cached == {"prepare-dataset", "train-qlora", "evaluate-model", "evaluate-model-2"}
 
 
 def test_what_kubeflow_takes_no_parameter_for_is_chosen_at_compile_time() -> None:

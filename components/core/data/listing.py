@@ -134,19 +134,33 @@ def save(listing: Listing) -> str:
     return uri
 
 
-def load(uri: str) -> dict[str, list[DataFile]]:
-    """The files to read, by side (`train`, `eval`), after checking that they are still the listed ones.
+def read(uri: str) -> Listing:
+    """What `save` wrote.
 
     Raises:
-        InputError: there is no listing, or a file changed or is gone since plan_run listed it.
+        InputError: there is no listing.
     """
     try:
         listing: Listing = json.loads(storage.read_bytes(uri))
-        sides = {side: (source["uri"], [Entry(*file) for file in source["files"]]) for side, source in listing.items()}
-        sides["train"]
+        for source in (listing["train"], *listing.values()):
+            source["uri"], [Entry(*file) for file in source["files"]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{uri} is no listing of data; give the listing_uri that plan_run printed") from None
-    return {side: _files(*source) for side, source in sides.items()}
+    return listing
+
+
+def files(listing: Listing) -> dict[str, list[DataFile]]:
+    """The files to read, by side (`train`, `eval`), after checking that they are still the listed ones.
+
+    Raises:
+        InputError: a file changed or is gone since plan_run listed it.
+    """
+    return {side: _files(source["uri"], [Entry(*file) for file in source["files"]]) for side, source in listing.items()}
+
+
+def load(uri: str) -> dict[str, list[DataFile]]:
+    """The files of a listing in the store; see `read` and `files`."""
+    return files(read(uri))
 
 
 def first_file(source: dict[str, Any]) -> DataFile:

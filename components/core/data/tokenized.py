@@ -178,10 +178,18 @@ def read(path: str, dataset_digest: str) -> list[Sample]:
 
 def tokenizer_digest(path: str) -> str:
     """Digest of the tokenizer that made a file's ids, as `models.tokenizer_digest` gives it; '' where it says none."""
+    return _metadata(path, b"tokenizer")
+
+
+def side(path: str) -> str:
+    """Which side of a data set a file is that `read` has read: `train` or `eval`."""
+    return _metadata(path, b"side")
+
+
+def _metadata(path: str, name: bytes) -> str:
     import pyarrow.parquet
 
-    metadata = pyarrow.parquet.read_metadata(path).metadata or {}
-    return bytes(metadata.get(b"tokenizer", b"")).decode()
+    return bytes((pyarrow.parquet.read_metadata(path).metadata or {}).get(name, b"")).decode()
 
 
 def _samples(batch: Any) -> Iterator[Sample]:

@@ -6,6 +6,12 @@
     merge_key     training_key + merge options
 
 `plan_run` and a trigger compute them alike. The same key means the same result, so finished work is found by it.
+
+An evaluation depends on what others registered, so its key is known once there is something to judge. The work is in a
+folder of the training_key or merge_key of what it judges:
+
+    evaluation_key  dataset_digest + base_revision + evaluation options + digest of the model's manifest
+                    + digest of the champion, or where the merged model is judged of the tuned scores
 """
 
 import hashlib
@@ -14,13 +20,17 @@ from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.config.base import StepConfig
 from qlora_pipelines.components.core.config.run import RunConfig
-from qlora_pipelines.components.core.config.steps import MergeConfig, PrepareConfig, TrainConfig
+from qlora_pipelines.components.core.config.steps import EvaluateConfig, MergeConfig, PrepareConfig, TrainConfig
 
 FORMAT = 2
 """Raise it when the same inputs would give another result than before, or when an option's name changes.
 
 1: version 0.1. 2: options are named as in transformers; the keys hash their names too.
 """
+
+
+EVALUATION_FORMAT = 1
+"""Raise it when the same evaluation would give other figures, another verdict or another report than before."""
 
 
 def digest(value: Any) -> str:
@@ -45,6 +55,36 @@ def training_key(base_revision: str, data: str, config: TrainConfig) -> str:
 def merge_key(training: str, config: MergeConfig) -> str:
     """Names the model that dequantize_and_merge will make."""
     return _key("merge", config, training=training)
+
+
+def evaluation_key(
+    config: EvaluateConfig, *, dataset_digest: str, side: str, base_revision: str, model_digest: str, compared_with: str
+) -> str:
+    """Names what evaluate_model will find out.
+
+    Args:
+        config: the step's options.
+        dataset_digest: of the prepared data.
+        side: of the data set that the rows are from.
+        base_revision: of the base that an adapter is loaded on; '' for a merged model.
+        model_digest: sha256 of the manifest of the adapter or merged model that is judged.
+        compared_with: digest of the champion (`Champion.digest`), or of the tuned scores (`scores_digest`); '' is none.
+    """
+    return _key(
+        "evaluation",
+        config,
+        evaluation_format=EVALUATION_FORMAT,
+        dataset_digest=dataset_digest,
+        side=side,
+        base_revision=base_revision,
+        model_digest=model_digest,
+        compared_with=compared_with,
+    )
+
+
+def scores_digest(files: dict[str, str]) -> str:
+    """Names the scores that a merged model is compared with, by the content of their files (`sha256:...`)."""
+    return digest({"scores": files})
 
 
 class RunKeys(NamedTuple):

@@ -45,6 +45,34 @@ def test_finished_work_is_found_by_its_key(place: Path, config: dict[str, Any]) 
     assert "checkpoint" not in found
 
 
+def test_the_same_run_again_works_from_what_the_first_one_did(place: Path, config: dict[str, Any]) -> None:
+    """Registration makes the run's own version champion, and a cache hit needs the inputs of the first run."""
+    first, client = plan(place, config), mlflow_client.connect()
+    client.create_registered_model("tiny")
+
+    def register(training_key: str, compared_with: str) -> str:
+        source = str(place / training_key[:8])
+        attempts.finish(source, {"training_key": training_key}, {})
+        tags = {"qlora.training_key": training_key, "qlora.compared_with": compared_with}
+        version = str(client.create_model_version("tiny", source=source, tags=tags).version)
+        client.set_registered_model_alias("tiny", "champion", version)
+        return version
+
+    register(first.training_key, "no champion")
+    assert plan(place, config) == first and first.champion_version == ""
+    assert (
+        "version 1 came out of this very training, which had no champion to match" in (place / "plan.html").read_text()
+    )
+    merged_otherwise = config | {"options": {"dequantize_and_merge": {"merge_base": "original"}}}
+    assert plan(place, merged_otherwise).champion_version == ""
+    other = config | {"seed": 7}
+    second = plan(place, other)
+    assert second.champion_version == "1"
+    register(second.training_key, "1")
+    assert plan(place, other) == second
+    assert plan(place, config).champion_version == "2"
+
+
 def test_the_newest_whole_checkpoint_is_named(place: Path, config: dict[str, Any]) -> None:
     result = plan(place, config)
     checkpoints = place / "store" / "checkpoints" / result.training_key

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from tests.conftest import conversation, write_jsonl
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 
 
-def run(folder: Path, base: Path, margin: float, **given: object) -> tuple[int, dict[str, object], str]:
+def run(folder: Path, base: Path, margin: float, **given: object) -> tuple[int, dict[str, Any], str]:
     rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
     config = {
         "base_model": str(base),
@@ -57,11 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(folder: Path, tiny_model: Path) -> tuple[int, dict[str, object], str]:
+def first(folder: Path, tiny_model: Path) -> tuple[int, dict[str, Any], str]:
     return run(folder, tiny_model, margin=0.1)
 
 
-def test_a_model_is_registered(first: tuple[int, dict[str, object], str], folder: Path) -> None:
+def test_a_model_is_registered(first: tuple[int, dict[str, Any], str], folder: Path) -> None:
     code, outcome, output = first
     assert code == 0, output
     assert "Registered models:/tiny@champion (version 1)" in output
@@ -91,7 +92,7 @@ def test_a_model_is_registered(first: tuple[int, dict[str, object], str], folder
 
 
 @pytest.mark.skipif(not browser.is_installed(), reason="no chromium and chromedriver here")
-def test_reports_fit_a_phone_and_a_desktop_light_and_dark(first: tuple[int, dict[str, object], str]) -> None:
+def test_reports_fit_a_phone_and_a_desktop_light_and_dark(first: tuple[int, dict[str, Any], str]) -> None:
     pages = sorted((Path(str(first[1]["folder"])) / "reports").iterdir())
     with browser.chromium() as driver:
         for page in pages:
@@ -101,22 +102,43 @@ def test_reports_fit_a_phone_and_a_desktop_light_and_dark(first: tuple[int, dict
                 assert light["background"] != dark["background"]
 
 
-def test_the_same_run_again_finds_its_work(
-    first: tuple[int, dict[str, object], str], folder: Path, tiny_model: Path
+def kept(folder: Path) -> dict[str, bytes]:
+    """The manifest of all finished work in the store."""
+    return {str(path): path.read_bytes() for path in sorted((folder / "store").rglob("manifest.json"))}
+
+
+def test_the_same_run_again_does_nothing_again_and_ends_the_same(
+    first: tuple[int, dict[str, Any], str], folder: Path, tiny_model: Path
 ) -> None:
-    code, _, output = run(folder, tiny_model, margin=0.1)
+    before = kept(folder)
+    code, outcome, output = run(folder, tiny_model, margin=0.1)
     assert code == 0
+    for what in ("prepared", "adapters", "evaluations", "merged"):
+        assert f"finished already: {folder}/store/{what}/" in output
+    for step in ("prepare-data", "evaluate-tuned", "evaluate-merged"):
+        assert f"{step:<20}  finished already: " in output
     assert "this training is finished already" in output and "merged already" in output
+    assert "loading the" not in output and "scoring" not in output and "reading /" not in output, "no model, no data"
     assert "Registered models:/tiny@champion (version 1)" in output
+    assert kept(folder) == before
+    # What a cached step of Kubeflow would get is the same, though the first run made its model champion.
+    assert outcome["results"] == first[1]["results"]
+    for name in ("2-data.html", "4-tuned.html", "5-merged.html"):
+        again, page = (Path(each["folder"]) / "reports" / name for each in (outcome, first[1]))
+        assert again.read_bytes() == page.read_bytes()
 
 
 def test_a_run_that_fails_the_gate_ends_without_error_and_unregistered(
-    first: tuple[int, dict[str, object], str], folder: Path, tiny_model: Path
+    first: tuple[int, dict[str, Any], str], folder: Path, tiny_model: Path
 ) -> None:
     code, outcome, output = run(folder, tiny_model, margin=100)
     assert code == 3
     assert "Not registered: rejected by the gate.\nFailed: the tuned loss is" in output
     assert "register-model" not in outcome["results"] and outcome["error"] == ""
+    assert "loading the base" in output, "another margin is another question"
+    code, again, output = run(folder, tiny_model, margin=100)
+    assert code == 3 and "loading the base" not in output
+    assert again["results"] == outcome["results"]
 
 
 def test_a_run_whose_answers_were_mixed_up_ends_unregistered_with_the_reason_in_its_report(

@@ -21,7 +21,7 @@ MADE: dict[type[StepConfig], set[str]] = {
     PrepareConfig: {"data", "training", "merge"},
     TrainConfig: {"training", "merge"},
     MergeConfig: {"merge"},
-    EvaluateConfig: set(),
+    EvaluateConfig: {"evaluation"},
 }
 """The keys that an option of a step takes part in, unless it is marked NOT_IN_KEY."""
 NOT_IN_ANY = {
@@ -71,12 +71,20 @@ def another(config: type[StepConfig], name: str) -> Any:
 
 
 def computed(**changed: StepConfig) -> dict[str, str]:
-    """The three keys of a run with these configs."""
+    """The three keys of a run with these configs, and that of an evaluation."""
     data = keys.data_key("data", typing.cast(PrepareConfig, changed.get("PrepareConfig", PrepareConfig())), "tokenizer")
     train = typing.cast(TrainConfig, changed.get("TrainConfig", TrainConfig()))
     training = keys.training_key("revision", data, train)
     merge = keys.merge_key(training, typing.cast(MergeConfig, changed.get("MergeConfig", MergeConfig())))
-    return {"data": data, "training": training, "merge": merge}
+    found = evaluation(typing.cast(EvaluateConfig, changed.get("EvaluateConfig", EvaluateConfig())))
+    return {"data": data, "training": training, "merge": merge, "evaluation": found}
+
+
+JUDGED = {"dataset_digest": "d", "side": "eval", "base_revision": "r", "model_digest": "m", "compared_with": "c"}
+
+
+def evaluation(config: EvaluateConfig, **changed: str) -> str:
+    return keys.evaluation_key(config, **(JUDGED | changed))
 
 
 def differing(first: dict[str, str], second: dict[str, str]) -> set[str]:
@@ -137,6 +145,7 @@ def test_an_option_that_travels_in_options_does_too(config: type[StepConfig], na
     else:
         changed = of_run(options={step: {name: value} | beside})
     expected = set() if name in NOT_IN_ANY.get(config, set()) else {f"{key}_key" for key in MADE[config]}
+    expected.discard("evaluation_key")  # known only once there is something to judge
     assert differing(before, changed) == expected
 
 
@@ -156,6 +165,14 @@ def test_whatever_else_decides_the_result_is_in_the_keys() -> None:
         keys.training_key("revision", keys.data_key("data", PrepareConfig(), "other"), train),
     ]
     assert len({base, *others}) == len(others) + 1
+
+
+def test_whatever_an_evaluation_depends_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {evaluation(EvaluateConfig()), *(evaluation(EvaluateConfig(), **{name: "other"}) for name in JUDGED)}
+    for number in ("FORMAT", "EVALUATION_FORMAT"):
+        monkeypatch.setattr(keys, number, 99)
+        found.add(evaluation(EvaluateConfig()))
+    assert len(found) == len(JUDGED) + 3
 
 
 def test_the_order_of_options_plays_no_part() -> None:
