@@ -114,6 +114,7 @@ def _record(config: RunConfig, checks: preflight.Checks, run_keys: keys.RunKeys)
     named = references.pieces(
         training_key=run_keys.training_key,
         merge_key=run_keys.merge_key,
+        data_key=run_keys.data_key,
         data_digest=checks.data_digest,
         base_uri=base_model.place_in_store(config.base_model, checks.revision) if hub else "",
     )

@@ -2,6 +2,8 @@
 
     checkpoints/<training_key>/   go when their training is registered and its adapter is in the store
     merged/<key>/<attempt>/       go when it is no version's source
+    evaluations/<key>/            go when no version has that training_key or merge_key
+    prepared/<data_key>/          go when no run used them lately
     listings/<data_digest>.json   go when no version was trained on that data
     bases/<name>/<revision>/      go when no version was trained on that base
     claims/<training_key>/        go when their runs are long past plan_run
@@ -38,8 +40,9 @@ class Found:
 def gc(dry_run: bool, days: float, as_json: bool) -> None:
     r"""Remove from $QLORA_STORE what no version in $MLFLOW_TRACKING_URI refers to.
 
-    Checkpoints go once their training is registered; merged models, listings and staged bases when no version refers to
-    them. What another registry refers to stays, and so does what no record names; gc says so.
+    Checkpoints go once their training is registered; merged models, evaluations, listings and staged bases when no
+    version refers to them; prepared data when no run used it lately. What another registry refers to stays, and so
+    does what no record names; gc says so.
 
     \b
     Example:

@@ -15,7 +15,7 @@ from qlora_pipelines.components.core.registry import manifest, mlflow_client, re
 from qlora_pipelines.components.core.registry.references import Reference, References
 from qlora_pipelines.components.core.store import attempts, storage
 
-DEPTH = {"checkpoints": 2, "merged": 3, "listings": 2, "bases": 3, "claims": 2}
+DEPTH = {"checkpoints": 2, "merged": 3, "evaluations": 2, "prepared": 2, "listings": 2, "bases": 3, "claims": 2}
 """How many parts of a path name one piece of work, by the folder below the store."""
 MERGE_KEY = re.compile("[0-9a-f]{64}")
 DAY = 86400
@@ -47,6 +47,7 @@ class Registry:
         self.sources = {sources.resolved(item.source) for item in found}
         self.bases = {sources.resolved(uri) for item in found if (uri := item.tags.get("qlora.base_uri"))}
         self.data = {item.tags.get("qlora.data_digest", "") for item in found}
+        self.keys = {item.tags.get(tag, "") for item in found for tag in ("qlora.training_key", versions.KEY_TAG)}
         self.trainings = {
             item.tags.get("qlora.training_key", "") for item in found if manifest.MANIFEST_TAG in item.tags
         }
@@ -103,8 +104,10 @@ class Store:
 
     def _is_needed(self, piece: Piece, name: str) -> bool:
         registry, address = self._registry, sources.resolved(piece.uri)
-        if piece.kind in ("checkpoints", "claims"):
+        if piece.kind in ("checkpoints", "prepared", "claims"):
             return False
+        if piece.kind == "evaluations":
+            return name in registry.keys
         if piece.kind == "listings":
             return name.removesuffix(".json") in registry.data
         return any(_is_within(uri, address) for uri in (registry.bases if piece.kind == "bases" else registry.sources))

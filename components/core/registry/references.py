@@ -73,18 +73,23 @@ def registry_id(client: Any, *, create: bool = True) -> str:
         return found.tags[ID_TAG] if found else ""
 
 
-def pieces(*, training_key: str, merge_key: str, data_digest: str = "", base_uri: str = "") -> list[str]:
+def pieces(
+    *, training_key: str, merge_key: str, data_key: str = "", data_digest: str = "", base_uri: str = ""
+) -> list[str]:
     """The paths, below a store, of what a run makes and uses there.
 
     Args:
         training_key: of the run.
         merge_key: of the run; in the store of registered models it is a folder's name.
+        data_key: of the run; '': not known.
         data_digest: of its data; '': not known.
         base_uri: the base model's folder; one outside the store is left out.
     """
-    found = [merge_key, f"merged/{merge_key}"]
+    found = [merge_key, f"merged/{merge_key}", f"evaluations/{merge_key}"]
     if training_key:
-        found.append(f"checkpoints/{training_key}")
+        found += [f"checkpoints/{training_key}", f"evaluations/{training_key}"]
+    if data_key:
+        found.append(f"prepared/{data_key}")
     if data_digest:
         found.append(f"listings/{data_digest}.json")
     prefix = storage.join(storage.root(), "bases") + "/"

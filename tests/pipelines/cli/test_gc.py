@@ -30,15 +30,18 @@ def test_gc_removes_what_no_version_refers_to(make_merged: Make, store: str) -> 
     merged(make_merged, store, "young", days=0)
     write(store, "checkpoints/training-one/a/x", "checkpoints/training-two/a/x", "listings/d1.json", "listings/d2.json",
           "tokenizers/t/x", "bases/org--tiny/abc/files/x", "bases/org--tiny/old/files/x",
-          "claims/training-unwanted/tiny/1/a.passed", "checksums/x")  # fmt: skip
+          "claims/training-unwanted/tiny/1/a.passed", "checksums/x", "prepared/d/a/x", "evaluations/one/e/a/x",
+          "evaluations/unwanted/e/a/x", "evaluations/training-one/e/a/x")  # fmt: skip
     make_adapter(store, "training-one")
-    record_run(store, "unwanted", "listings/d2.json", "bases/org--tiny/old", "checkpoints/training-two")
+    record_run(store, "unwanted", "listings/d2.json", "bases/org--tiny/old", "checkpoints/training-two", "prepared/d")
     record_run(store, "young")
     aged(Path(kept), 30)
     expected = {
         "bases/org--tiny/old",
         "checkpoints/training-one",
         "claims/training-unwanted",
+        "evaluations/unwanted",
+        "prepared/d",
         "listings/d2.json",
         f"merged/unwanted/{unwanted.name}",
     }
@@ -52,7 +55,7 @@ def test_gc_removes_what_no_version_refers_to(make_merged: Make, store: str) -> 
     assert all(Path(store, path).exists() for path in expected)
     output = qlora("gc").output
     assert f"{store}/checkpoints/training-two: stays: its training is not finished\n" in output
-    assert output.endswith("5 pieces, 0.000 GB, removed\n")
+    assert output.endswith("7 pieces, 0.000 GB, removed\n")
     assert not any(Path(store, path).exists() for path in expected)
     assert Path(kept, "model", "config.json").exists() and all(Path(store, path).exists() for path in left)
     assert Path(store, "checksums/x").exists() and Path(store, "tokenizers/t/x").exists()
