@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
+from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.store import addresses, models_store, storage
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -39,6 +40,7 @@ def connect(timeout: int = 10, retries: int = 1, *, with_store: bool = True) -> 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3"):
         os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
+    load_libraries("mlflow")
     import mlflow
     from sqlalchemy.exc import SQLAlchemyError
 
