@@ -113,9 +113,9 @@ def run(
             compared_with=_compared_with(found, work, adapter_scores if merged_uri else ""),
         )
         key_uri = storage.join(storage.root(), "evaluations", model_key, key)
-        if finished := outputs.restore(key_uri, written):
-            log(finished.info["reason"])
-            return Result(**finished.info)
+        if finished := outputs.restore(key_uri, written, Result._fields):
+            log(finished["reason"])
+            return Result(**finished)
     lm_tasks.check(config.lm_eval_tasks)
     with tempfile.TemporaryDirectory() as folder:
         if merged_uri:

@@ -104,8 +104,8 @@ def run(
                 " plan_run returned, or no data_key"
             )
         key_uri = storage.join(storage.root(), "prepared", data_key)
-        if finished := outputs.restore(key_uri, written):
-            return Result(**finished.info)
+        if finished := outputs.restore(key_uri, written, Result._fields):
+            return Result(**finished)
         result = _prepare(config, listed, tokenizer, Path(scratch), **written)
         outputs.keep(key_uri, written, result._asdict())
         return result

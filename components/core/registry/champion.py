@@ -13,6 +13,8 @@ from qlora_pipelines.components.core.store import attempts, keys
 CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 """The aliases in MLflow: of the champion, of the one before it, and of the version that was registered last."""
 
+ADAPTER_TAG = "qlora.adapter_uri"
+
 
 @dataclasses.dataclass(frozen=True)
 class Champion:
@@ -70,25 +72,19 @@ def to_match(client: Any, model_name: str, training_key: str) -> str:
     current = version = current_version(client, model_name)
     with mlflow_client.mlflow_errors(f"reading the champion of {model_name}"):
         while version:
-            tags: dict[str, str] = {}
+            found = None
             with mlflow_client.suppress(*mlflow_client.NOT_FOUND):
-                tags = client.get_model_version(model_name, version).tags
-            if not training_key or tags.get(versions.TRAINING_TAG) != training_key:
-                return version if version == current or _is_there(model_name, version) else ""
-            former = tags.get(versions.COMPARED_TAG, "")
+                found = client.get_model_version(model_name, version)
+            if found is None:
+                return ""
+            if not training_key or found.tags.get(versions.TRAINING_TAG) != training_key:
+                # Whether today's champion is whole is for `find` to say.
+                there = version == current or any(map(_whole, (found.tags.get(ADAPTER_TAG, ""), found.source)))
+                return version if there else ""
+            former = found.tags.get(versions.COMPARED_TAG, "")
             # A version is compared with an earlier one. MLflow may give the number of a deleted version again.
             version = former if former.isdigit() and int(former) < int(version) else ""
     return ""
-
-
-def _is_there(model_name: str, version: str) -> bool:
-    try:
-        find(model_name, version)
-    except TransientError:
-        raise
-    except InputError:
-        return False
-    return True
 
 
 def find(model_name: str, version: str) -> Champion:
@@ -105,7 +101,7 @@ def find(model_name: str, version: str) -> Champion:
     client = mlflow_client.connect(timeout=60, retries=3)
     with mlflow_client.mlflow_errors(f"{name} of {model_name}", "start a new run, which sees today's champion"):
         found = client.get_model_version(model_name, version)
-    adapter_uri, merged_uri = found.tags.get("qlora.adapter_uri", ""), found.source
+    adapter_uri, merged_uri = found.tags.get(ADAPTER_TAG, ""), found.source
     champion = Champion(name, _whole(adapter_uri), _whole(merged_uri))
     if not (champion.adapter or champion.merged):
         raise InputError(

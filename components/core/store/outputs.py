@@ -5,7 +5,7 @@ files that the pipeline passes on, at paths that differ from run to run: they ar
 file or a folder for each output, and copied to the paths of the run that asks for them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, copies, local_files, storage
 
 
-def restore(key_uri: str, outputs: dict[str, str]) -> attempts.Finished | None:
-    """Copies finished work under a key to a step's outputs; None where there is none that is whole.
+def restore(key_uri: str, outputs: dict[str, str], returned: Collection[str]) -> dict[str, Any] | None:
+    """Copies finished work under a key to a step's outputs, and returns its results; None: none is there and whole.
 
     Every file is compared with the manifest as it is copied. Damaged work is named in the log, leaves nothing at the
     outputs, and is passed over.
@@ -23,6 +23,7 @@ def restore(key_uri: str, outputs: dict[str, str]) -> attempts.Finished | None:
     Args:
         key_uri: where the key's attempts are.
         outputs: where each output goes, by name: the path of a file or of a folder.
+        returned: names of the step's results.
 
     Raises:
         TransientError: the store does not answer, or the disk is full.
@@ -34,6 +35,8 @@ def restore(key_uri: str, outputs: dict[str, str]) -> attempts.Finished | None:
         copied: list[Path] = []
         try:
             work = attempts.read(storage.join(key_uri, attempt))
+            if differing := set(work.info) ^ set(returned):
+                raise InputError(f"{work.uri} has not the results of this step: {', '.join(sorted(differing))}")
             for entry, target in _targets(work, outputs):
                 copies.copy(storage.join(work.uri, entry.path), entry, target)
                 copied.append(target)
@@ -46,7 +49,7 @@ def restore(key_uri: str, outputs: dict[str, str]) -> attempts.Finished | None:
         else:
             log(f"finished already: {work.uri}")
             attempts.clear(key_uri)
-            return work
+            return work.info
     return None
 
 

@@ -41,19 +41,18 @@ def key_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_outputs_are_copied_out_as_they_were(key_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, wanted = written(tmp_path), elsewhere(tmp_path)
-    assert outputs.restore(key_uri, wanted) is None and not capsys.readouterr().out
+    assert outputs.restore(key_uri, wanted, ["passed"]) is None and not capsys.readouterr().out
     outputs.keep(key_uri, made, {"passed": True})
-    found = outputs.restore(key_uri, wanted)
-    assert found and found.info == {"passed": True} and content(wanted) == content(made)
+    assert outputs.restore(key_uri, wanted, ["passed"]) == {"passed": True} and content(wanted) == content(made)
     assert f"finished already: {key_uri}/" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["altered", "gone", "manifest", "others"])
+@pytest.mark.parametrize("damage", ["altered", "gone", "manifest", "others", "results"])
 def test_damaged_work_is_passed_over_and_leaves_nothing(
     damage: str, key_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, wanted = written(tmp_path), elsewhere(tmp_path)
-    outputs.keep(key_uri, made, {})
+    outputs.keep(key_uri, made, {"passed": True})
     work = attempts.find(key_uri)
     assert work
     if damage == "altered":
@@ -62,15 +61,16 @@ def test_damaged_work_is_passed_over_and_leaves_nothing(
         storage.delete(f"{work.uri}/scores/more/b.jsonl")
     elif damage == "manifest":
         storage.write_bytes(f"{work.uri}/manifest.json", b"{")
+    elif damage == "others":
+        attempts.finish(work.uri, work.info, {"report": work.files["report"]})
     else:
-        attempts.finish(work.uri, {}, {"report": work.files["report"]})
-    assert outputs.restore(key_uri, wanted) is None
+        attempts.finish(work.uri, {"failed": False}, work.files)
+    assert outputs.restore(key_uri, wanted, ["passed"]) is None
     said = capsys.readouterr().out
     assert "warning: finished work is damaged and is done again: " in said and len(said.splitlines()) == 1
     assert not any(Path(path).is_file() or content({"": path}) for path in wanted.values() if Path(path).exists())
-    outputs.keep(key_uri, made, {"again": 1})
-    found = outputs.restore(key_uri, wanted)
-    assert found and found.info == {"again": 1} and content(wanted) == content(made)
+    outputs.keep(key_uri, made, {"passed": False})
+    assert outputs.restore(key_uri, wanted, ["passed"]) == {"passed": False} and content(wanted) == content(made)
 
 
 def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     assert work
     manifest = Path(work.uri, "manifest.json")
     manifest.write_text(manifest.read_text().replace("scores/a.parquet", "scores/../../a"))
-    assert outputs.restore(str(tmp_path / "key"), wanted) is None
+    assert outputs.restore(str(tmp_path / "key"), wanted, []) is None
     assert json.loads(manifest.read_text()) and not (tmp_path.parent / "a").exists() and not (tmp_path / "a").exists()
 
 
@@ -103,4 +103,4 @@ def test_a_store_that_is_away_is_no_reason_to_do_the_work_again(
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(InputError):
-        outputs.restore("s3://bucket/key", elsewhere(tmp_path))
+        outputs.restore("s3://bucket/key", elsewhere(tmp_path), [])
