@@ -28,7 +28,7 @@ def load_16bit(folder: Path, max_memory: dict[Any, int] | None = None) -> Iterat
     import torch
 
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if max_memory is None and torch.cuda.is_available():
+    if max_memory is None and loading.on_gpu():
         room = int(WEIGHT_SHARE * torch.cuda.mem_get_info()[0])
         if size > room:
             max_memory = {0: room, "cpu": int(WEIGHT_SHARE * free_memory())}

@@ -163,5 +163,5 @@ def _free() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
+    if loading.on_gpu():
         torch.cuda.empty_cache()

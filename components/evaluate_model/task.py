@@ -13,7 +13,7 @@ from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.core.data import tokenized
 from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.registry import champion, integrity, manifest
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, keys, outputs, storage
@@ -117,7 +117,7 @@ def run(
             log(finished["reason"])
             return Result(**finished)
     lm_tasks.check(config.lm_eval_tasks)
-    with tempfile.TemporaryDirectory() as folder:
+    with loading.hidden_gpus(config.use_cpu), tempfile.TemporaryDirectory() as folder:
         if merged_uri:
             models, verdict, merge_base = _judge_merged(config, samples, work, Path(folder), adapter_scores)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, TransientError
+from qlora_pipelines.components.core.models import loading
 
 
 def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
@@ -67,7 +68,7 @@ def check_gpus(processes: int, compute_dtype: str) -> None:
     """
     import torch
 
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if loading.on_gpu() else 0
     if 0 < gpus < processes:
         raise InputError(f"processes is {processes}, but this pod has {gpus} GPU(s): lower it, or ask for more GPUs")
     if gpus and compute_dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -81,7 +82,7 @@ def broadcast(value: bool) -> bool:
 
     if not torch.distributed.is_initialized():
         return value
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if loading.on_gpu() else "cpu"
     shared = torch.tensor([value], dtype=torch.uint8, device=device)
     torch.distributed.broadcast(shared, src=0)
     return bool(shared.item())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
 from qlora_pipelines.components.core.errors import InputError, TransientError
+from qlora_pipelines.components.core.models import loading
 
 
 def peak_mib() -> int:
@@ -17,7 +18,7 @@ def peak_mib() -> int:
 
     import torch
 
-    if torch.cuda.is_available():
+    if loading.on_gpu():
         free, total = torch.cuda.mem_get_info()  # the allocator keeps what it took: this is the peak
         return round(int(total - free) / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)  # Linux counts it in KiB
@@ -69,7 +70,10 @@ def out_of_memory(config: TrainConfig, planned_mib: int) -> InputError:
     """The error for it; see `explain`."""
     said = f"the plan said {planned_mib:,} MiB" if planned_mib else "there was no plan"
     ways = [] if config.gradient_checkpointing else ["set gradient_checkpointing true"]
-    ways += [f"lower batch_tokens (now {config.batch_tokens}) or max_length", "take a larger GPU"]
+    ways += [
+        f"lower batch_tokens (now {config.batch_tokens}) or max_length",
+        "raise memory" if config.use_cpu else "take a larger GPU",
+    ]
     return InputError(f"out of memory at {peak_mib():,} MiB; {said}: {', or '.join(ways)}")
 
 

@@ -74,7 +74,8 @@ def run(
     made_from |= config.key_fields()
     finished = attempts.find(key_uri)
     # Where there is a finished one, PyTorch is not imported to ask for a device.
-    device = finished.info.get("device") if finished else loading.device()
+    with loading.hidden_gpus(config.use_cpu):
+        device = finished.info.get("device") if finished else loading.device()
     planned = planned_host_mib if device == "cpu" else planned_gpu_mib
     if finished is not None:
         refuse_other(finished.info, made_from, finished.uri)
@@ -84,7 +85,12 @@ def run(
         uri = storage.join(storage.root(), "checkpoints", training_key)
         checkpoints = Checkpoints(uri, config.save_total_limit, made_from)
         storage.check_writable(uri)  # before a model is loaded
-        with retry.fail_fast(uri), watchdog.running(config.setup_limit_minutes), memory.explain(config, planned):
+        with (
+            loading.hidden_gpus(config.use_cpu),
+            retry.fail_fast(uri),
+            watchdog.running(config.setup_limit_minutes),
+            memory.explain(config, planned),
+        ):
             launch.check_gpus(config.processes, config.compute_dtype)
             if not any(sample.encoded.supervised for sample in tokenized.read(train_set, dataset_digest)):
                 raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")

@@ -112,7 +112,7 @@ def _trainer(job: Job, model: Any, tokenizer: Any, rows: Any, steps: int, run: M
     from qlora_pipelines.components.train_qlora.trainer import PackedTrainer
 
     config = job.config
-    on_gpu = torch.cuda.is_available()
+    on_gpu = loading.on_gpu()
     half = config.compute_dtype == "float16"
     if half and not on_gpu:
         raise InputError("compute_dtype float16 needs a GPU; a CPU takes bfloat16")

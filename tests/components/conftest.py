@@ -164,3 +164,9 @@ def s3_place(bucket: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _environment(store: Path) -> None:
     assert os.environ["QLORA_STORE"] == str(store / "store")
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that CUDA shows to whoever it is not hidden from. It is pretended: what takes it into use fails."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: os.environ.get("CUDA_VISIBLE_DEVICES") != "")

@@ -103,6 +103,7 @@ class TrainConfig(StepConfig):
     seed: Int = Field(42, ge=0, description="seed of order, initialisation and dropout")
     processes: Int = Field(1, ge=1, le=64, description="GPUs in the pod, with one training process each")
     fsdp: bool = Field(False, description="shard the base over the processes' GPUs: for one too large for a single GPU")
+    use_cpu: bool = not_in_key(False, description="the CPU, even where there is a GPU; a run's gpu_count 0 sets it")
     attn_implementation: Literal["sdpa", "flash_attention_2"] = not_in_key(
         "sdpa", description="PyTorch's kernels, or on a GPU the flash-attn package"
     )
@@ -132,6 +133,7 @@ class TrainConfig(StepConfig):
 class EvaluateConfig(StepConfig):
     """evaluate_model."""
 
+    use_cpu: bool = not_in_key(False, description="the CPU, even where there is a GPU; a run's gpu_count 0 sets it")
     eval_batch_tokens: Int = not_in_key(
         2048, ge=16, description="tokens per forward pass in scoring, which rows are packed to"
     )

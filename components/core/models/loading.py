@@ -13,6 +13,8 @@ from qlora_pipelines.components.core.models.blockwise_quantization import portab
 from qlora_pipelines.components.core.models.quantization import Quantization
 
 COMPUTE_DTYPE = "bfloat16"
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""Where CUDA reads which GPUs a process may see; set and empty: none."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -36,11 +38,34 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def device() -> str:
-    """This process' own GPU, `cuda:0` where it is the only process, or `cpu` where there is none."""
+@contextlib.contextmanager
+def hidden_gpus(use_cpu: bool) -> Iterator[None]:
+    """With `use_cpu`, this process and those it starts see no GPU; to be entered before anything asks for one.
+
+    A node whose container runtime is NVIDIA's may show its GPUs to pods that asked for none. CUDA's own switch hides
+    them from all libraries, so that none takes a GPU's memory on the side.
+    """
+    before = os.environ.get(VISIBLE_GPUS)
+    if use_cpu:
+        os.environ[VISIBLE_GPUS] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE_GPUS, None)
+        if before is not None:
+            os.environ[VISIBLE_GPUS] = before
+
+
+def on_gpu() -> bool:
+    """Whether this process computes on a GPU: there is one, and it is not hidden."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return os.environ.get(VISIBLE_GPUS) != "" and torch.cuda.is_available()
+
+
+def device() -> str:
+    """This process' own GPU, `cuda:0` where it is the only process, or `cpu` where it has none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu() else "cpu"
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -189,3 +189,7 @@ def test_the_original_base_is_scored_where_asked_for(judge: Judge, tmp_path: Pat
     original = score_table.read(str(tmp_path / "scores"), "tuned on the original").scores
     assert original.loss == pytest.approx(result.loss, abs=1), "near, and not the same"
     assert original.loss != result.loss
+
+
+def test_use_cpu_leaves_a_gpu_alone(judge: Judge, a_gpu: None) -> None:
+    assert judge(EvaluateConfig(generation_rows=2, max_new_tokens=2, use_cpu=True)).passed

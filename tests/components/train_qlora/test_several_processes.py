@@ -81,6 +81,7 @@ def test_too_few_or_too_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     import torch
 
     launch.check_gpus(2, "bfloat16")  # there is none here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")

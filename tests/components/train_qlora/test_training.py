@@ -118,3 +118,8 @@ def test_data_tokenised_for_another_tokenizer_is_refused(tiny_run: TinyRun, tiny
 def test_nonsense_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         task.Config.parse("{}", **options)
+
+
+def test_use_cpu_leaves_a_gpu_alone(tiny_run: TinyRun, tiny_model: Path, tmp_path: Path, a_gpu: None) -> None:
+    info = trained(tiny_run, tiny_model, tmp_path, use_cpu=True)
+    assert info["device"] == "cpu" and len(info["losses"]) == 3

@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,19 @@ def test_the_model_is_bitsandbytes_own_within_the_rounding_to_4_bit(
         )
     assert (logits - their_logits).norm() <= 0.1 * (their_logits - exact).norm()
     assert abs(loss - their_loss) < 1e-3
+
+
+def test_hidden_gpus_are_used_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node may show its GPUs to a pod that asked for none."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv(loading.VISIBLE_GPUS, "3")
+    assert loading.device() == "cuda:0"
+    with loading.hidden_gpus(False):
+        assert loading.on_gpu()
+    with loading.hidden_gpus(True):
+        assert loading.device() == "cpu" and not loading.on_gpu()
+        seen = subprocess.run(["printenv", "CUDA_VISIBLE_DEVICES"], capture_output=True, text=True, check=True)
+        assert seen.stdout == "\n"
+    assert os.environ[loading.VISIBLE_GPUS] == "3"

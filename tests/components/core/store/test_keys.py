@@ -26,8 +26,9 @@ MADE: dict[type[StepConfig], set[str]] = {
 """The keys that an option of a step takes part in, unless it is marked NOT_IN_KEY."""
 NOT_IN_ANY = {
     PrepareConfig: {"processes"},
-    EvaluateConfig: {"eval_batch_tokens"},
+    EvaluateConfig: {"eval_batch_tokens", "use_cpu"},
     TrainConfig: {
+        "use_cpu",
         "attn_implementation",
         "gradient_checkpointing",
         "save_steps",
