@@ -53,16 +53,14 @@ def finetune(
         gpu_memory_gib: Memory of the GPU that the run will get, in GiB; 0 is not checked.
         options: All other options, a JSON object by step.
         accelerator: Kubernetes resource that counts GPUs; the type of GPU is chosen by node_selector.
-        gpu_count: GPUs of the training pod, one process each.
-        node_selector: Labels of the GPU nodes, a JSON object.
+        gpu_count: GPUs of the training pod, one process each, and evaluation takes one; 0 runs both on the CPU.
+        node_selector: Labels of the nodes of training and evaluation, a JSON object.
         tolerations: Tolerations besides that of nvidia.com/gpu, a JSON list.
-        cpu: Cores of a GPU step.
-        memory: Memory of a GPU step, as Kubernetes writes it, such as 32Gi.
+        cpu: Cores of training and of evaluation.
+        memory: Memory of training and of evaluation, as Kubernetes writes it, such as 32Gi.
         training_key: Set by qlora trigger, the key that the run must turn out to have.
         claim: Set by qlora trigger, of several runs with this training_key one goes on.
     """
-    pool = Pool(accelerator, gpu_count, node_selector, tolerations, cpu, memory)
-
     # Plan: check all that the run will reach for, and fix what could change under a name.
     plan = place(
         plan_run(
@@ -78,17 +76,22 @@ def finetune(
             seed=seed,
             gpu_memory_gib=gpu_memory_gib,
             options=options,
+            accelerator=accelerator,
+            gpu_count=gpu_count,
+            node_selector=node_selector,
+            tolerations=tolerations,
+            cpu=cpu,
+            memory=memory,
             training_key=training_key,
             claim=claim,
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        ).set_display_name("plan"),
-        pool,
+        ).set_display_name("plan")
     ).outputs
+    pool = Pool(plan["accelerator"], gpu_count, node_selector, plan["tolerations"], cpu, memory)
 
     # Prepare: the base model into the store, the data into tokens. The two run side by side.
     base = place(
-        stage_base_model(base_model=base_model, base_revision=plan["base_revision"]).set_display_name("stage-base"),
-        pool,
+        stage_base_model(base_model=base_model, base_revision=plan["base_revision"]).set_display_name("stage-base")
     ).outputs
     data = place(
         prepare_dataset(
@@ -98,7 +101,6 @@ def finetune(
             max_length=max_length,
             options=plan["prepare_options"],
         ).set_display_name("prepare-data"),
-        pool,
         cached=True,
     ).outputs
 
@@ -150,8 +152,7 @@ def finetune(
                 merge_key=plan["merge_key"],
                 recommended_base=tuned["merge_base"],
                 options=plan["merge_options"],
-            ).set_display_name("merge"),
-            pool,
+            ).set_display_name("merge")
         ).outputs
 
         # Evaluate the merged model: did the merge lose anything?
@@ -192,4 +193,4 @@ def finetune(
                 tuned_report=tuned["report"],
                 merged_report=judged["report"],
             )
-            place(registered.set_display_name("register"), pool)
+            place(registered.set_display_name("register"))

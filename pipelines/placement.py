@@ -3,15 +3,13 @@
 import contextlib
 import contextvars
 import dataclasses
-import json
-import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import Field
 
-from qlora_pipelines.components.core.config.base import StepConfig, nearest
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.config.base import StepConfig
+from qlora_pipelines.components.core.config.placement import MaybeQuantity
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 
 if TYPE_CHECKING:
@@ -50,98 +48,12 @@ STEP_LABEL = "qlora-pipelines/step"
 """Label of every step's pod, with the step's name: for network policies, and for people who look for a pod."""
 USER = 1000
 """User and group of the images, and of every step's pod."""
-ACCELERATOR = "nvidia.com/gpu"
-GPU_RESOURCES = (ACCELERATOR, "nvidia.com/gpu.shared")
-"""What NVIDIA's device plugin calls a whole GPU and a time-sliced one; MIG slices are `nvidia.com/mig-PROFILE`."""
-MIG = re.compile(r"nvidia\.com/mig-\d+g\.\d+gb(\.me)?")
 CACHE_FOLDER = "/var/cache/qlora"
 
 
-def _quantity(value: object) -> object:
-    """A memory or disk size as Kubernetes writes it; an error names the nearest right one."""
-    text = str(value)
-    if re.fullmatch(r"\d+(\.\d+)?[MGT]i?", text) and float(text.rstrip("MGTi")):
-        return text
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([mgt])?(i)?b?\s*", text, re.IGNORECASE)
-    number, unit, binary = found.groups() if found else ("64", "G", "i")
-    meant = f"{number}{(unit or 'G').upper()}{'i' if binary or not unit else ''}"
-    raise ValueError(f"Kubernetes writes this {meant if float(number) else '64Gi'}")
-
-
-def _from_json(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-
-
-Quantity = Annotated[str, BeforeValidator(_quantity)]
-NumberAsText = Annotated[str, Field(coerce_numbers_to_str=True)]
 _NAME = r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?{_NAME}$")]
 LabelValue = Annotated[str, Field(pattern=rf"^({_NAME})?$")]
-MaybeQuantity = Annotated[str, BeforeValidator(lambda value: _quantity(value) if value else value)]
-
-
-class Toleration(StepConfig):
-    """One toleration, as in a pod's spec."""
-
-    key: str = Field("", description="the taint's key; empty with Exists: every taint")
-    operator: Literal["Equal", "Exists"] = Field("Equal", description="how the value is compared")
-    value: str = Field("", description="the taint's value")
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="empty: every effect")
-    tolerationSeconds: int | None = Field(None, description="seconds that a NoExecute taint is tolerated")
-
-    @model_validator(mode="after")
-    def _as_kubernetes_takes_it(self) -> Self:
-        if self.operator == "Exists" and self.value:
-            raise ValueError("operator Exists takes no value")
-        if self.operator == "Equal" and not self.key:
-            raise ValueError("operator Equal needs a key")
-        return self
-
-
-class Placement(StepConfig):
-    """Where a run's GPU steps go: parameters of the pipeline, next to those of `RunConfig`.
-
-    All are text or JSON, even the count: Kubeflow's driver reads a resource from a text parameter only.
-    """
-
-    accelerator: str = Field(
-        ACCELERATOR, description="Kubernetes resource that counts GPUs; the type of GPU is chosen by node_selector"
-    )
-    gpu_count: NumberAsText = Field(
-        "1", pattern=r"^[1-9]\d?$", description="GPUs of the training pod; evaluation takes one"
-    )
-    node_selector: Annotated[dict[str, str], BeforeValidator(_from_json)] = Field(
-        {}, description="labels of the GPU nodes, a JSON object"
-    )
-    tolerations: Annotated[list[dict[str, JsonValue]], BeforeValidator(_from_json)] = Field(
-        [], description=f"tolerations besides that of {ACCELERATOR}, a JSON list"
-    )
-    cpu: NumberAsText = Field(
-        "4", pattern=r"^([1-9]\d*(\.\d+)?|0?\.\d*[1-9]\d*|[1-9]\d*m)$", description="cores of a GPU step"
-    )
-    memory: Quantity = Field("32Gi", description="memory of a GPU step, such as 32Gi")
-
-    @field_validator("accelerator")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in GPU_RESOURCES and not MIG.fullmatch(value):
-            raise ValueError(f"no resource of NVIDIA's device plugin{nearest(value, GPU_RESOURCES)}")
-        return value
-
-    @field_validator("tolerations")
-    @classmethod
-    def _check_each(cls, value: list[dict[str, JsonValue]]) -> list[dict[str, JsonValue]]:
-        for at, toleration in enumerate(value):
-            try:
-                Toleration.parse(toleration)
-            except InputError as error:
-                raise ValueError(f"number {at + 1}: {error}") from None
-        return value
 
 
 class Cluster(StepConfig):
@@ -163,7 +75,7 @@ class Needs:
     Attributes:
         cpu: cores; a GPU step's are the run's.
         memory: request and limit; a GPU step's are the run's.
-        gpus: "1" or "all", the run's gpu_count, if it goes to the GPU pool.
+        gpus: "1" or "all", the run's gpu_count, if it goes to the GPU pool; without GPUs it asks for none.
         hours: after which it is stopped.
         retries: how often it is tried again; plan_run never, so that it reports at once what is wrong.
         hub: whether it reads from the Hugging Face Hub, and gets the token.
@@ -223,7 +135,10 @@ STEPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The run's `Placement` as parameters of the pipeline, whose values are known when a run starts."""
+    """Where the GPU steps go, in values that are known only while a run lasts.
+
+    `accelerator` and `tolerations` come from plan_run, which decides from `gpu_count` whether the pods ask for GPUs.
+    """
 
     accelerator: Any
     gpu_count: Any
@@ -246,12 +161,12 @@ def chosen(cluster: Cluster) -> Iterator[None]:
         _cluster.reset(token)
 
 
-def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "PipelineTask":
+def place(task: "PipelineTask", pool: Pool | None = None, *, cached: bool = False) -> "PipelineTask":
     """Gives a step everything that its pod needs.
 
     Args:
         task: a step of `STEPS`.
-        pool: the run's placement.
+        pool: the run's GPU pool, for a GPU step.
         cached: whether KFP may reuse an earlier result. Not for a step whose result is an address, where the files may
             have been deleted since; such a step finds its own finished work by key. Training is the exception:
             adapters are kept, and running the step again would take a GPU.
@@ -278,13 +193,13 @@ def place(task: "PipelineTask", pool: Pool, *, cached: bool = False) -> "Pipelin
     if cluster.cache_pvc and needs.base:
         kubernetes.mount_pvc(task, cluster.cache_pvc, CACHE_FOLDER)
         task.set_env_variable(CACHE_VARIABLE, CACHE_FOLDER)
-    cpu, memory = (pool.cpu, pool.memory) if needs.gpus else (needs.cpu, needs.memory)
+    cpu, memory = (pool.cpu, pool.memory) if pool else (needs.cpu, needs.memory)
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
-    if needs.gpus:
+    if pool:
         gpus = pool.gpu_count if needs.gpus == "all" else needs.gpus
+        # Where the type turns out to be empty, Kubeflow's driver writes no limit, whatever the count.
         task.set_accelerator_type(pool.accelerator).set_accelerator_limit(gpus)
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
-        kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
         kubernetes.add_toleration_json(task, pool.tolerations)
         kubernetes.add_node_selector_json(task, pool.node_selector)
         # Without this kfp 2.17 does not declare them in the `If` around the step, and the step finds no input there.

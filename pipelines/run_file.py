@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 
 from qlora_pipelines.components.core.config.base import unknown
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.pipelines.placement import Placement
 
 SET_BY_TRIGGER = ("training_key", "claim")
 """Parameters of the pipeline that no file sets."""
-NAMES = (*RunConfig.model_fields, *Placement.model_fields)
+NAMES = tuple(PlacedRun.model_fields)
 """Every option that a run's file may have."""
 LIMIT = 10_000
 """Bytes that all parameters of one run may have; Kubeflow Pipelines' own limit."""
@@ -26,14 +26,13 @@ LIMIT = 10_000
 class Run:
     """All that a run's file says; `training_key`: what the run must turn out to have, or empty."""
 
-    config: RunConfig
-    placement: Placement
+    config: PlacedRun
     training_key: str = ""
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline's parameters."""
-        config = self.config.model_dump() | {"options": json.dumps(self.config.options)}
-        return config | self.placement.model_dump() | {"training_key": self.training_key}
+        options = json.dumps(self.config.options)
+        return self.config.model_dump() | {"options": options, "training_key": self.training_key}
 
 
 def load(path: Path) -> Run:
@@ -83,16 +82,9 @@ def of(values: dict[str, Any], known: Collection[str] = NAMES) -> Run:
     for name in values:
         if name not in known:
             raise InputError(unknown(name, known, RunConfig.renamed))
-    placed = {name: value for name, value in values.items() if name in Placement.model_fields}
-    config = RunConfig.parse(**{name: value for name, value in values.items() if name in RunConfig.model_fields})
-    processes = config.for_step("train_qlora").processes
-    placement = Placement.parse(**{"gpu_count": processes} | placed)
-    if processes != int(placement.gpu_count):
-        raise InputError(
-            f"gpu_count is {placement.gpu_count} but options.train_qlora.processes is {processes}: training runs one"
-            " process per GPU, so leave gpu_count out or give both the same"
-        )
-    return Run(config, placement)
+    fields = {name: value for name, value in values.items() if name in NAMES}
+    config = RunConfig.parse(**{name: value for name, value in fields.items() if name in RunConfig.model_fields})
+    return Run(PlacedRun.parse(**{"gpu_count": config.for_step("train_qlora").processes} | fields))
 
 
 def override(values: dict[str, Any], settings: Iterable[str], takes: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,12 @@ def plan_run(
     seed: int = 42,
     gpu_memory_gib: float = 0.0,
     options: str = "{}",
+    accelerator: str = "nvidia.com/gpu",
+    gpu_count: str = "1",
+    node_selector: dict = {},  # noqa: B006, kfp takes no None
+    tolerations: list = [],  # noqa: B006
+    cpu: str = "4",
+    memory: str = "32Gi",
     training_key: str = "",
     claim: str = "",
     run_id: str = "",
@@ -42,6 +48,8 @@ def plan_run(
     run_config=str,
     planned_gpu_mib=int,
     planned_host_mib=int,
+    accelerator=str,
+    tolerations=list,
 ):
     """Check a run before a GPU is taken, and fix what could change under its name.
 
@@ -59,6 +67,12 @@ def plan_run(
         seed: Seed of order, initialisation and dropout.
         gpu_memory_gib: Memory of the GPU that the run will get, in GiB; 0 is not checked.
         options: All other options, a JSON object by step.
+        accelerator: Kubernetes resource that counts GPUs.
+        gpu_count: GPUs of the training pod; 0 runs training and evaluation on the CPU.
+        node_selector: Labels of the nodes of training and evaluation, a JSON object.
+        tolerations: Tolerations besides that of nvidia.com/gpu, a JSON list.
+        cpu: Cores of training and of evaluation.
+        memory: Memory of training and of evaluation, as Kubernetes writes it, such as 32Gi.
         training_key: Key that the run must turn out to have; empty is not checked.
         claim: Of several runs with this training_key one passes; empty lets this one.
         run_id: Id of the Kubeflow run, for its claim.
@@ -80,6 +94,8 @@ def plan_run(
         run_config: The run's options that are not the defaults, the base's revision fixed, as JSON.
         planned_gpu_mib: Memory that training needs on a GPU, in MiB; 0 is not known.
         planned_host_mib: Memory that training needs where there is no GPU, in MiB; 0 is not known.
+        accelerator: Resource that the pods of training and evaluation ask for; empty with gpu_count 0.
+        tolerations: Their tolerations, that of nvidia.com/gpu among them unless gpu_count is 0.
     """
     from qlora_pipelines.components.core.runtime import step
     from qlora_pipelines.components.plan_run import task
@@ -98,5 +114,11 @@ def plan_run(
             seed=seed,
             gpu_memory_gib=gpu_memory_gib,
             options=options,
+            accelerator=accelerator,
+            gpu_count=gpu_count,
+            node_selector=node_selector,
+            tolerations=tolerations,
+            cpu=cpu,
+            memory=memory,
         )
         return task.run(config, report=report.path, training_key=training_key, claim=claim, run_id=run_id)

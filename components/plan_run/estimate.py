@@ -5,13 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.plan_run import (
     base_checks,
     compare,
     fit,
     gpus,
+    host_memory,
     memory,
     preflight,
     time_and_cost,
@@ -25,7 +26,7 @@ class Estimate:
 
     Attributes:
         work: what training goes through; None where the data is not known.
-        gpus: every GPU type, with hours and cost.
+        gpus: every GPU type, with hours and cost; none where the run is on the CPU.
         smallest: name of the smallest type that fits, or ''.
         change: what would make the run fit the largest type, where none fits; else ''.
         methods: other methods to train the model.
@@ -41,7 +42,7 @@ class Estimate:
 
 
 def of(
-    config: RunConfig,
+    config: PlacedRun,
     checks: Checks,
     plan: fit.Plan,
     efficiency: float = time_and_cost.EFFICIENCY,
@@ -59,19 +60,20 @@ def of(
     needed, dtype = plan.estimate.total, plan.train.compute_dtype
     work = time_and_cost.of_run(config, checks.samples)
     operations = time_and_cost.flops(plan.architecture, plan.train, work) if work else 0.0
-    smallest = gpus.smallest(needed, dtype)
+    smallest = None if config.on_cpu else gpus.smallest(needed, dtype)
+    fitting = bool(smallest) or config.on_cpu
     return Estimate(
         work=work,
-        gpus=time_and_cost.table(needed, dtype, operations, efficiency, prices or {}),
+        gpus=[] if config.on_cpu else time_and_cost.table(needed, dtype, operations, efficiency, prices or {}),
         smallest=smallest.name if smallest else "",
-        change="" if smallest else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE)),
+        change="" if fitting else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE)),
         methods=compare.methods(plan.architecture),
         disk=preflight.disk_of(checks, config, plan),
     )
 
 
 def figures(
-    config: RunConfig, gpu_count: int, efficiency: float, prices: dict[str, float], reach: bool
+    config: PlacedRun, gpu_count: int, efficiency: float, prices: dict[str, float], reach: bool
 ) -> dict[str, Any]:
     """All figures of a plan, as JSON takes them; sizes in bytes.
 
@@ -102,8 +104,13 @@ def figures(
             return shown
         estimate = of(config, checks, plan, efficiency, prices)
         limit = config.gpu_memory_gib
+        parts, total = plan.estimate.parts(), plan.estimate.total
         fits, verdict = True, estimate.change
-        if limit:
+        if config.on_cpu:
+            total = host_memory.peak(plan, checks.supervised)
+            parts = {"training, at its peak": total}
+            fits, verdict = host_memory.verdict(total, config.memory)
+        elif limit:
             fits, verdict = fit.verdict(plan, int(limit * fit.GIB), f"a GPU of {limit:g} GiB")
         several = {
             how: memory.estimate(plan.architecture, plan.activations, plan.tokens, gpu_count, how).parts()
@@ -115,8 +122,9 @@ def figures(
             "trainable": plan.architecture.trainable,
             "in_fused_experts": plan.architecture.in_fused_experts,
             "row_tokens": plan.tokens,
-            "memory": plan.estimate.parts(),
-            "total": plan.estimate.total,
+            "device": "cpu" if config.on_cpu else "cuda",
+            "memory": parts,
+            "total": total,
             "smallest_gpu": estimate.smallest,
             "fits": fits,
             "verdict": verdict,
@@ -127,7 +135,7 @@ def figures(
         }
 
 
-def _base_alone(config: RunConfig, folder: Path) -> Checks:
+def _base_alone(config: PlacedRun, folder: Path) -> Checks:
     """What can be found out from the base's config.json alone."""
     checks = Checks()
     files = base_model.small_files(config.base_model, config.base_revision, folder)

@@ -1,7 +1,10 @@
 """Memory of the training process on a machine without a GPU, such as a laptop."""
 
+import math
+
+from qlora_pipelines.components.core.config.placement import in_bytes
 from qlora_pipelines.components.plan_run import memory
-from qlora_pipelines.components.plan_run.fit import Plan
+from qlora_pipelines.components.plan_run.fit import GIB, Plan
 
 LIBRARIES = 1020 << 20
 """Bytes of a Python process that has imported torch, transformers, peft, trl, bitsandbytes and mlflow."""
@@ -35,3 +38,16 @@ def peak(plan: Plan, supervised: float = 1.0) -> int:
     step = round((1 + SCRATCH) * (traced.saved + max(head, traced.backward + dequantised)))
     training = 2 * memory.adapter_bytes(base) + memory.optimiser_bytes(base) + step
     return LIBRARIES + weights + max(training, 2 * base.parameters + dequantised)
+
+
+def verdict(needed: int, limit: str) -> tuple[bool, str]:
+    """Whether training on the CPU fits a pod's memory, and a sentence that says so.
+
+    Args:
+        needed: bytes that it needs at its peak.
+        limit: the pod's memory, as Kubernetes writes it.
+    """
+    said = f"training on the CPU needs {needed / GIB:.1f} GiB"
+    if needed <= in_bytes(limit):
+        return True, f"{said}, and memory is {limit}"
+    return False, f"{said}, but memory is {limit}: set memory {math.ceil(needed / GIB)}Gi"

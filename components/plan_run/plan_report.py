@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun, in_bytes
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS
 from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.plan_run import estimate, fit, time_and_cost
@@ -13,7 +13,7 @@ from qlora_pipelines.components.plan_run.preflight import Checks
 GIB = 1 << 30
 
 
-def write(config: RunConfig, checks: Checks, shown: list[tuple[str, object]], host: int, path: str | Path) -> None:
+def write(config: PlacedRun, checks: Checks, shown: list[tuple[str, object]], host: int, path: str | Path) -> None:
     """Writes the page: findings first, then memory, time and disk, and what the run works from.
 
     Args:
@@ -29,7 +29,8 @@ def write(config: RunConfig, checks: Checks, shown: list[tuple[str, object]], ho
     report.table(["", "what", "found"], [(f.level, f.subject, f.text) for f in checks.findings])
     if checks.plan:
         estimated = estimate.of(config, checks, checks.plan)
-        _memory(report, checks.plan, estimated, host)
+        _memory(report, config, checks.plan, host)
+        _methods(report, estimated)
         _time(report, estimated)
     if shown:
         report.section("What it works from")
@@ -43,13 +44,20 @@ def write(config: RunConfig, checks: Checks, shown: list[tuple[str, object]], ho
     report.write(path)
 
 
-def _memory(report: Report, plan: fit.Plan, estimated: Estimate, host: int) -> None:
+def _memory(report: Report, config: PlacedRun, plan: fit.Plan, host: int) -> None:
     shape = f"packed rows of {plan.tokens} tokens, all of them supervised at worst"
+    if config.on_cpu:
+        report.section("Memory on the CPU", f"{plan.architecture.name}, packed rows of {plan.tokens} tokens.")
+        report.table(["", "GiB"], [("training, at its peak", host / GIB), ("the pod's", in_bytes(config.memory) / GIB)])
+        return
     report.section("Memory on the GPU", f"{plan.architecture.name}, {shape}. The optimiser is paged.")
     rows = [(part.replace("_", " "), size / GIB) for part, size in plan.estimate.parts().items()]
     report.table(["part", "GiB"], [*rows, ("total", plan.estimate.total / GIB)])
     if host:
         report.table(["", "GiB"], [("host memory where there is no GPU, at its peak", host / GIB)])
+
+
+def _methods(report: Report, estimated: Estimate) -> None:
     report.section("Other ways to train this model", "Weights, gradients and optimiser, without activations; GiB.")
     report.table(
         ["weights in", "trained", "weights", "gradients", "optimiser", "total"],
@@ -69,9 +77,11 @@ def _time(report: Report, estimated: Estimate) -> None:
         rows = dataclasses.asdict(estimated.work).items()
         report.section("Work", "Rows and tokens are estimated from the first rows and the size of the files.")
         report.table(["", ""], [(name.replace("_", " "), value) for name, value in rows])
-    fits = f"The smallest that fits: {estimated.smallest}." if estimated.smallest else f"None fits: {estimated.change}."
-    speed = f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed."
-    report.section("GPU types", f"{fits} {speed}")
-    report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in estimated.gpus])
+    if estimated.gpus:
+        smallest, change = estimated.smallest, estimated.change
+        fits = f"The smallest that fits: {smallest}." if smallest else f"None fits: {change}."
+        speed = f"Time on one GPU at {time_and_cost.EFFICIENCY:.0%} of the data sheet's 16-bit speed."
+        report.section("GPU types", f"{fits} {speed}")
+        report.table(["type", "GiB", "", "time"], [line.cells()[:4] for line in estimated.gpus])
     report.section("Disk", "Of the pods where the store is in a bucket; a local store is read in place.")
     report.table(["", "GiB"], [(what, size / GIB) for what, size in estimated.disk.items()])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.data.listing import Listing
 from qlora_pipelines.components.core.errors import InputError
@@ -19,7 +19,15 @@ from qlora_pipelines.components.core.registry import champion, mlflow_client, re
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
 from qlora_pipelines.components.core.store import attempts, keys, storage
-from qlora_pipelines.components.plan_run import base_checks, disk, finished, fit, sampling, weight_files
+from qlora_pipelines.components.plan_run import (
+    base_checks,
+    disk,
+    finished,
+    fit,
+    host_memory,
+    sampling,
+    weight_files,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Checks:
             self.note("fatal", subject, str(error))
 
 
-def run(config: RunConfig, folder: Path) -> Checks:
+def run(config: PlacedRun, folder: Path) -> Checks:
     """Runs all checks.
 
     Args:
@@ -94,6 +102,9 @@ def run(config: RunConfig, folder: Path) -> Checks:
             job.result()
     if checks.files and checks.listing:
         _samples(checks, config, checks.files)
+    if checks.plan and config.on_cpu:
+        fits, text = host_memory.verdict(host_memory.peak(checks.plan, checks.supervised), config.memory)
+        checks.note("ok" if fits else "fatal", "memory", text)
     if checks.files and checks.listing and not checks.fatal:
         with checks.collect_errors("MLflow"):
             checks.run_keys = _keys(checks, config, checks.files)
@@ -105,13 +116,13 @@ def run(config: RunConfig, folder: Path) -> Checks:
     return checks
 
 
-def _store(checks: Checks, _config: RunConfig, _folder: Path) -> None:
+def _store(checks: Checks, _config: PlacedRun, _folder: Path) -> None:
     with checks.collect_errors("store"):
         storage.check_writable(storage.root())
         checks.note("ok", "store", f"{storage.root()} can be written, read and deleted in")
 
 
-def _mlflow(checks: Checks, config: RunConfig, _folder: Path) -> None:
+def _mlflow(checks: Checks, config: PlacedRun, _folder: Path) -> None:
     with checks.collect_errors("MLflow"):
         client = mlflow_client.connect()
         mlflow_client.check_registering(client)
@@ -123,7 +134,7 @@ def _mlflow(checks: Checks, config: RunConfig, _folder: Path) -> None:
             champion.find(config.model_name, checks.champion)  # what a new model is compared with must be there
 
 
-def _base(checks: Checks, config: RunConfig, folder: Path) -> None:
+def _base(checks: Checks, config: PlacedRun, folder: Path) -> None:
     with checks.collect_errors("base model"):
         checks.revision = base_model.resolve(config.base_model, config.base_revision)
         files = base_model.small_files(config.base_model, checks.revision, folder)
@@ -152,7 +163,7 @@ def _memory(checks: Checks, plan: fit.Plan, gib: float) -> None:
         checks.note("ok" if fits else "fatal", "memory", text if fits else f"the run {text}")
 
 
-def _data(checks: Checks, config: RunConfig, _folder: Path) -> None:
+def _data(checks: Checks, config: PlacedRun, _folder: Path) -> None:
     with checks.collect_errors("data"):
         checks.listing = listing.make(config.dataset_uri, config.eval_dataset_uri)
         checks.data_digest = listing.data_digest(checks.listing)
@@ -160,7 +171,7 @@ def _data(checks: Checks, config: RunConfig, _folder: Path) -> None:
         checks.note("ok", "data", f"{files} files, digest {checks.data_digest[:12]}")
 
 
-def _samples(checks: Checks, config: RunConfig, files: Path) -> None:
+def _samples(checks: Checks, config: PlacedRun, files: Path) -> None:
     """Reads the first rows of each side; warns where too few are left for the gate to decide anything."""
     prepare = config.for_step("prepare_dataset")
     for side, source in checks.listing.items():
@@ -180,7 +191,7 @@ def _samples(checks: Checks, config: RunConfig, files: Path) -> None:
             checks.note("warning", "data", f"{text}, {advice}")
 
 
-def _keys(checks: Checks, config: RunConfig, files: Path) -> keys.RunKeys:
+def _keys(checks: Checks, config: PlacedRun, files: Path) -> keys.RunKeys:
     """The keys; with them it finds out which version a model of this training has to match."""
     checks.tokenizer_digest = base_model.tokenizer_digest(files)
     run_keys = keys.of_run(
@@ -198,7 +209,7 @@ def _keys(checks: Checks, config: RunConfig, files: Path) -> keys.RunKeys:
     return run_keys
 
 
-def _stored_work(checks: Checks, config: RunConfig, run_keys: keys.RunKeys) -> None:
+def _stored_work(checks: Checks, config: PlacedRun, run_keys: keys.RunKeys) -> None:
     """Finds what of this run's work is in the store, so that it will not be done again."""
     done = finished.find(config, run_keys, checks.champion)
     for what, work in done.items():
@@ -223,7 +234,7 @@ def _newest_checkpoint(training_key: str) -> int:
     return max((int(step[1]) for step in steps if step), default=0)
 
 
-def _free_space(checks: Checks, config: RunConfig, plan: fit.Plan) -> None:
+def _free_space(checks: Checks, config: PlacedRun, plan: fit.Plan) -> None:
     free = storage.free_bytes(storage.root())
     written = disk_of(checks, config, plan)["store, written by this run"]
     if free is not None and free < written:
@@ -232,7 +243,7 @@ def _free_space(checks: Checks, config: RunConfig, plan: fit.Plan) -> None:
         checks.note("fatal", "store", f"{storage.root()} has {text}: {advice}")
 
 
-def disk_of(checks: Checks, config: RunConfig, plan: fit.Plan) -> dict[str, int]:
+def disk_of(checks: Checks, config: PlacedRun, plan: fit.Plan) -> dict[str, int]:
     """Bytes of disk by what they hold, as far as was found out."""
     return disk.need(
         plan.architecture,

@@ -3,9 +3,9 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
@@ -14,7 +14,7 @@ from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import claims, keys, storage
 from qlora_pipelines.components.plan_run import fit, host_memory, plan_report, preflight
 
-Config = RunConfig
+Config = PlacedRun
 MIB = 1 << 20
 
 
@@ -23,6 +23,8 @@ class Result(NamedTuple):
 
     `run_config` is JSON of the whole run, the base's revision fixed: what makes the same model again.
     `planned_*_mib` is the memory that training needs on a GPU, or at its peak where there is none; 0: not known.
+    `accelerator` is the resource that the pods of training and evaluation ask for, empty where they run on the CPU, and
+    `tolerations` are theirs.
     """
 
     base_revision: str
@@ -40,9 +42,11 @@ class Result(NamedTuple):
     run_config: str
     planned_gpu_mib: int
     planned_host_mib: int
+    accelerator: str
+    tolerations: list[dict[str, Any]]
 
 
-def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = "", run_id: str = "") -> Result:
+def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = "", run_id: str = "") -> Result:
     """Tries all that the run will use, resolves base, data and champion, and computes the three keys.
 
     Args:
@@ -69,9 +73,8 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
             plan_report.write(config, checks, [], host, report)
             raise InputError("; ".join(checks.fatal))
         if checks.plan:
-            log(
-                f"memory: {checks.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, {host / fit.GIB:.1f} GiB without one"
-            )
+            gpu = "" if config.on_cpu else f"{checks.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, "
+            log(f"memory: {gpu}{host / fit.GIB:.1f} GiB {'on the CPU' if config.on_cpu else 'without one'}")
         tokenizer_uri = _keep_tokenizer(checks.files, checks.tokenizer_digest)
     if training_key not in ("", checks.run_keys.training_key):
         raise InputError(
@@ -88,19 +91,19 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
         data_digest=checks.data_digest,
         champion_version=checks.champion,
         **checks.run_keys._asdict(),
-        prepare_options=_options(config, "prepare_dataset"),
-        train_options=_options(config, "train_qlora"),
-        evaluate_options=_options(config, "evaluate_model"),
-        merge_options=_options(config, "dequantize_and_merge"),
+        prepare_options=config.options_of("prepare_dataset"),
+        train_options=config.options_of("train_qlora"),
+        evaluate_options=config.options_of("evaluate_model"),
+        merge_options=config.options_of("dequantize_and_merge"),
         # The base at the revision that its name means now: so the same configuration makes the same model again.
-        run_config=json.dumps(
-            config.model_copy(update={"base_revision": checks.revision}).model_dump(exclude_defaults=True)
-        ),
+        run_config=json.dumps(config.model_copy(update={"base_revision": checks.revision}).run_config()),
         planned_gpu_mib=round(checks.plan.estimate.total / MIB) if checks.plan else 0,
         planned_host_mib=round(host / MIB),
+        accelerator=config.resource(),
+        tolerations=config.all_tolerations(),
     )
-    shown = [
-        (name.replace("_", " "), value)
+    shown: list[tuple[str, object]] = [
+        (name.replace("_", " "), str(value))
         for name, value in result._asdict().items()
         if "options" not in name and name != "run_config"
     ]
@@ -108,7 +111,7 @@ def run(config: RunConfig, *, report: str, training_key: str = "", claim: str = 
     return result
 
 
-def _record(config: RunConfig, checks: preflight.Checks, run_keys: keys.RunKeys) -> None:
+def _record(config: PlacedRun, checks: preflight.Checks, run_keys: keys.RunKeys) -> None:
     """Says in the store what the run will make and use, before it looks for any of it: clean-up leaves that alone."""
     hub = base_model.is_on_hub(config.base_model)
     named = references.pieces(
@@ -120,10 +123,6 @@ def _record(config: RunConfig, checks: preflight.Checks, run_keys: keys.RunKeys)
     )
     named.append(f"claims/{run_keys.training_key}")
     references.write(checks.registry, [storage.root()], run_keys.merge_key, named)
-
-
-def _options(config: RunConfig, step: str) -> str:
-    return json.dumps(config.options.get(step, {}), sort_keys=True)
 
 
 def _keep_tokenizer(files: Path, digest: str) -> str:

@@ -9,13 +9,13 @@ import click
 import yaml
 
 from qlora_pipelines.components.core.config.base import StepConfig, unknown
+from qlora_pipelines.components.core.config.placement import Placement
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models.base_model import is_on_hub
 from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.pipelines import run_file
-from qlora_pipelines.pipelines.placement import Placement
 
 FILE = "run.yaml"
 WIDTH = 36

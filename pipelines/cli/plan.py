@@ -24,7 +24,7 @@ def text(figures: dict[str, Any], with_compare: bool) -> str:
     lines += [f"{name.replace('_', ' '):<12} {key}" for name, key in figures["keys"].items()]
     if smallest := figures.get("smallest_gpu"):
         lines.append(f"The smallest GPU that fits: {smallest}")
-    elif "memory" in figures:
+    elif figures.get("device") == "cuda":
         lines.append("No single GPU in the table fits.")
     return "\n".join([*lines, *([figures["verdict"]] if figures["verdict"] else [])])
 
@@ -42,7 +42,10 @@ def _parts(figures: dict[str, Any], with_compare: bool) -> Iterator[list[str]]:
             f"about {work['rows']:,} rows of {work['tokens']:,} tokens in all, packed to {work['packed_rows']:,} rows:"
             f" {work['steps']:,} steps over {work['tokens_in_all']:,} tokens"
         ]
-    yield _columns([("memory on one GPU", "GiB"), *_sizes(figures["memory"]), ("total", _gib(figures["total"]))])
+    if figures["device"] == "cpu":
+        yield _columns([("memory on the CPU", "GiB"), *_sizes(figures["memory"])])
+    else:
+        yield _columns([("memory on one GPU", "GiB"), *_sizes(figures["memory"]), ("total", _gib(figures["total"]))])
     if figures["in_fused_experts"]:
         share = figures["in_fused_experts"] / figures["parameters"]
         yield [f"{share:.0%} of the parameters are fused experts, which bitsandbytes leaves in 16 bit."]
@@ -53,8 +56,8 @@ def _parts(figures: dict[str, Any], with_compare: bool) -> Iterator[list[str]]:
         ways = [(way["weights_in"], way["trained"], *(_gib(way[part]) for part in sizes)) for way in figures["compare"]]
         yield [*_columns([("weights in", "trained", *sizes), *ways]), "GiB, without activations"]
     cells = (OnGpu(**{name: gpu[name] for name in gpu if name != "fits"}).cells() for gpu in figures["gpus"])
-    rows = [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in cells]
-    yield _columns([("GPU type", "GiB", "time on one", "cost", ""), *rows])
+    if rows := [(gpu, f"{gib:g}", time, cost, fits) for gpu, gib, fits, time, cost in cells]:
+        yield _columns([("GPU type", "GiB", "time on one", "cost", ""), *rows])
     yield _columns([("disk, with a store in a bucket", "GiB"), *_sizes(figures["disk"])])
 
 

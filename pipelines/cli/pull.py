@@ -101,7 +101,7 @@ def inference_service(name: str, source: str) -> str:
     Raises:
         InputError: the model is in a local folder, which a cluster cannot read.
     """
-    from qlora_pipelines.pipelines.placement import ACCELERATOR
+    from qlora_pipelines.components.core.config.placement import ACCELERATOR
 
     if "://" not in source:
         raise InputError(f"{source} is a local folder, which KServe cannot read; register from a store in a bucket")

@@ -30,7 +30,7 @@ from hera.workflows.models import Backoff, IntOrString, PodSecurityContext, Reso
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 from qlora_pipelines.pipelines import finetune, placement
 from qlora_pipelines.pipelines.compiler import ir
-from qlora_pipelines.pipelines.placement import Cluster, Needs, Placement
+from qlora_pipelines.pipelines.placement import Cluster, Needs
 from qlora_pipelines.pipelines.tasks import REPORTS
 
 # hera changes how all of this process, kfp included, writes text as YAML. This restores it.
@@ -39,7 +39,13 @@ for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
 
 FILES = "/tmp/qlora"
 RUN_ID = "{{$.pipeline_job_uuid}}"
-TOLERATIONS = [{"key": placement.ACCELERATOR, "operator": "Exists", "effect": "NoSchedule"}]
+PLANNED = ("accelerator", "tolerations")
+"""What plan_run decides of a GPU step's pod."""
+GPU_LIMIT = (
+    "{{=inputs.parameters.accelerator == '' ? ''"
+    """ : '"' + inputs.parameters.accelerator + '": "' + inputs.parameters.gpu_count + '", '}}"""
+)
+"""An entry of the pod's limits, by an expression of Argo's; none where plan_run names no resource."""
 
 
 def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
@@ -72,6 +78,9 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
     ):
         for step in ir.tasks(pipeline):
             parameters = {name: value(source) for name, source in step.parameters.items()}
+            if gpus := placement.STEPS[step.step].gpus:
+                parameters |= {name: tasks["plan-run"].get_parameter(name) for name in PLANNED}
+                parameters["gpu_count"] = workflow.get_parameter("gpu_count") if gpus == "all" else gpus
             artifacts = {name: tasks[each.task].get_artifact(each.name) for name, each in step.artifacts.items()}
             tasks[step.name] = Task(
                 name=step.name,
@@ -86,9 +95,6 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
 
 
 def _workflow_parameter(name: str, definition: dict[str, Any]) -> Parameter:
-    if name == "tolerations":  # Kubeflow adds them to that of nvidia.com/gpu, here they are all there are
-        all_of_them = "All tolerations of a GPU step, a JSON list."
-        definition = definition | {"description": all_of_them, "defaultValue": TOLERATIONS}
     default = {"value": definition["defaultValue"]} if definition.get("isOptional") else {}
     if default and definition["parameterType"] == "NUMBER_INTEGER":
         default = {"value": int(default["value"])}  # protobuf has no integers
@@ -126,7 +132,7 @@ def _container(step: ir.Task, cluster: Cluster) -> Container:
             f"--results={FILES}/results",
         ],
         inputs=[
-            *(Parameter(name=name) for name in parameters),
+            *(Parameter(name=name) for name in (*parameters, *((*PLANNED, "gpu_count") if needs.gpus else ()))),
             *(Artifact(name=name, path=f"{FILES}/in/{name}") for name in artifacts),
         ],
         outputs=[
@@ -182,15 +188,15 @@ def _volumes(needs: Needs, cluster: Cluster) -> list[Any]:
 
 def _resources(needs: Needs, cluster: Cluster) -> dict[str, Any]:
     """The container's resources, or for a GPU step the patch of its pod: only there Argo takes parameters."""
-    run = {name: f"{{{{workflow.parameters.{name}}}}}" for name in Placement.model_fields}
+    run = {name: f"{{{{workflow.parameters.{name}}}}}" for name in ("cpu", "memory", "node_selector")}
     cpu, memory = (run["cpu"], run["memory"]) if needs.gpus else (needs.cpu, needs.memory)
     both = {"memory": memory} | ({"ephemeral-storage": cluster.disk} if cluster.disk else {})
     requests = {"cpu": cpu} | both
     if not needs.gpus:
         # Not hera's Resources, which refuses decimal units such as 200G.
         return {"resources": ResourceRequirements.model_validate({"requests": requests, "limits": both})}
-    limits = {run["accelerator"]: run["gpu_count"] if needs.gpus == "all" else needs.gpus} | both
-    containers = json.dumps([{"name": "main", "resources": {"requests": requests, "limits": limits}}])
+    # The blank keeps the brace of JSON apart from those of Argo.
+    resources = f'{{"requests": {json.dumps(requests)}, "limits": {{ {GPU_LIMIT}{json.dumps(both)[1:]}}}'
     # Selector and tolerations are JSON themselves, so they have no quotes around them.
-    place = f'"nodeSelector": {run["node_selector"]}, "tolerations": {run["tolerations"]}'
-    return {"pod_spec_patch": f'{{{place}, "containers": {containers}}}'}
+    place = f'"nodeSelector": {run["node_selector"]}, "tolerations": {{{{inputs.parameters.tolerations}}}}'
+    return {"pod_spec_patch": f'{{{place}, "containers": [{{"name": "main", "resources": {resources}}}]}}'}

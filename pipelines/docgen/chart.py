@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from qlora_pipelines.components.core.config.placement import Placement
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS
 from qlora_pipelines.pipelines.docgen.markdown import put_table, table
-from qlora_pipelines.pipelines.placement import Placement
 
 FOLDER = Path(__file__).resolve().parents[2] / "charts" / "qlora-pipelines"
 _KEYWORDS = {"anyOf", "const", "enum", "items", "type", "minimum", "maximum", "exclusiveMinimum",

@@ -55,7 +55,7 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
     Store and MLflow are those of the environment, else `runs/store` and `runs/mlflow.db`.
 
     Args:
-        wanted: the whole run; its placement is passed on, and has no effect here.
+        wanted: the whole run; of its place only `gpu_count` 0, the CPU, has an effect here.
         runs: folder for runs, the default store and the MLflow database.
         runner: how kfp.local runs a step, such as its DockerRunner; None is a process.
 

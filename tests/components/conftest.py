@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.store import connections
 from tests.conftest import conversation, write_jsonl
 from tests.meddling import Meddler, meddler
@@ -20,7 +20,7 @@ class TinyRun(NamedTuple):
     """A planned and prepared run in a folder of its own."""
 
     folder: Path
-    config: RunConfig
+    config: PlacedRun
     plan: object
     data: object
 
@@ -43,7 +43,7 @@ def tiny_run(store: Path, tiny_model: Path) -> TinyRun:
 
     rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
     data = write_jsonl(store / "rows.jsonl", rows)
-    config = RunConfig(
+    config = PlacedRun(
         base_model=str(tiny_model),
         dataset_uri=str(data),
         model_name="tiny",

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from docstring_parser import parse
 
+from qlora_pipelines.components.core.config.placement import Placement
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS
 from qlora_pipelines.pipelines.docgen import reference
 from qlora_pipelines.pipelines.finetune import finetune
-from qlora_pipelines.pipelines.placement import Placement
 from qlora_pipelines.pipelines.run_file import SET_BY_TRIGGER
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.config.steps import StageConfig
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
@@ -31,7 +31,7 @@ def config(own_store: str, mlflow_server: str, tiny_model: Path, tmp_path: Path)
 
 
 def plan(config: dict[str, Any], folder: Path) -> task.Result:
-    return task.run(RunConfig.parse(**config), report=str(folder / "plan.html"))
+    return task.run(PlacedRun.parse(**config), report=str(folder / "plan.html"))
 
 
 def test_a_run_on_s3_is_planned_and_its_base_used_where_it_lies(
@@ -129,7 +129,7 @@ def test_all_checks_are_made_before_any_is_reported(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-the-password")
     monkeypatch.setenv(storage.STORE_VARIABLE, "s3://no-such-bucket/store")
     wrong = config | {"base_model": "s3://no-such-bucket/base", "dataset_uri": "s3://no-such-bucket/rows"}
-    found = preflight.run(RunConfig.parse(**wrong), tmp_path)
+    found = preflight.run(PlacedRun.parse(**wrong), tmp_path)
     assert [finding.subject for finding in found.findings if finding.level == "fatal"] == [
         "MLflow",
         "base model",

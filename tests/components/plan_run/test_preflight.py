@@ -1,13 +1,14 @@
 """All that a run reaches for, tried at once: each bad thing has its message, and all of them come together."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.components.core.store import attempts, storage
@@ -23,7 +24,7 @@ def config(place: Path, tiny_model: Path) -> dict[str, Any]:
 
 
 def plan(place: Path, config: dict[str, Any]) -> task.Result:
-    return task.run(RunConfig.parse(**config), report=str(place / "plan.html"))
+    return task.run(PlacedRun.parse(**config), report=str(place / "plan.html"))
 
 
 def test_a_good_run_leaves_no_probe_and_finds_nothing_finished(place: Path, config: dict[str, Any]) -> None:
@@ -40,7 +41,7 @@ def test_finished_work_is_found_by_its_key(place: Path, config: dict[str, Any]) 
     result = plan(place, config)
     with attempts.attempt(storage.join(storage.root(), "adapters", result.training_key)) as attempt:
         attempt.commit({})
-    found = {finding.subject: finding.text for finding in preflight.run(RunConfig.parse(**config), place).findings}
+    found = {finding.subject: finding.text for finding in preflight.run(PlacedRun.parse(**config), place).findings}
     assert found["adapter"].startswith("finished already: ") and found["merged model"] == "not made yet"
     assert "checkpoint" not in found
 
@@ -178,7 +179,7 @@ def test_a_gpu_that_is_too_small(place: Path, config: dict[str, Any]) -> None:
 
 def levels(place: Path, config: dict[str, Any]) -> dict[str, str]:
     """What is not as it should be: the level of each text."""
-    found = preflight.run(RunConfig.parse(**config), place / "files").findings
+    found = preflight.run(PlacedRun.parse(**config), place / "files").findings
     return {finding.text: finding.level for finding in found if finding.level != "ok"}
 
 
@@ -248,3 +249,24 @@ def test_a_store_without_room(place: Path, config: dict[str, Any], monkeypatch: 
         f"{place}/store has 0.0 GiB free, and this run writes 0.0 GiB: make room, or name another place in QLORA_STORE"
     )
     assert not (place / "store" / "listings").exists()
+
+
+def test_without_a_gpu_the_plan_is_of_the_cpu(
+    place: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, on_gpu = plan(place, config | {"gpu_count": "0"}), plan(place, config)
+    assert result.accelerator == "" and result.tolerations == [] and on_gpu.accelerator == "nvidia.com/gpu"
+    assert json.loads(result.train_options) == json.loads(result.evaluate_options) == {"use_cpu": True}
+    assert (result.training_key, result.run_config) == (on_gpu.training_key, on_gpu.run_config)
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("GiB on the CPU") and "on a GPU" not in line for line in said)
+    plan(place, config | {"gpu_count": "0"})
+    page = (place / "plan.html").read_text()
+    assert "Memory on the CPU" in page and "training on the CPU needs" in page
+    assert "GPU types" not in page and "Memory on the GPU" not in page
+
+
+def test_too_little_memory_for_the_cpu_is_said(place: Path, config: dict[str, Any]) -> None:
+    said = refused(place, config | {"gpu_count": 0, "memory": "512Mi"})
+    assert re.fullmatch(r"training on the CPU needs 1\.\d GiB, but memory is 512Mi: set memory 2Gi", said)
+    assert plan(place, config | {"memory": "512Mi"})  # where there is a GPU it is not known what the host needs

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.models.safetensors_files import INDEX
@@ -101,7 +101,7 @@ def test_a_tied_head_may_be_stored_or_not(base: Path) -> None:
 def test_a_plan_names_what_does_not_fit_its_config(base: Path, place: Path) -> None:
     (place / "rows.jsonl").write_text('{"text": "a"}\n')
     changed(base, norm=None)
-    config = RunConfig(base_model=str(base), dataset_uri=str(place / "rows.jsonl"), model_name="n", max_length=64)
+    config = PlacedRun(base_model=str(base), dataset_uri=str(place / "rows.jsonl"), model_name="n", max_length=64)
     found = preflight.run(config, place)
     assert found.fatal == [
         f"base model {base}: the files hold no model.norm.weight, which config.json describes (1 of 20 are missing)"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import hub as hub_client
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.errors import InputError
@@ -56,7 +56,7 @@ def test_it_is_prepared_as_the_same_rows_from_a_file_are(
 
 
 def test_its_first_rows_are_looked_into(hub: Hub, tiny_model: Path, place: Path) -> None:
-    config = RunConfig(base_model=str(tiny_model), dataset_uri="org/model", model_name="n", max_length=64)
+    config = PlacedRun(base_model=str(tiny_model), dataset_uri="org/model", model_name="n", max_length=64)
     found = preflight.run(config, place / "files")
     assert not found.fatal and found.samples["train"].rows == 60
     asked = [wanted for method, name, wanted in hub.requests if name == TRAIN]

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from qlora_pipelines.components.core.config.placement import PlacedRun, Placement
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS
 from qlora_pipelines.pipelines import run_file
 from qlora_pipelines.pipelines.cli.main import main
-from qlora_pipelines.pipelines.placement import Placement
 
 
 def init(*arguments: object) -> Result:
@@ -26,7 +26,7 @@ def test_it_writes_a_config_that_loads(tmp_path: Path) -> None:
     result = init(tmp_path / "mine", "--base-model", "org/base", "--data", data)
     assert result.exit_code == 0 and f"qlora run --config {tmp_path}/mine/run.yaml" in result.output
     config = run_file.load(tmp_path / "mine" / "run.yaml").config
-    assert config == RunConfig(base_model="org/base", dataset_uri=str(data), model_name="mine")
+    assert config == PlacedRun(base_model="org/base", dataset_uri=str(data), model_name="mine")
 
 
 def test_every_option_is_there_with_its_default(tmp_path: Path) -> None:

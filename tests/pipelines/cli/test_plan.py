@@ -108,3 +108,17 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_base_is_one_line(tmp_path: Path) -> None:
     result = plan(tmp_path, "none", "--no-access")
     assert result.exit_code == 1 and result.output.count("error: ") == 1
+
+
+def test_a_run_without_a_gpu_is_planned_for_the_cpu(tmp_path: Path) -> None:
+    result = plan(tmp_path, "llama-2-7b", "--no-access", gpu_count=0)
+    assert result.exit_code == 0
+    assert "memory on the CPU" in result.output and "and memory is 32Gi" in result.output
+    assert "GPU" not in result.output
+    found = figures(plan(tmp_path, "llama-2-7b", "--no-access", "--json", gpu_count=0))
+    assert found["device"] == "cpu" and found["gpus"] == [] and found["smallest_gpu"] == ""
+    result = plan(tmp_path, "llama-2-7b", "--no-access", gpu_count=0, memory="8Gi")
+    assert result.exit_code == 1 and "GiB, but memory is 8Gi: set memory " in result.output
+    result = plan(tmp_path, "llama-2-7b", gpu_count=0, gpu_memory_gib=24)
+    assert result.exit_code == 1
+    assert "gpu_count is 0, and gpu_memory_gib 24 is of a GPU: leave one of them out" in result.output

@@ -127,17 +127,45 @@ def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) 
         assert template["activeDeadlineSeconds"] == needs.hours * 3600
         assert ("retryStrategy" in template) == bool(needs.retries)
         if name in GPU_TASKS:
-            patch = template["podSpecPatch"]
-            values = {"node_selector": '{"a": "b"}', "tolerations": "[]", "accelerator": "nvidia.com/gpu"}
-            values |= {"gpu_count": "4", "cpu": "8", "memory": "64Gi"}
-            for parameter, value in values.items():
-                patch = patch.replace(f"{{{{workflow.parameters.{parameter}}}}}", value)
-            resources = json.loads(patch)["containers"][0]["resources"]
-            count = "4" if name == "train-qlora" else "1"
-            assert resources["limits"] == {"nvidia.com/gpu": count, "memory": "64Gi"}
-            assert json.loads(patch)["nodeSelector"] == {"a": "b"}
+            patch = pod_patch(template, accelerator="nvidia.com/gpu", gpu_count="4", tolerations="[]")
+            assert patch["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "4", "memory": "64Gi"}
+            assert patch["nodeSelector"] == {"a": "b"}
         else:
             assert template["container"]["resources"]["limits"] == {"memory": needs.memory}
+
+
+def pod_patch(template: dict[str, Any], **inputs: str) -> dict[str, Any]:
+    """A GPU step's patch of its pod as Argo makes it: parameters put in, and its one expression evaluated."""
+    values = {"node_selector": '{"a": "b"}', "cpu": "8", "memory": "64Gi"}
+    given = {f"inputs.parameters.{name}": value for name, value in inputs.items()}
+
+    def value(found: re.Match[str]) -> str:
+        text = found[1].strip()
+        if text in given:
+            return given[text]
+        if text.startswith("="):
+            condition, nothing, limit = re.split(" [?:] ", text[1:], maxsplit=2)
+            parts = [given.get(part, part[1:-1]) for part in limit.split(" + ")]
+            assert condition == "inputs.parameters.accelerator == ''" and nothing == "''"
+            return "".join(parts) if inputs["accelerator"] else ""
+        return values[text.removeprefix("workflow.parameters.")]
+
+    patch: dict[str, Any] = json.loads(re.sub(r"\{\{(.+?)\}\}", value, template["podSpecPatch"]))
+    return patch
+
+
+def test_argo_pods_without_a_gpu_name_none(argo: dict[str, Any]) -> None:
+    for name in GPU_TASKS:
+        patch = pod_patch(templates(argo)[name], accelerator="", gpu_count="0", tolerations="[]")
+        assert patch["containers"][0]["resources"]["limits"] == {"memory": "64Gi"} and patch["tolerations"] == []
+
+
+def test_argo_evaluates_on_one_gpu_and_trains_on_all(argo: dict[str, Any]) -> None:
+    for name in GPU_TASKS:
+        given = {each["name"]: each["value"] for each in dag(argo)[name]["arguments"]["parameters"]}
+        assert given["gpu_count"] == ("{{workflow.parameters.gpu_count}}" if name == "train-qlora" else "1")
+        for output in ("accelerator", "tolerations"):
+            assert given[output] == f"{{{{tasks.plan-run.outputs.parameters.{output}}}}}"
 
 
 def test_argo_pods_carry_the_labels_that_are_asked_for(tmp_path: Path) -> None:
