@@ -73,7 +73,7 @@ class Needs:
     """What one step's pod needs.
 
     Attributes:
-        cpu: cores; a GPU step's are the run's.
+        cpu: cores that are kept for it, while it may use all that are free; a GPU step's are the run's.
         memory: request and limit; a GPU step's are the run's.
         gpus: "1" or "all", the run's gpu_count, if it goes to the GPU pool; without GPUs it asks for none.
         hours: after which it is stopped.
@@ -84,7 +84,7 @@ class Needs:
         base: whether it reads the base's weights whole, and gets the volume that keeps them.
     """
 
-    cpu: str = "2"
+    cpu: str = "500m"
     memory: str = "8Gi"
     gpus: str = ""
     hours: int = 6
@@ -124,7 +124,7 @@ class Needs:
 STEPS = {
     "plan_run": Needs(hours=1, retries=0, hub=True, mlflow=True),
     "stage_base_model": Needs(hub=True),
-    "prepare_dataset": Needs(hub=True),
+    "prepare_dataset": Needs(cpu="1", hub=True),
     "train_qlora": Needs(gpus="all", hours=7 * 24, retries=5, mlflow=True, base=True),
     "evaluate_model": Needs(gpus="1", mlflow=True, base=True),
     "dequantize_and_merge": Needs(memory="4Gi"),

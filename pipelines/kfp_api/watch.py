@@ -66,10 +66,26 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
         failed = next((name for name, task in steps.items() if task.state == "FAILED"), "")
         lines = _last_lines(server, run, steps[failed]) if failed else _reason(run)
         return FinishedRun(End.FAILED, failed, lines, states)
-    # A run that the gate rejects ends without an error and without registration.
-    registration = pipeline.steps.get(REGISTER)
-    rejected = steps and registration and states.get(registration) != "SUCCEEDED"
+    rejected = steps and REGISTER in pipeline.steps and not _registered(run, states, pipeline.steps[REGISTER])
     return FinishedRun(End.GATE_SAID_NO if rejected else End.DONE, "", [], states)
+
+
+def _registered(run: V2beta1Run, states: dict[str, str], registration: str) -> bool:
+    """Whether a run that succeeded registered a model; one that the gate rejects ends without an error.
+
+    Raises:
+        InputError: the server does not say. Of a workflow of more than 1 MiB it no longer sees how the steps go on.
+    """
+    if states.get(registration) == "SUCCEEDED":
+        return True
+    tasks = {task.display_name or "": task.state for task in run.run_details.task_details or []}
+    if tasks.get("root", "") not in ("RUNNING", "PENDING"):
+        return False
+    if any(name.startswith(REGISTER) for name in tasks):  # it had begun, and would have failed the run
+        return True
+    raise InputError(
+        f"run {run.run_id} succeeded, but the server lost sight of its steps: see in MLflow whether it registered"
+    )
 
 
 def _get(server: Server, run_id: str) -> V2beta1Run:

@@ -3,8 +3,9 @@
     KUBECONFIG               the cluster; without it every test skips
     QLORA_TEST_NAMESPACE     where runs take place; `kubeflow` where Kubeflow Pipelines has one user
     QLORA_IMAGE_REGISTRY     of the images cpu and cuda, which every node has or can pull
+    QLORA_TEST_S3            address of Kubeflow's S3 as it is reached from here; else a port is forwarded
 
-Kubeflow's own S3 holds the store. Kubeflow's API, MLflow and that S3 are reached by forwarded ports.
+Kubeflow's own S3 holds the store. Kubeflow's API and MLflow are reached by forwarded ports.
 """
 
 import contextlib
@@ -124,8 +125,9 @@ def installed(namespace: str, tiny_model: Path) -> Iterator[Installed]:
                 helm(*words[1:], "--set", f"store.s3Endpoint={S3}", "--timeout", "10m")
                 stack.callback(cluster.kubectl, "delete", "pvc", "-l", f"app.kubernetes.io/instance={RELEASE}")
                 stack.callback(helm, "uninstall", RELEASE, "-n", namespace, "--wait")
+        s3 = os.environ.get("QLORA_TEST_S3")
         environment = {
-            "AWS_ENDPOINT_URL_S3": f"http://{stack.enter_context(kubeflow.forwarded('minio-service', 9000))}",
+            "AWS_ENDPOINT_URL_S3": s3 or f"http://{stack.enter_context(kubeflow.forwarded('minio-service', 9000))}",
             "KF_PIPELINES_ENDPOINT": f"http://{stack.enter_context(kubeflow.forwarded('ml-pipeline', 8888))}",
             "MLFLOW_TRACKING_URI": f"http://{stack.enter_context(cluster.forwarded(f'{RELEASE}-mlflow', 5000))}",
             "MLFLOW_TRACKING_USERNAME": "admin",
