@@ -43,7 +43,8 @@ def task_states(installed: Installed, run_id: str) -> dict[str, str]:
     address = installed.environment["KF_PIPELINES_ENDPOINT"]
     api = kfp_server_api.RunServiceApi(kfp_server_api.ApiClient(kfp_server_api.Configuration(host=address)))
     run = api.run_service_get_run(run_id)
-    return {task.display_name: task.state for task in run.run_details.task_details or []} | {"run": run.state}
+    tasks = run.run_details.task_details or []
+    return {task.display_name: task.state for task in tasks if task.display_name} | {"run": run.state}
 
 
 def step_pods(installed: Installed, run_id: str) -> set[str]:

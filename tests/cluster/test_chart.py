@@ -1,0 +1,66 @@
+"""The chart on a cluster: its tests, its jobs, its triggers, and an upgrade."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.conftest import RELEASE, Installed
+from tests.cluster.kube import ROOT, helm
+from tests.cluster.test_runs import config
+
+TRIGGERS = 10
+
+
+def test_the_release_reaches_store_mlflow_and_kubeflow(installed: Installed) -> None:
+    printed = helm("test", RELEASE, "-n", installed.cluster.namespace, "--logs")
+    for what in ("store", "mlflow", "kfp"):
+        assert f"ok      {what}: " in printed, printed
+
+
+def test_the_upload_job_brings_the_pipeline(installed: Installed) -> None:
+    [job] = installed.cluster.get("job", selector="app.kubernetes.io/component=upload")
+    succeeded, log = installed.cluster.job_log(job["metadata"]["name"])
+    assert succeeded and ("uploaded" in log or "is already there" in log), log
+
+
+def runs_named(installed: Installed, name: str) -> list[Any]:
+    import kfp_server_api
+
+    address = installed.environment["KF_PIPELINES_ENDPOINT"]
+    api = kfp_server_api.RunServiceApi(kfp_server_api.ApiClient(kfp_server_api.Configuration(host=address)))
+    found = api.run_service_list_runs(page_size=100, sort_by="created_at desc").runs or []
+    return [run for run in found if run.display_name.startswith(name)]
+
+
+def test_ten_triggers_at_once_start_one_run_and_an_upgrade_keeps_the_registry(
+    installed: Installed, tmp_path: Path
+) -> None:
+    """A CronJob of the chart, called ten times from as many pods; Kubernetes' own schedule would call it once."""
+    values = {"triggers": {"often": {"schedule": "0 0 1 1 *", "config": config(installed, tmp_path, "tiny-often")}}}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    chart, file = str(ROOT / "charts" / "qlora-pipelines"), str(tmp_path / "values.yaml")
+    before = installed.cluster.get("pvc", f"{RELEASE}-mlflow")["metadata"]["uid"]
+    helm("upgrade", RELEASE, chart, "-n", installed.cluster.namespace, "--reuse-values", "-f", file,
+         "--wait", "--wait-for-jobs", "--timeout", "10m")  # fmt: skip
+    assert installed.cluster.get("pvc", f"{RELEASE}-mlflow")["metadata"]["uid"] == before
+    names = [f"often-{number}" for number in range(TRIGGERS)]
+    cron = installed.cluster.get("cronjob", f"{RELEASE}-trigger-often")
+    installed.cluster.apply(
+        *(
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}} | cron["spec"]["jobTemplate"]
+            | {"metadata": {"name": name, "labels": cron["spec"]["jobTemplate"]["metadata"]["labels"]}}
+            for name in names
+        )
+    )  # fmt: skip
+    ended = {name: installed.cluster.job_log(name, 900) for name in names}
+    assert all(succeeded for succeeded, _ in ended.values()), ended
+    deadline = time.monotonic() + 600
+    while any(run.state in (None, "PENDING", "RUNNING") for run in runs_named(installed, "tiny-often")):
+        assert time.monotonic() < deadline, "the run did not end"
+        time.sleep(5)
+    states = [run.state for run in runs_named(installed, "tiny-often")]
+    assert states.count("SUCCEEDED") == 1, json.dumps(states)
+    installed.cluster.kubectl("delete", "job", *names)
