@@ -93,7 +93,8 @@ def test_a_gate_that_says_no_ends_the_run_green_and_unregistered(installed: Inst
     ended = installed.submit(values, tmp_path)
     assert ended["code"] == 3 and ended["outcome"] == "gate_said_no", ended["log"]
     states = task_states(installed, ended["run_id"])
-    assert states["run"] == states["evaluate-tuned"] == "SUCCEEDED" and states.get("register") != "SUCCEEDED"
+    assert states["run"] == states["evaluate-model"] == "SUCCEEDED"
+    assert states.get("register-model") != "SUCCEEDED"
     refused = installed.qlora("pull", "models:/tiny-rejected@champion", "--to", str(tmp_path / "model"))
     assert refused.returncode == 1 and "there is no such version" in refused.stderr
 
