@@ -28,7 +28,7 @@ from tests.cluster.kube import ROOT, Cluster, helm
 
 README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## On your cluster\n")[2].partition("\n## ")[0]
-RELEASE, BUCKET, S3 = "qlora", "mlpipeline", "http://minio-service.kubeflow:9000"
+RELEASE, BUCKET, S3 = "qlora", "mlpipeline", "http://seaweedfs.kubeflow:9000"
 PASSWORD = "administrator-of-mlflow"
 
 
@@ -127,7 +127,7 @@ def installed(namespace: str, tiny_model: Path) -> Iterator[Installed]:
                 stack.callback(helm, "uninstall", RELEASE, "-n", namespace, "--wait")
         s3 = os.environ.get("QLORA_TEST_S3")
         environment = {
-            "AWS_ENDPOINT_URL_S3": s3 or f"http://{stack.enter_context(kubeflow.forwarded('minio-service', 9000))}",
+            "AWS_ENDPOINT_URL_S3": s3 or f"http://{stack.enter_context(kubeflow.forwarded('seaweedfs', 9000))}",
             "KF_PIPELINES_ENDPOINT": f"http://{stack.enter_context(kubeflow.forwarded('ml-pipeline', 8888))}",
             "MLFLOW_TRACKING_URI": f"http://{stack.enter_context(cluster.forwarded(f'{RELEASE}-mlflow', 5000))}",
             "MLFLOW_TRACKING_USERNAME": "admin",

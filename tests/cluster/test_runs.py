@@ -58,6 +58,9 @@ def first(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A run that registers a model: its configuration and its end."""
     folder = tmp_path_factory.mktemp("first")
     values = config(installed, folder, "tiny-first")
+    # Characters that mean something to JSON, YAML, a shell, Kubeflow or Argo go through all of them as they are.
+    hard = {"role": "system", "content": 'It\'s "quoted"\nand on a new line: {{$.x}} {{workflow.name}} $HOME `a` \\ é'}
+    values["options"]["evaluate_model"]["baseline_messages"] = [hard]
     return values, installed.submit(values, folder)
 
 
