@@ -1,4 +1,4 @@
-"""Preflight checks: all that a run will use is tried at once: base, tokenizer, data, store and MLflow.
+"""Preflight checks: all that a run will use is tried at once: base, tokenizer, data, store, MLflow, nodes.
 
 Each check gives findings; none stops another, so that all problems can be fixed in one go.
 """
@@ -25,6 +25,7 @@ from qlora_pipelines.components.plan_run import (
     finished,
     fit,
     host_memory,
+    nodes,
     sampling,
     weight_files,
 )
@@ -96,7 +97,7 @@ def run(config: PlacedRun, folder: Path) -> Checks:
     checks = Checks()
     # Imported here once: two threads that import transformers at the same time can see it half made.
     load_libraries("peft", "transformers")
-    independent = (_store, _mlflow, _base, _data)
+    independent = (_store, _mlflow, _base, _data, _nodes)
     with concurrent.futures.ThreadPoolExecutor(len(independent)) as pool:
         for job in [pool.submit(check, checks, config, folder) for check in independent]:
             job.result()
@@ -169,6 +170,12 @@ def _data(checks: Checks, config: PlacedRun, _folder: Path) -> None:
         checks.data_digest = listing.data_digest(checks.listing)
         files = sum(len(source["files"]) for source in checks.listing.values())
         checks.note("ok", "data", f"{files} files, digest {checks.data_digest[:12]}")
+
+
+def _nodes(checks: Checks, config: PlacedRun, _folder: Path) -> None:
+    if found := nodes.check(config):
+        level, text = found
+        checks.note(level, "nodes", text)
 
 
 def _samples(checks: Checks, config: PlacedRun, files: Path) -> None:

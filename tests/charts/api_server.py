@@ -21,11 +21,11 @@ GROUPS = {
     "apps/v1": ["Deployment"],
     "batch/v1": ["Job", "CronJob"],
     "networking.k8s.io/v1": ["NetworkPolicy", "Ingress"],
-    "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
+    "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"],
     "scheduling.k8s.io/v1": ["PriorityClass"],
     "argoproj.io/v1alpha1": ["Sensor"],
 }
-CLUSTER_WIDE = {"PriorityClass"}
+CLUSTER_WIDE = {"PriorityClass", "ClusterRole", "ClusterRoleBinding"}
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)/(?:namespaces/[^/]+/)?(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?"
 )

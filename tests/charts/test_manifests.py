@@ -225,8 +225,11 @@ def test_what_pods_refer_to_is_there(example: dict[str, Any], objects: list[Obje
         assert {f"ServiceAccount/{subject['name']}" for subject in binding["subjects"]} <= there
 
 
-def test_rights_are_few_and_within_the_namespace(objects: list[Object]) -> None:
-    assert not {"ClusterRole", "ClusterRoleBinding"} & {found["kind"] for found in objects}
+def test_rights_are_few_and_within_the_namespace_but_for_nodes(example: dict[str, Any], objects: list[Object]) -> None:
+    roles = [role["rules"] for role in of_kind(objects, "ClusterRole")]
+    asked = example.get("runs", {}).get("listNodes", False)
+    assert roles == ([[{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]] if asked else [])
+    assert len(of_kind(objects, "ClusterRoleBinding")) == len(roles)
     for role in of_kind(objects, "Role"):
         for rule in role["rules"]:
             assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
@@ -234,6 +237,23 @@ def test_rights_are_few_and_within_the_namespace(objects: list[Object]) -> None:
             if {"secrets", "configmaps"} & set(rule["resources"]):
                 assert rule["verbs"] == ["get"]
                 assert rule["resourceNames"]
+
+
+@pytest.mark.parametrize(
+    ("account", "names"),
+    [
+        ({}, ["pipeline-runner", "default-editor"]),  # of Kubeflow's own manifests: one user, and several
+        ({"create": True}, ["qlora-runs"]),
+        ({"name": "trainer"}, ["trainer"]),
+        ({"create": True, "name": "trainer"}, ["trainer"]),
+    ],
+)
+def test_the_runs_service_account_may_list_nodes(account: dict[str, Any], names: list[str]) -> None:
+    objects = render(merged(values("minimal"), {"runs": {"listNodes": True, "serviceAccount": account}}))
+    [role], [binding] = of_kind(objects, "ClusterRole"), of_kind(objects, "ClusterRoleBinding")
+    assert role["metadata"]["name"] == binding["roleRef"]["name"] == f"{RELEASE}-{NAMESPACE}-nodes"
+    subjects = [{"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE} for name in names]
+    assert binding["subjects"] == subjects
 
 
 def test_kfp_gets_a_token_of_its_own_audience() -> None:

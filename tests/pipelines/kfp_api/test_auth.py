@@ -1,20 +1,14 @@
 """Credentials from the environment and files; `qlora` checks each time that none is printed."""
 
-import datetime
-import ipaddress
-import ssl
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from qlora_pipelines.pipelines.kfp_api import auth, client
 from tests.pipelines.kfp_api.api_server import serve
 from tests.pipelines.kfp_api.commands import refused, submit
 from tests.pipelines.kfp_api.state import Fault, Kfp
+from tests.tls import authority
 
 
 def test_a_token(kfp: Kfp, run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,36 +75,8 @@ def test_nothing_listens(run_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert message.startswith("http://127.0.0.1:9 does not answer: ") and "0x" not in message
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
-    """The file of a private certificate authority, and the TLS context of a server with its certificate."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority of our own")])
-    today = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    (tmp_path / "ca.pem").write_bytes(certificate.public_bytes(pem))
-    (tmp_path / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
-    return tmp_path / "ca.pem", context
-
-
-def test_a_private_certificate_authority(
-    run_yaml: Path, authority: tuple[Path, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, context = authority
+def test_a_private_certificate_authority(run_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, context = authority(tmp_path)
     with serve(Kfp(), context) as kfp:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.url)
         message = refused("submit", "--config", run_yaml)
