@@ -4,14 +4,14 @@ import contextlib
 import datetime
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.runtime import ERROR_MARK, duration
+from qlora_pipelines.components.core.runtime import duration
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
-from qlora_pipelines.pipelines.kfp_api import runs
+from qlora_pipelines.pipelines.kfp_api import failures, runs
 from qlora_pipelines.pipelines.kfp_api.client import NotFound, Server
 from qlora_pipelines.pipelines.tasks import REGISTER, End
 
@@ -19,7 +19,6 @@ POLL_INTERVAL = 5.0
 """Seconds between two requests for the run's state."""
 RETRY_TIMEOUT = 900.0
 """Seconds without an answer after which a run is no longer followed. It goes on."""
-LAST_LINES = 15
 FINAL_STATES = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
@@ -64,8 +63,7 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
         return FinishedRun(End.CANCELLED, "", [], states)
     if run.state == "FAILED":
         failed = next((name for name, task in steps.items() if task.state == "FAILED"), "")
-        lines = _last_lines(server, run, steps[failed]) if failed else _reason(run)
-        return FinishedRun(End.FAILED, failed, lines, states)
+        return FinishedRun(End.FAILED, failed, failures.why(server, run, pipeline, steps, failed), states)
     rejected = steps and REGISTER in pipeline.steps and not _registered(run, states, pipeline.steps[REGISTER])
     return FinishedRun(End.GATE_SAID_NO if rejected else End.DONE, "", [], states)
 
@@ -114,21 +112,3 @@ def _took(task: V2beta1PipelineTaskDetail) -> str:
     if task.state not in FINAL_STATES or not task.start_time or not task.end_time or task.end_time < task.start_time:
         return ""
     return f" in {duration((task.end_time - task.start_time).total_seconds())}"
-
-
-def _last_lines(server: Server, run: V2beta1Run, task: V2beta1PipelineTaskDetail) -> list[str]:
-    """The end of a step's log where the server gives it, else what the server knows of the step's end."""
-    pods = [task.pod_name, *(child.pod_name for child in task.child_tasks or [])]
-    for pod in reversed([pod for pod in pods if pod]):
-        if lines := [line.rstrip() for line in server.log(run.run_id, pod).splitlines() if line.strip()]:
-            errors = [line for line in lines if ERROR_MARK in line]
-            return errors[-1:] or lines[-LAST_LINES:]
-    return _reason(task)
-
-
-def _reason(item: Any) -> list[str]:
-    """The message of a run's or a step's error."""
-    for error in [item.error, *(status.error for status in reversed(item.state_history or []))]:
-        if error and (message := str(error.message or "").strip()):
-            return message.splitlines()[:LAST_LINES]
-    return ["the server gives no reason; the step's log is in the UI"]

@@ -69,11 +69,9 @@ def test_a_run_that_failed_exits_1_with_the_step_and_its_line(kfp: Kfp, run_yaml
 
 
 def test_without_a_log_the_servers_reason_is_printed(kfp: Kfp, run_yaml: Path) -> None:
-    failed = task(
-        "train-qlora", "FAILED", pod_name="gone", error=api.GoogleRpcStatus(message="OOMKilled (exit code 137)")
-    )
+    failed = task("train-qlora", "FAILED", pod_name="gone", error=api.GoogleRpcStatus(message="pod deleted"))
     kfp.life = [look("FAILED", failed)]
-    assert submit(run_yaml, "--wait")["last_lines"] == ["OOMKilled (exit code 137)"]
+    assert submit(run_yaml, "--wait")["last_lines"] == ["pod deleted"]
     kfp.life = [look("FAILED")]
     found = submit(run_yaml, "--wait")
     assert found["exit_code"] == 1 and found["last_lines"] == [

@@ -1,0 +1,87 @@
+"""Why a run failed, in the words of its steps: the server itself gives little more than a log."""
+
+import re
+from typing import Any
+
+from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
+
+from qlora_pipelines.components.core.runtime import ERROR_MARK
+from qlora_pipelines.pipelines.compiler.compiled import Compiled
+from qlora_pipelines.pipelines.kfp_api import runs
+from qlora_pipelines.pipelines.kfp_api.client import Server
+from qlora_pipelines.pipelines.placement import STEPS
+from qlora_pipelines.pipelines.tasks import PLAN, TRAIN
+
+LAST_LINES = 15
+KILLED = re.compile(r"(signal: killed|exit status 137)$|OOMKilled|\(exit code 137\)")
+"""What Kubeflow's launcher or Argo says of a step that was killed.
+
+Kubeflow starts Python through a shell, which makes 137 of a SIGKILL (128 + 9). The launcher itself lives on.
+"""
+STARTED, ENDED = "[KFP Executor ", "failed to execute component: "
+"""In the first lines of kfp in the step, and in the launcher's last one whatever ended the step."""
+PLANNED = re.compile(r"\[plan_run\] memory: (\d.*)$", re.MULTILINE)
+"""The line in which plan_run says what training needs."""
+
+
+def why(
+    server: Server, run: V2beta1Run, pipeline: Compiled, steps: dict[str, V2beta1PipelineTaskDetail], failed: str
+) -> list[str]:
+    """Why a run failed: a line, or a few, the first of which says most.
+
+    Args:
+        server: where it ran.
+        run: the run.
+        pipeline: what it ran.
+        steps: its steps by the names that people know.
+        failed: the one of them that failed; empty: none is known to have.
+    """
+    if not failed:
+        return _reason(run)
+    if not (lines := _log(server, run, steps[failed])):
+        reason = _reason(steps[failed])
+        return [_killed(server, run, pipeline, steps, failed)] if any(map(KILLED.search, reason)) else reason
+    if errors := [line for line in lines if ERROR_MARK in line]:
+        return errors[-1:]
+    last = lines[-LAST_LINES:]
+    if any(map(KILLED.search, last)):
+        return [_killed(server, run, pipeline, steps, failed)]
+    if any(STARTED in line for line in lines) and not any(ENDED in line for line in last):
+        # Under cgroup v2 the kernel kills all processes of a container at once, and nobody is left to say so.
+        return [f"{_killed(server, run, pipeline, steps, failed)}. Its log ends so:", *last]
+    return last
+
+
+def _killed(
+    server: Server, run: V2beta1Run, pipeline: Compiled, steps: dict[str, V2beta1PipelineTaskDetail], failed: str
+) -> str:
+    """What a step that was killed had, what the plan said it would need, and what to change."""
+    said = "killed, most likely for taking more memory than its limit"
+    task = next(task for task, step in pipeline.steps.items() if step == failed)
+    needs = STEPS.get(re.sub(r"-\d+$", "", task).replace("-", "_"))
+    if not needs:  # a step of somebody else's pipeline
+        return said
+    if not needs.gpus:
+        return f"{said} of {needs.memory}: raise it in pipelines/placement.py, and compile the pipeline again"
+    memory = runs.parameters(run).get("memory") or pipeline.parameters.get("memory", {}).get("defaultValue")
+    # The plan's figure is of training.
+    plan = steps.get(pipeline.steps.get(PLAN, "")) if task == TRAIN else None
+    planned = PLANNED.findall("\n".join(_log(server, run, plan))) if plan else []
+    return f"{said} of {memory}{f'; the plan said {planned[-1]}' if planned else ''}: raise memory"
+
+
+def _log(server: Server, run: V2beta1Run, task: V2beta1PipelineTaskDetail) -> list[str]:
+    """The lines of a step's last pod of which the server gives any."""
+    pods = [task.pod_name, *(child.pod_name for child in task.child_tasks or [])]
+    for pod in reversed([pod for pod in pods if pod]):
+        if lines := [line.rstrip() for line in server.log(run.run_id, pod).splitlines() if line.strip()]:
+            return lines
+    return []
+
+
+def _reason(item: Any) -> list[str]:
+    """The message of a run's or a step's error."""
+    for error in [item.error, *(status.error for status in reversed(item.state_history or []))]:
+        if error and (message := str(error.message or "").strip()):
+            return message.splitlines()[:LAST_LINES]
+    return ["the server gives no reason; the step's log is in the UI"]
