@@ -42,18 +42,20 @@ def test_uninstall_leaves_nothing(cluster: Cluster, releases: Any) -> None:
     cluster.put("Secret", "qlora-s3", SECRET)
     releases.install(str(CHART), RELEASE, values("full"))
     assert len(cluster.names()) > 25
-    releases.test(RELEASE, timeout=60)
     releases.uninstall(RELEASE)
     assert cluster.names() == {"Secret/qlora-s3"}
 
 
-def test_the_check_leaves_no_pod_and_its_log_is_read_first(cluster: Cluster, releases: Any) -> None:
+def test_the_check_leaves_its_pod_for_its_log_until_the_next_one(cluster: Cluster, releases: Any) -> None:
     releases.install(str(CHART), RELEASE, values("minimal"))
     installed = cluster.names()
     assert "Pod/qlora-check" not in installed
     releases.test(RELEASE, timeout=60)
     assert cluster.logs_read == ["qlora-check"]
-    assert cluster.names() == installed
+    assert cluster.names() == installed | {"Pod/qlora-check"}
+    first = cluster.objects["Pod", "qlora-check"]["metadata"]["uid"]
+    releases.test(RELEASE, timeout=60)
+    assert cluster.objects["Pod", "qlora-check"]["metadata"]["uid"] != first
 
 
 def test_a_registry_on_a_volume_outlives_the_release(cluster: Cluster, releases: Any) -> None:
