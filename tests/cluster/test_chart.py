@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +40,30 @@ def test_ten_triggers_at_once_start_one_run_and_an_upgrade_keeps_the_registry(
     installed: Installed, tmp_path: Path
 ) -> None:
     """A CronJob of the chart, called ten times from as many pods; Kubernetes' own schedule would call it once."""
-    values = {"triggers": {"often": {"schedule": "0 0 1 1 *", "config": config(installed, tmp_path, "tiny-often")}}}
+    name = f"tiny-often-{uuid.uuid4().hex[:8]}"  # a run of an earlier session would count
+    values = {"triggers": {"often": {"schedule": "0 0 1 1 *", "config": config(installed, tmp_path, name)}}}
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     chart, file = str(ROOT / "charts" / "qlora-pipelines"), str(tmp_path / "values.yaml")
     before = installed.cluster.get("pvc", f"{RELEASE}-mlflow")["metadata"]["uid"]
     helm("upgrade", RELEASE, chart, "-n", installed.cluster.namespace, "--reuse-values", "-f", file,
          "--wait", "--wait-for-jobs", "--timeout", "10m")  # fmt: skip
     assert installed.cluster.get("pvc", f"{RELEASE}-mlflow")["metadata"]["uid"] == before
-    names = [f"often-{number}" for number in range(TRIGGERS)]
+    jobs = [f"often-{number}" for number in range(TRIGGERS)]
     cron = installed.cluster.get("cronjob", f"{RELEASE}-trigger-often")
+    template = cron["spec"]["jobTemplate"]
     installed.cluster.apply(
         *(
-            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}} | cron["spec"]["jobTemplate"]
-            | {"metadata": {"name": name, "labels": cron["spec"]["jobTemplate"]["metadata"]["labels"]}}
-            for name in names
+            {"apiVersion": "batch/v1", "kind": "Job", "spec": template["spec"]}
+            | {"metadata": {"name": job, "labels": template["metadata"]["labels"]}}
+            for job in jobs
         )
-    )  # fmt: skip
-    ended = {name: installed.cluster.job_log(name, 900) for name in names}
+    )
+    ended = {job: installed.cluster.job_log(job, 900) for job in jobs}
     assert all(succeeded for succeeded, _ in ended.values()), ended
     deadline = time.monotonic() + 600
-    while any(run.state in (None, "PENDING", "RUNNING") for run in runs_named(installed, "tiny-often")):
+    while any(run.state in (None, "PENDING", "RUNNING") for run in runs_named(installed, name)):
         assert time.monotonic() < deadline, "the run did not end"
         time.sleep(5)
-    states = [run.state for run in runs_named(installed, "tiny-often")]
+    states = [run.state for run in runs_named(installed, name)]
     assert states.count("SUCCEEDED") == 1, json.dumps(states)
-    installed.cluster.kubectl("delete", "job", *names)
+    installed.cluster.kubectl("delete", "job", *jobs)
