@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import http.server
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ MEDDLINGS = ("shorten", "shorten and say so", "flip a bit")
 class Meddler:
     """Passes requests on as they are, so that signatures stay valid; `meddling` is done to the bodies of objects.
 
+    `only` is what their names must have, `times` how often it is done at most.
+
     Args:
         target: `http://host:port` of the store.
     """
@@ -20,12 +23,13 @@ class Meddler:
     def __init__(self, target: str) -> None:
         self.target = target.removeprefix("http://")
         self.meddling, self.only, self.meddled, self.address = "", "", 0, ""
+        self.times = sys.maxsize
 
     def change(self, method: str, path: str, answer: http.client.HTTPResponse, body: bytes) -> tuple[bytes, Any]:
         """The body and the headers to send for an answer."""
         headers = {name: value for name, value in answer.getheaders() if name.lower() not in HOP}
         is_object = method == "GET" and answer.status in (200, 206) and answer.getheader("ETag") and body
-        if not self.meddling or not is_object or self.only not in path:
+        if not self.meddling or not is_object or self.only not in path or self.meddled >= self.times:
             return body, headers
         self.meddled += 1
         if self.meddling == "flip a bit":

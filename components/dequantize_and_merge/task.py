@@ -70,8 +70,7 @@ def run(
         tempfile.TemporaryDirectory() as scratch,
         integrity.verified_folder(trained, Path(scratch, "adapter"), "adapter") as held,
     ):
-        base_model.check(base_uri, base_revision)
-        base = base_weights.read(base_uri)
+        base = base_weights.read(base_uri, checked=base_model.check(base_uri, base_revision))
         folder = base_model.small_files(base_uri, base_revision, Path(scratch, "base"))
         base_config = loading.read_config(folder)
         if base_config.get("quantization_config"):

@@ -90,22 +90,31 @@ def _is_kept(kept: Path, base_uri: str, entry: storage.Entry) -> bool:
     return copies.is_copy(local_files.join_local(kept, entry.path), storage.file_uri(base_uri, entry), entry)
 
 
-def check(base_uri: str, revision: str = "") -> None:
-    """Reads a base where it is, and compares it: a staged one with its manifest, another with its revision.
+def check(base_uri: str, revision: str = "") -> list[storage.Entry]:
+    """Compares a base where it is: a staged one with its manifest, another with its revision.
+
+    A local one is read for that. What is in an object store need not be the bytes that come, so these are compared as
+    they are read: by `verified.Reader`.
 
     Args:
         base_uri: a folder or a prefix in an object store.
         revision: what `resolve` found; a commit, or '', says nothing of a base that is not staged.
 
+    Returns:
+        Its files.
+
     Raises:
         InputError: a file is gone, not whole, or another.
     """
+    if storage.is_remote(base_uri):
+        return _entries(base_uri, revision)
     if work := _staged(base_uri):
         attempts.check_files(
             base_uri, work.files, f"base model {base_uri}", "remove its folder, and it is staged again"
         )
     elif revision.startswith(DIGEST):
         resolve(base_uri, revision)
+    return list(storage.files(base_uri))
 
 
 def _staged(base_uri: str) -> attempts.Finished | None:

@@ -7,13 +7,15 @@ from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, safetensors_files
 from qlora_pipelines.components.core.models.safetensors_files import INDEX, SINGLE, File, Stored
-from qlora_pipelines.components.core.store import storage, streams
+from qlora_pipelines.components.core.store import storage, streams, verified
 
 PARALLEL = 8
 """Headers read at a time: in a bucket and on the hub, each waits for an answer or two."""
+OPENED = 2
+"""Files opened at a time. One that is read whole for that takes objects.PARALLEL parts of memory."""
 
 
-def read(base: str, revision: str = "") -> dict[str, Stored]:
+def read(base: str, revision: str = "", checked: list[storage.Entry] | None = None) -> dict[str, Stored]:
     """All tensors of a base by name, in the order of its files.
 
     Where there are both a single file and an index, the single file counts, as for transformers' `from_pretrained`.
@@ -21,13 +23,16 @@ def read(base: str, revision: str = "") -> dict[str, Stored]:
     Args:
         base: a folder, an `s3://` prefix or a Hugging Face id.
         revision: a commit, for a Hugging Face id.
+        checked: the files that `base_model.check` gave. Weights in an object store are then read whole here, and what
+            is read of them later is compared. None: nothing is compared, which will do for a look at the headers.
 
     Raises:
-        InputError: weights are missing, torn, or not safetensors.
+        InputError: weights are missing, torn, not safetensors, or others than `checked`.
     """
     on_hub = base_model.is_on_hub(base)
-    found = base_model.hub_files(base, revision)[1] if on_hub else storage.files(base)
-    entries = {entry.path: entry for entry in found}
+    listed = base_model.hub_files(base, revision)[1] if on_hub else storage.files(base)
+    entries = {entry.path: entry for entry in (listed if checked is None else checked)}
+    compared, blocks = checked is not None and storage.is_remote(base), verified.Blocks()
     sizes = {name: entry.size for name, entry in entries.items()}
     base_model.check_names(base, sizes)
     if SINGLE not in sizes and INDEX not in sizes:
@@ -38,10 +43,14 @@ def read(base: str, revision: str = "") -> dict[str, Stored]:
             raise InputError(f"base model {base}: {name} is missing, which {INDEX} names; fetch it again")
         if on_hub:
             return _HubFile(base, revision, name, sizes[name])
-        return streams.Reader(storage.join(base, name), sizes[name], entries[name].etag)
+        uri = storage.join(base, name)
+        if compared:
+            return verified.Reader(uri, entries[name], blocks)
+        return streams.Reader(uri, sizes[name], entries[name].etag)
 
     weight_map = {} if SINGLE in sizes else _weight_map(base, open_file(INDEX))
-    files = [open_file(name) for name in dict.fromkeys(weight_map.values())] or [open_file(SINGLE)]
+    with concurrent.futures.ThreadPoolExecutor(OPENED) as pool:
+        files = list(pool.map(open_file, dict.fromkeys(weight_map.values()) or [SINGLE]))
     with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
         headers = pool.map(safetensors_files.read_header, files)
         tensors = {name: tensor for header in headers for name, tensor in header.items()}

@@ -5,12 +5,13 @@ checksum (Azure, some uploads in parts), the sha256 of the first read is kept in
 the same bytes.
 """
 
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,24 +102,44 @@ def read(uri: str, entry: storage.Entry) -> bytes:
         return fetch(uri, entry, Path(folder)).read_bytes()
 
 
-def _copy(uri: str, entry: storage.Entry, target: Path) -> None:
-    """Copies an object to a local file and compares what came with what is known of it."""
+def etag(entry: storage.Entry) -> str:
+    """The ETag that a listing gave an object, which a read of it must match; '' where there is none."""
+    return entry.etag.removeprefix("etag:") if entry.etag.startswith("etag:") else ""
+
+
+def verify(uri: str, entry: storage.Entry, read: Callable[[Any], None], target: Path | None = None) -> None:
+    """Reads an object and compares what came with what is known of it.
+
+    Args:
+        uri: the object.
+        entry: what a listing or a manifest says of it.
+        read: reads all of it and gives the bytes to a digest of `hashlib`; it may be called again.
+        target: the local file that `read` copies it to; None: it does not.
+
+    Raises:
+        InputError: the object changed since it was listed, or cannot be read; or other bytes came.
+    """
     kind, _, known = entry.etag.partition(":")
-    etag = known if kind == "etag" else ""
     for last in (False, True):
-        digest: Any = hashlib.md5(usedforsecurity=False) if objects.is_md5(etag) else hashlib.sha256()
-        objects.download(uri, entry.size, etag, target, digest)
+        digest: Any = hashlib.md5(usedforsecurity=False) if objects.is_md5(etag(entry)) else hashlib.sha256()
+        read(digest)
         found = digest.hexdigest()
         if kind != "sha256" or found == known:
             break
         if last:  # the bytes were not changed on their way: what is stored is another file
             raise InputError(f"{uri} is not the file that its manifest lists: its sha256 is {found[:12]}")
-    if kind == "sha256":
+    if kind == "sha256" or (digest.name == "md5" and objects.check_md5(uri, known, found)):
         return
-    if digest.name == "sha256" or not objects.check_md5(uri, etag, found):
-        found = found if digest.name == "sha256" else storage.sha256_file(target)
-        if first_read(uri, entry, found, verified=s3.check_stored(uri, target)) != found:
-            raise InputError(f"{uri} does not give the bytes of its first read, and its ETag is the same; put it back")
+    if digest.name == "md5":  # which says nothing of an encrypted object
+        read(digest := hashlib.sha256())
+    found = digest.hexdigest()
+    if first_read(uri, entry, found, verified=target is not None and s3.check_stored(uri, target)) != found:
+        raise InputError(f"{uri} does not give the bytes of its first read, and its ETag is the same; put it back")
+
+
+def _copy(uri: str, entry: storage.Entry, target: Path) -> None:
+    """Copies an object to a local file and compares what came with what is known of it."""
+    verify(uri, entry, functools.partial(objects.download, uri, entry.size, etag(entry), target), target)
 
 
 def is_copy(path: Path, uri: str, entry: storage.Entry) -> bool:

@@ -30,7 +30,7 @@ PARALLEL = 4
 """Parts of one file in transfer at a time."""
 _CHUNK = 1 << 20
 """Bytes of a part that are in memory at a time while it is copied to a file."""
-_CHANGED = "something between here and the store changes what it sends, or it is damaged there; run again"
+CHANGED = "something between here and the store changes what it sends, or it is damaged there; run again"
 
 
 class Object(NamedTuple):
@@ -175,7 +175,7 @@ def _ask(uri: str, start: int, size: int | None, etag: str) -> Any:
 
 def _check_length(uri: str, size: int, expected: int) -> None:
     if size != expected:
-        raise TransientError(f"{uri}: {size:,} of {expected:,} bytes came; {_CHANGED}")
+        raise TransientError(f"{uri}: {size:,} of {expected:,} bytes came; {CHANGED}")
 
 
 def download(uri: str, size: int, etag: str, target: Path, digest: Any) -> None:
@@ -221,7 +221,7 @@ def check_md5(uri: str, etag: str, md5: str) -> bool:
     if locate(uri).scheme == "s3" and s3.is_encrypted(uri):  # then the ETag has the form of an MD5 and is none
         return False
     raise TransientError(
-        f"{uri}: other bytes came than are stored: their MD5 is {md5[:12]}, not {etag[:12]}; {_CHANGED}"
+        f"{uri}: other bytes came than are stored: their MD5 is {md5[:12]}, not {etag[:12]}; {CHANGED}"
     )
 
 
