@@ -71,7 +71,7 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
         host = host_memory.peak(checks.plan, checks.supervised) if checks.plan else 0
         if checks.fatal or checks.files is None or checks.run_keys is None:
             plan_report.write(config, checks, [], host, report)
-            raise InputError("; ".join(checks.fatal))
+            raise InputError("; ".join(dict.fromkeys(checks.fatal)))
         if checks.plan:
             gpu = "" if config.on_cpu else f"{checks.plan.estimate.total / fit.GIB:.1f} GiB on a GPU, "
             log(f"memory: {gpu}{host / fit.GIB:.1f} GiB {'on the CPU' if config.on_cpu else 'without one'}")

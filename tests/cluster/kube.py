@@ -4,14 +4,17 @@ import base64
 import contextlib
 import itertools
 import json
-import re
-import select
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.integration.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
@@ -52,20 +55,20 @@ class Cluster:
         self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values})
 
     @contextlib.contextmanager
-    def forwarded(self, service: str, port: int, local: int = 0) -> Iterator[str]:
-        """The local address, HOST:PORT, of a service's port."""
-        command = ["kubectl", "-n", self.namespace, "port-forward", f"service/{service}", f"{local or ''}:{port}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            assert process.stdout is not None
-            assert select.select([process.stdout], [], [], 60)[0], f"{' '.join(command)}: no port within a minute"
-            line = process.stdout.readline()
-            found = re.search(r"127\.0\.0\.1:\d+", line)
-            assert found, f"{' '.join(command)}: {line}"
-            yield found[0]
-        finally:
-            process.terminate()
-            process.wait()
+    def forwarded(self, service: str, port: int) -> Iterator[str]:
+        """The local address, HOST:PORT, of a service's port; forwarded anew where its pod is replaced."""
+        local = free_port()
+        command = f"kubectl -n {self.namespace} port-forward service/{service} {local}:{port}"
+        loop = ["sh", "-c", f"while :; do {command}; sleep 1; done"]
+        with subprocess.Popen(loop, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0) as process:
+            try:
+                deadline = time.monotonic() + 60
+                while not _listens(local):
+                    assert time.monotonic() < deadline, f"{command}: no port within a minute"
+                    time.sleep(0.2)
+                yield f"127.0.0.1:{local}"
+            finally:
+                os.killpg(process.pid, signal.SIGTERM)
 
     def job_log(self, name: str, timeout: int = 300) -> tuple[bool, str]:
         """Waits for a job's end; whether it succeeded, and what its pods printed."""
@@ -77,6 +80,11 @@ class Cluster:
                 return "Complete" in kinds, self.kubectl("logs", f"job/{name}", "--all-containers", check=False)
             time.sleep(2)
         raise AssertionError(f"job {name} did not end within {timeout} s: {self.kubectl('describe', 'job', name)}")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def helm(*words: str) -> str:

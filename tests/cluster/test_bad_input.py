@@ -29,7 +29,7 @@ def changed(installed: Installed, secret: str, **values: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("secret", "values", "line"),
     [
-        ("qlora-s3", {}, "check the address, the endpoint and the credentials"),
+        ("qlora-s3", {}, "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("qlora-s3", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "check the address, the endpoint and the credentials"),
         ("qlora-mlflow", {}, "refuses this login: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ("qlora-mlflow", {"MLFLOW_TRACKING_PASSWORD": "wrong"}, "refuses this login: check MLFLOW_TRACKING_USERNAME"),

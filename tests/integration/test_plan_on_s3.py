@@ -39,7 +39,8 @@ def test_a_run_on_s3_is_planned_and_its_base_used_where_it_lies(
 ) -> None:
     result = plan(config, tmp_path)
     assert result.listing_uri.startswith(f"{own_store}/listings/") and result.planned_host_mib > 0
-    assert {name.partition("/")[0] for name in storage.sizes(own_store)} == {"base", "data", "listings", "tokenizers"}
+    folders = {name.partition("/")[0] for name in storage.sizes(own_store)}
+    assert folders == {"base", "data", "listings", "references", "tokenizers"}
     staged = stage.run(StageConfig(base_model=config["base_model"], base_revision=result.base_revision))
     assert staged.base_uri == config["base_model"]
     page = (tmp_path / "plan.html").read_text()

@@ -1,5 +1,6 @@
 """Pull, copies to other places, and gc against an MLflow server with logins and a real S3."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -38,12 +39,10 @@ def test_a_pull_that_is_refused_half_way_is_taken_up(
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", between.address)
     monkeypatch.setattr(storage, "PART", 20_000)
     real = storage.stream
-    asked = 0
+    asked = itertools.count(1)  # of several threads, each gets a number of its own
 
     def read(uri: str, start: int, size: int) -> Iterator[tuple[int, bytes]]:
-        nonlocal asked
-        asked += 1
-        if asked == 12:
+        if next(asked) == 12:
             between.refuse()
         return real(uri, start, size)
 
