@@ -103,7 +103,7 @@ def namespace() -> str:
 
 @pytest.fixture(scope="session")
 def installed(namespace: str, tiny_model: Path) -> Iterator[Installed]:
-    """Installs by the README's own commands, with this cluster's namespace, logins and S3."""
+    """Makes the secrets and installs by the README's own commands, with this cluster's namespace, logins and S3."""
     cluster, kubeflow = Cluster(namespace), Cluster("kubeflow")
     keys = kubeflow.secret("mlpipeline-minio-artifact")
     place = f"s3://{BUCKET}/qlora-{uuid.uuid4().hex[:8]}"

@@ -102,7 +102,7 @@ def test_a_gate_that_says_no_ends_the_run_green_and_unregistered(installed: Inst
     assert refused.returncode == 1 and "there is no such version" in refused.stderr
 
 
-def test_a_plan_that_fails_says_why_in_the_runs_page(installed: Installed, tmp_path: Path) -> None:
+def test_a_plan_that_fails_says_why_here_and_in_argos_node(installed: Installed, tmp_path: Path) -> None:
     values = config(installed, tmp_path, "tiny-failed", base_model=f"{installed.data}/nothing-here")
     ended = installed.submit(values, tmp_path)
     assert ended["code"] == 1 and ended["failed_step"] == "plan", ended["log"]
