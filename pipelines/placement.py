@@ -46,6 +46,11 @@ SIGNING_SECRET, SIGNING_FOLDER = "qlora-signing-key", "/etc/qlora/signing"
 
 STEP_LABEL = "qlora-pipelines/step"
 """Label of every step's pod, with the step's name: for network policies, and for people who look for a pod."""
+BACKOFF = "10s"
+"""Before the first retry; twice as long before each further one.
+
+Argo waits so long before it asks whether to retry at all: the end of a step that is not retried is also late by this.
+"""
 USER = 1000
 """User and group of the images, and of every step's pod."""
 CACHE_FOLDER = "/var/cache/qlora"
@@ -180,7 +185,7 @@ def place(task: "PipelineTask", pool: Pool | None = None, *, cached: bool = Fals
     task.set_caching_options(cached)
     if needs.retries:
         window = f"{needs.window}s"
-        task.set_retry(needs.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=window)
+        task.set_retry(needs.retries, backoff_duration=BACKOFF, backoff_factor=2.0, backoff_max_duration=window)
     kubernetes.set_timeout(task, needs.hours * 3600)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in needs.config_keys}, optional=True)

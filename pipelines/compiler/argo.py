@@ -155,7 +155,7 @@ def _output(name: str) -> Artifact:
 
 def _retry(needs: Needs) -> RetryStrategy:
     # `Always` also retries a pod that is lost with its node; max_duration as in placement.py.
-    backoff = Backoff(duration="60s", factor=IntOrString(root=2), max_duration=f"{needs.window}s")
+    backoff = Backoff(duration=placement.BACKOFF, factor=IntOrString(root=2), max_duration=f"{needs.window}s")
     return RetryStrategy(limit=needs.retries, retry_policy="Always", backoff=backoff)
 
 

@@ -20,6 +20,10 @@ Kubeflow starts Python through a shell, which makes 137 of a SIGKILL (128 + 9). 
 """
 STARTED, ENDED = "[KFP Executor ", "failed to execute component: "
 """In the first lines of kfp in the step, and in the launcher's last one whatever ended the step."""
+LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} |time=\S+ level=|Error: exit status \d+$")
+"""Lines of Kubeflow's launcher and of Argo. Only the one with `ENDED` says what the step did not."""
+COMPILED_CODE = "ephemeral_component.py"
+"""Where kfp puts the few lines of a step that are in the compiled pipeline; the image has all others."""
 PLANNED = re.compile(r"\[plan_run\] memory: (\d.*)$", re.MULTILINE)
 """The line in which plan_run says what training needs."""
 
@@ -41,15 +45,26 @@ def why(
     if not (lines := _log(server, run, steps[failed])):
         reason = _reason(steps[failed])
         return [_killed(server, run, pipeline, steps, failed)] if any(map(KILLED.search, reason)) else reason
-    if errors := [line for line in lines if ERROR_MARK in line]:
-        return errors[-1:]
+    said = [line for line in lines if not LAUNCHER.match(line)]
+    if errors := [line for line in said if ERROR_MARK in line]:
+        return [errors[-1] + _of_another_version(said)]
+    if hint := _of_another_version(said):
+        return [said[-1] + hint]
     last = lines[-LAST_LINES:]
     if any(map(KILLED.search, last)):
         return [_killed(server, run, pipeline, steps, failed)]
     if any(STARTED in line for line in lines) and not any(ENDED in line for line in last):
         # Under cgroup v2 the kernel kills all processes of a container at once, and nobody is left to say so.
         return [f"{_killed(server, run, pipeline, steps, failed)}. Its log ends so:", *last]
-    return last
+    return said[-LAST_LINES:] + [line for line in last if ENDED in line]
+
+
+def _of_another_version(lines: list[str]) -> str:
+    """What to do if the error arose where the compiled pipeline calls the image's code; '' if it arose elsewhere."""
+    places = [line for line in lines if line.lstrip().startswith('File "')]
+    if not places or COMPILED_CODE not in places[-1]:
+        return ""
+    return "; the pipeline and its image are of two versions: compile it with the version that the image has"
 
 
 def _killed(

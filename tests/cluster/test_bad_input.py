@@ -1,6 +1,8 @@
 """What is wrong with a cluster is one clear line, before anything expensive starts; and nothing is lost."""
 
 import contextlib
+import json
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -8,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from qlora_pipelines.pipelines.compiler import kubeflow
 from qlora_pipelines.pipelines.placement import STEP_LABEL
 from tests.cluster.conftest import RELEASE, Installed
+from tests.cluster.kube import ROOT, helm
+from tests.cluster.test_form import plan_log, start, terminate
 from tests.cluster.test_runs import config, step_pods
 
 
@@ -56,6 +61,73 @@ def test_memory_that_the_plan_knows_is_too_small(installed: Installed, tmp_path:
     ended = installed.submit(config(installed, tmp_path, "tiny-memory", memory="200Mi"), tmp_path)
     assert ended["failed_step"] == "plan" and len(ended["last_lines"]) == 1
     assert "200Mi" in ended["last_lines"][0] and "memory" in ended["last_lines"][0]
+
+
+TAKE_ALL_MEMORY = """
+import os
+own = str(os.getpid())
+for process in filter(str.isdigit, os.listdir("/proc")):
+    command = open(f"/proc/{process}/cmdline").read()
+    if process == own or "executor_main" in command:  # the kernel's choice: not this process, but the step
+        open(f"/proc/{process}/oom_score_adj", "w").write("0" if process == own else "1000")
+taken = []
+while True:
+    taken.append(b"x" * 2**26)
+"""
+
+
+def test_a_step_that_the_kernel_kills_for_its_memory(installed: Installed, tmp_path: Path) -> None:
+    """A second process in the evaluation's container takes all that its limit allows."""
+    run = config(installed, tmp_path, "tiny-killed", memory="1500Mi", seed=7)
+    run["options"]["evaluate_model"] = {"generation_rows": 20, "max_new_tokens": 400}
+    took = threading.Thread(target=_take_all_memory, args=(installed,), daemon=True)
+    took.start()
+    ended = installed.submit(run, tmp_path)
+    assert ended["code"] == 1 and ended["failed_step"] == "evaluate-tuned", ended["log"]
+    said = "killed, most likely for taking more memory than its limit of 1500Mi: raise memory"
+    assert ended["last_lines"] == [said], ended["last_lines"]
+
+
+def _take_all_memory(installed: Installed) -> None:
+    """In the first evaluation's pod that starts from now on."""
+    pods = f"{STEP_LABEL}=evaluate-model"
+    before = {pod["metadata"]["name"] for pod in installed.cluster.get("pod", selector=pods)}
+    while True:
+        for pod in installed.cluster.get("pod", selector=pods):
+            name = pod["metadata"]["name"]
+            if name not in before and pod["status"]["phase"] == "Running":
+                time.sleep(1)  # until Python runs in it
+                command = ["kubectl", "-n", installed.cluster.namespace, "exec", name, "-c", "main", "--"]
+                subprocess.run([*command, "python3", "-c", TAKE_ALL_MEMORY], capture_output=True, check=False)
+                return
+        time.sleep(0.5)
+
+
+def test_a_node_selector_that_no_node_has_is_a_warning(installed: Installed, tmp_path: Path) -> None:
+    chart = str(ROOT / "charts" / "qlora-pipelines")
+    helm("upgrade", RELEASE, chart, "-n", installed.cluster.namespace, "--reuse-values",
+         "--set", "runs.listNodes=true", "--wait", "--wait-for-jobs", "--timeout", "10m")  # fmt: skip
+    values = config(installed, tmp_path, "tiny-nowhere", node_selector={"no": "node"})
+    run_id = start(installed, values | {"options": json.dumps(values["options"])})
+    try:
+        deadline = time.monotonic() + 300
+        while not (said := [line for line in plan_log(installed, run_id) if "] warning: nodes: " in line]):
+            assert time.monotonic() < deadline, plan_log(installed, run_id)
+            time.sleep(5)
+    finally:
+        terminate(installed, run_id)
+    assert "has label no=node" in said[0] and "will stay Pending" in said[0]
+
+
+def test_a_pipeline_of_another_version_than_its_image(installed: Installed, tmp_path: Path) -> None:
+    compiled = kubeflow.pipeline()
+    changed_name = compiled.replace("components.plan_run import task", "components.plan_run import its_task")
+    assert changed_name != compiled
+    (tmp_path / "other.yaml").write_text(changed_name)
+    values = config(installed, tmp_path, "tiny-version")
+    ended = installed.submit(values, tmp_path, "--pipeline", "other.yaml")
+    assert ended["failed_step"] == "plan" and len(ended["last_lines"]) == 1, ended["last_lines"]
+    assert "the pipeline and its image are of two versions" in ended["last_lines"][0]
 
 
 def test_registration_without_mlflow_is_repeated_without_training_again(installed: Installed, tmp_path: Path) -> None:

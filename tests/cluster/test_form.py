@@ -12,10 +12,19 @@ from tests.cluster.conftest import Installed
 from tests.cluster.test_runs import config, task_states
 
 
+def connect(installed: Installed) -> kfp_server_api.ApiClient:
+    """Kubeflow's API, as its page calls it."""
+    return kfp_server_api.ApiClient(kfp_server_api.Configuration(host=installed.environment["KF_PIPELINES_ENDPOINT"]))
+
+
+def terminate(installed: Installed, run_id: str) -> None:
+    """Ends a run as the page's button does."""
+    kfp_server_api.RunServiceApi(connect(installed)).run_service_terminate_run(run_id)
+
+
 def start(installed: Installed, parameters: dict[str, Any]) -> str:
     """Starts a run of the newest uploaded version; returns its id."""
-    address = installed.environment["KF_PIPELINES_ENDPOINT"]
-    server = kfp_server_api.ApiClient(kfp_server_api.Configuration(host=address))
+    server = connect(installed)
     pipelines = kfp_server_api.PipelineServiceApi(server)
     [pipeline] = pipelines.pipeline_service_list_pipelines(
         filter='{"predicates": [{"operation": "EQUALS", "key": "name", "string_value": "qlora-finetune"}]}'

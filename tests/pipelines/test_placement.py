@@ -177,7 +177,7 @@ def test_retries_wait_and_have_time() -> None:
             continue
         policy = task["retryPolicy"]
         seconds = int(KUBERNETES[f"exec-{name}"]["activeDeadlineSeconds"])
-        assert policy["backoffDuration"] == "60s" and policy["backoffFactor"] == 2
+        assert policy["backoffDuration"] == "10s" and policy["backoffFactor"] == 2
         assert int(policy["backoffMaxDuration"].rstrip("s")) >= seconds * (policy["maxRetryCount"] + 1)
 
 

@@ -78,5 +78,26 @@ def test_a_container_that_was_killed_with_its_launcher(kfp: Kfp, run_yaml: Path)
 @pytest.mark.parametrize("said", ["exit status 1", "signal: terminated"])
 def test_another_end_is_not_called_that(kfp: Kfp, run_yaml: Path, said: str) -> None:
     kfp.logs = {"pod": START + "it was killed\n" + END.format(said)}
-    lines = failed(kfp, run_yaml, "train-qlora")
-    assert lines == (START + "it was killed\n" + END.format(said)).splitlines()
+    executor = START.splitlines()[1]
+    *_, ended = [line for line in END.format(said).splitlines() if "failed to execute component" in line]
+    assert failed(kfp, run_yaml, "train-qlora") == [executor, "it was killed", ended]
+
+
+TRACEBACK = """\
+  File "/opt/venv/lib/python3.11/site-packages/kfp/dsl/executor.py", line 453, in execute
+    result = self.func(**func_kwargs)
+  File "/tmp/tmp.IAmq2Q9lsd/ephemeral_component.py", line 79, in plan_run
+"""
+HINT = "; the pipeline and its image are of two versions: compile it with the version that the image has"
+
+
+def test_an_image_of_another_version_than_the_pipeline(kfp: Kfp, run_yaml: Path) -> None:
+    error = "ModuleNotFoundError: No module named 'components'"
+    kfp.logs = {"pod": START + TRACEBACK + f"    from components import steps\n{error}\n" + END.format("exit status 1")}
+    assert failed(kfp, run_yaml, "plan-run") == [error + HINT]
+    error = "[plan_run] error: TypeError: run() got an unexpected keyword argument 'claim'"
+    kfp.logs = {"pod": START + TRACEBACK + f"    task.run(claim=claim)\n{error}\n" + END.format("exit status 1")}
+    assert failed(kfp, run_yaml, "plan-run") == [error + HINT]
+    inside = '  File "/opt/venv/lib/python3.11/site-packages/qlora_pipelines/components/plan_run/task.py", line 9, in run\n'
+    kfp.logs = {"pod": START + TRACEBACK + inside + f"{error}\n" + END.format("exit status 1")}
+    assert failed(kfp, run_yaml, "plan-run") == [error]
