@@ -2,6 +2,7 @@
 
     KUBECONFIG               the cluster; without it every test skips
     QLORA_TEST_NAMESPACE     where runs take place; `kubeflow` where Kubeflow Pipelines has one user
+    QLORA_TEST_OTHER         another team's namespace, where it has several
     QLORA_IMAGE_REGISTRY     of the images cpu and cuda, which every node has or can pull
     QLORA_TEST_S3            address of Kubeflow's S3 as it is reached from here; else a port is forwarded
 
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kfp_server_api
 import pytest
 import yaml
 
@@ -30,6 +32,8 @@ README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## On your cluster\n")[2].partition("\n## ")[0]
 RELEASE, BUCKET, S3 = "qlora", "mlpipeline", "http://seaweedfs.kubeflow:9000"
 PASSWORD = "administrator-of-mlflow"
+EDITOR, AUDIENCE = "default-editor", "pipelines.kubeflow.org"
+"""A team's service account, and whom its token is for, where Kubeflow Pipelines has several users."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +49,7 @@ def _missing() -> str:
     return "" if shutil.which("kubectl") else "kubectl is not installed"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Installed:
     """The chart in a cluster, as a user at a terminal sees it.
 
@@ -70,6 +74,18 @@ class Installed:
         print(f"$ qlora {shlex.join(arguments)}\n{done.stdout}{done.stderr}")
         return done
 
+    def kubeflow(self) -> kfp_server_api.ApiClient:
+        """Kubeflow's API, as its page calls it."""
+        client = kfp_server_api.ApiClient(kfp_server_api.Configuration(host=self.environment["KF_PIPELINES_ENDPOINT"]))
+        if token := self.environment.get("QLORA_KFP_TOKEN"):
+            client.set_default_header("authorization", f"Bearer {token}")
+        return client
+
+    @property
+    def team(self) -> str | None:
+        """The namespace, where Kubeflow Pipelines has several users; where it has one, its API takes none."""
+        return self.cluster.namespace if "QLORA_KFP_TOKEN" in self.environment else None
+
     def upload(self, folder: Path, name: str) -> str:
         """Copies a folder to the bucket, from where the pods read it; its address there."""
         uri = f"{self.data}/{name}"
@@ -84,7 +100,8 @@ class Installed:
     def submit(self, config: dict[str, Any], folder: Path, *arguments: str) -> dict[str, Any]:
         """Starts a run, follows it to its end, and returns what `qlora submit --json` says."""
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
-        done = self.qlora("submit", "--config", "run.yaml", "--wait", "--json", *arguments, folder=folder)
+        place = ["--namespace", self.cluster.namespace]
+        done = self.qlora("submit", "--config", "run.yaml", "--wait", "--json", *place, *arguments, folder=folder)
         assert done.stdout, done.stderr
         return dict(json.loads(done.stdout.splitlines()[-1])) | {"log": done.stderr, "code": done.returncode}
 
@@ -103,6 +120,13 @@ def namespace() -> str:
 
 @pytest.fixture(scope="session")
 def installed(namespace: str, tiny_model: Path) -> Iterator[Installed]:
+    """The chart in the namespace of the tests."""
+    with install(namespace, tiny_model) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def install(namespace: str, tiny_model: Path) -> Iterator[Installed]:
     """Makes the secrets and installs by the README's own commands, with this cluster's namespace, logins and S3."""
     cluster, kubeflow = Cluster(namespace), Cluster("kubeflow")
     keys = kubeflow.secret("mlpipeline-minio-artifact")
@@ -136,6 +160,9 @@ def installed(namespace: str, tiny_model: Path) -> Iterator[Installed]:
         }
         environment |= {name: value for name, value in given.items() if "FLASK" not in name}
         found = Installed(cluster, environment, f"{place}/store", f"{place}/data")
+        if kfp_server_api.HealthzServiceApi(found.kubeflow()).healthz_service_get_healthz().multi_user:
+            token = cluster.kubectl("create", "token", EDITOR, f"--audience={AUDIENCE}", "--duration=6h")
+            environment["QLORA_KFP_TOKEN"] = token.strip()
         found.upload(tiny_model, "tiny")
         yield found
 

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import kfp_server_api
 import yaml
 
 from tests.cluster.conftest import RELEASE, Installed
@@ -28,11 +29,8 @@ def test_the_upload_job_brings_the_pipeline(installed: Installed) -> None:
 
 
 def runs_named(installed: Installed, name: str) -> list[Any]:
-    import kfp_server_api
-
-    address = installed.environment["KF_PIPELINES_ENDPOINT"]
-    api = kfp_server_api.RunServiceApi(kfp_server_api.ApiClient(kfp_server_api.Configuration(host=address)))
-    found = api.run_service_list_runs(page_size=100, sort_by="created_at desc").runs or []
+    api = kfp_server_api.RunServiceApi(installed.kubeflow())
+    found = api.run_service_list_runs(page_size=100, sort_by="created_at desc", namespace=installed.team).runs or []
     return [run for run in found if run.display_name.startswith(name)]
 
 

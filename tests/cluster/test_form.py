@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,25 @@ from tests.cluster.conftest import Installed
 from tests.cluster.test_runs import config, task_states
 
 
-def connect(installed: Installed) -> kfp_server_api.ApiClient:
-    """Kubeflow's API, as its page calls it."""
-    return kfp_server_api.ApiClient(kfp_server_api.Configuration(host=installed.environment["KF_PIPELINES_ENDPOINT"]))
-
-
 def terminate(installed: Installed, run_id: str) -> None:
     """Ends a run as the page's button does."""
-    kfp_server_api.RunServiceApi(connect(installed)).run_service_terminate_run(run_id)
+    kfp_server_api.RunServiceApi(installed.kubeflow()).run_service_terminate_run(run_id)
 
 
 def start(installed: Installed, parameters: dict[str, Any]) -> str:
     """Starts a run of the newest uploaded version; returns its id."""
-    server = connect(installed)
+    server, team = installed.kubeflow(), installed.team
     pipelines = kfp_server_api.PipelineServiceApi(server)
-    [pipeline] = pipelines.pipeline_service_list_pipelines(
-        filter='{"predicates": [{"operation": "EQUALS", "key": "name", "string_value": "qlora-finetune"}]}'
-    ).pipelines
+    pipeline = pipelines.pipeline_service_get_pipeline_by_name("qlora-finetune", namespace=team)
     versions = pipelines.pipeline_service_list_pipeline_versions(pipeline.pipeline_id, sort_by="created_at desc")
     reference = kfp_server_api.V2beta1PipelineVersionReference(
         pipeline_id=pipeline.pipeline_id, pipeline_version_id=versions.pipeline_versions[0].pipeline_version_id
     )
+    experiment = kfp_server_api.V2beta1Experiment(display_name=f"form-{uuid.uuid4().hex[:8]}", namespace=team)
+    made = kfp_server_api.ExperimentServiceApi(server).experiment_service_create_experiment(experiment)
     run = kfp_server_api.V2beta1Run(
         display_name="from the form",
+        experiment_id=made.experiment_id,
         pipeline_version_reference=reference,
         runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=parameters),
     )

@@ -40,9 +40,7 @@ def config(installed: Installed, folder: Path, name: str, **changes: Any) -> dic
 
 def task_states(installed: Installed, run_id: str) -> dict[str, str]:
     """What Kubeflow's API says of every task of a run, also of those that only Kubeflow knows."""
-    address = installed.environment["KF_PIPELINES_ENDPOINT"]
-    api = kfp_server_api.RunServiceApi(kfp_server_api.ApiClient(kfp_server_api.Configuration(host=address)))
-    run = api.run_service_get_run(run_id)
+    run = kfp_server_api.RunServiceApi(installed.kubeflow()).run_service_get_run(run_id)
     tasks = (run.run_details and run.run_details.task_details) or []  # none before Argo has seen the run
     return {task.display_name: task.state for task in tasks if task.display_name} | {"run": run.state}
 
