@@ -53,8 +53,17 @@ class Checkpoints:
                 log(f"checkpoint {place} is not whole: {error}; it is passed over")
                 continue
             refuse_other(found.info, self.made_from, found.uri)
-            return int(place.partition("/")[0].removeprefix("step-")), local
+            return _step(place), local
         return None
+
+    def last_step(self) -> int:
+        """The step of the newest checkpoint that was finished, by its manifest alone; 0: there is none.
+
+        Raises:
+            TransientError: the store is away.
+        """
+        finished = [place for place, sizes in self._attempts().items() if attempts.MANIFEST in sizes]
+        return max(map(_step, finished), default=0)
 
     def save(self, source: Path, step: int) -> None:
         """Stores a trainer's checkpoint, then removes those that are too many.
@@ -106,6 +115,10 @@ class Checkpoints:
             if not storage.is_remote(step):
                 with contextlib.suppress(OSError):  # another attempt is in it
                     storage.local_path(step).rmdir()
+
+
+def _step(place: str) -> int:
+    return int(place.partition("/")[0].removeprefix("step-"))
 
 
 def refuse_other(info: dict[str, Any], made_from: dict[str, Any], what: str) -> None:

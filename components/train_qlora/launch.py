@@ -1,13 +1,26 @@
 """One process per GPU, through PyTorch's launcher."""
 
+import ctypes
 import logging
 import os
+import signal
+import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.runtime import quiet_libraries
+
+PR_SET_PDEATHSIG = 1
+"""Linux's prctl: the signal that a process gets when its parent ends."""
+
+
+class Killed(TransientError):
+    """A process was ended by SIGKILL, which is how the kernel takes memory back."""
 
 
 def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
@@ -27,10 +40,12 @@ def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
     """
     if processes == 1:
         return work(*args)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failure is reported once, below
+    for library in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # the failure is reported once, below
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -38,17 +53,62 @@ def run(work: Callable[..., Any], processes: int, *args: Any) -> Any:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=0,  # supervisor.py restarts: this launcher would count restarts after progress too
     )
     try:
-        return elastic_launch(config, work)(*args)[0]
+        return elastic_launch(config, _worker)(os.getpid(), work, *args)[0]
+    except SignalException:  # the launcher's form of it
+        raise KeyboardInterrupt from None
     except ChildFailedError as error:
         place, failure = error.get_first_failure()
+        if not os.path.isfile(failure.error_file):  # it was ended before it could write one
+            raise died(f"training process {place}", failure.exitcode) from None
         said = failure.message if isinstance(failure.message, str) else failure.message["message"]
         kind, _, line = said.partition(": ")
         if kind == "InputError":
             raise InputError(line) from None
-        raise TransientError(line if kind == "TransientError" else f"process {place} failed: {said}") from None
+        raise TransientError(line if kind == "TransientError" else f"training process {place} failed: {said}") from None
+
+
+def _worker(parent: int, work: Callable[..., Any], *args: Any) -> Any:
+    """What each of several processes does."""
+    end_with(parent)
+    quiet_libraries()
+    return work(*args)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process as soon as its parent is gone, however that ended, so that no orphan holds a GPU.
+
+    Args:
+        parent: the process that started this one, by a thread that lives as long as it.
+    """
+    if sys.platform != "linux" or ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it was gone before
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    """Where the kernel does not tell: looks every second."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def died(who: str, status: int) -> TransientError:
+    """The error for a process that ended without a word of its own.
+
+    Args:
+        who: names the process.
+        status: its exit status, or the signal that killed it, negative.
+    """
+    if status >= 0:
+        return TransientError(f"{who} ended with exit status {status}: what it printed last says why")
+    said = f"{who} was killed by signal {-status} ({signal.Signals(-status).name})"
+    if status == -signal.SIGKILL:
+        return Killed(f"{said}, most likely for taking more memory than its limit")
+    return TransientError(said)
 
 
 def rank() -> int:
@@ -62,6 +122,8 @@ def rank() -> int:
 
 def check_gpus(processes: int, compute_dtype: str) -> None:
     """Checks that there is a GPU for each process, and that it has the dtype, where there are GPUs at all.
+
+    The question for bfloat16 starts CUDA, so only processes that train may ask.
 
     Raises:
         InputError: there are fewer, or they are too old.

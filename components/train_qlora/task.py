@@ -2,19 +2,18 @@
 
 import dataclasses
 import importlib.metadata
+import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
-from qlora_pipelines.components.core.data import tokenized
-from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import integrity
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, copies, keys, retry, storage
-from qlora_pipelines.components.train_qlora import launch, memory, training, training_report, watchdog
+from qlora_pipelines.components.train_qlora import memory, supervisor, training, training_report, watchdog
 from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints, refuse_other
 
 Config = TrainConfig
@@ -68,15 +67,12 @@ def run(
         InputError: data of another digest or tokenizer, a target that matches no layer, a loss that is no number, a
             store that cannot be written, an adapter or a checkpoint of this key made from something else, too little
             memory or disk.
+        TransientError: training died, and restarts brought it no further.
     """
     key_uri = storage.join(storage.root(), "adapters", training_key)
     made_from = {"key_format": keys.FORMAT, "base_revision": base_revision, "dataset_digest": dataset_digest}
     made_from |= config.key_fields()
     finished = attempts.find(key_uri)
-    # Where there is a finished one, PyTorch is not imported to ask for a device.
-    with loading.hidden_gpus(config.use_cpu):
-        device = finished.info.get("device") if finished else loading.device()
-    planned = planned_host_mib if device == "cpu" else planned_gpu_mib
     if finished is not None:
         refuse_other(finished.info, made_from, finished.uri)
         log(f"this training is finished already: {finished.uri}")
@@ -85,19 +81,21 @@ def run(
         uri = storage.join(storage.root(), "checkpoints", training_key)
         checkpoints = Checkpoints(uri, config.save_total_limit, made_from)
         storage.check_writable(uri)  # before a model is loaded
+        # Nothing here imports PyTorch: what needs it is in the processes that `supervisor.run` starts.
         with (
             loading.hidden_gpus(config.use_cpu),
             retry.fail_fast(uri),
             watchdog.running(config.setup_limit_minutes),
-            memory.explain(config, planned),
+            memory.explain(config, planned_gpu_mib, planned_host_mib),
+            tempfile.TemporaryDirectory() as name,
+            attempts.attempt(key_uri) as attempt,
         ):
-            launch.check_gpus(config.processes, config.compute_dtype)
-            if not any(sample.encoded.supervised for sample in tokenized.read(train_set, dataset_digest)):
-                raise InputError(f"data set {train_set} has no supervised token: nothing would be learnt")
-            with tempfile.TemporaryDirectory() as name, attempts.attempt(key_uri) as attempt:
-                folder = Path(name)
-                base = base_model.fetch(base_uri, folder / "base", base_revision)
-                base_model.check_names(str(base), (path.name for path in base.glob("*")))
+            base = base_model.fetch(base_uri, Path(name) / "base", base_revision)
+            base_model.check_names(str(base), (path.name for path in base.glob("*")))
+
+            def begin(folder: Path) -> tuple[training.Job]:
+                watchdog.start(config.setup_limit_minutes)
+                _empty(attempt.folder)
                 job = training.Job(
                     config=config,
                     train_set=train_set,
@@ -109,29 +107,49 @@ def run(
                     training_key=training_key,
                     checkpoints=checkpoints,
                     resumed=checkpoints.newest(folder / "checkpoint"),
-                    planned_mib=planned,
+                    planned_gpu_mib=planned_gpu_mib,
+                    planned_host_mib=planned_host_mib,
                 )
                 watchdog.stop()  # each training process has its own limits
-                trained = launch.run(training.train, config.processes, job)
-                watchdog.start(config.step_limit_minutes)
-                # evaluate_model and dequantize_and_merge read `base_revision`, `quantization` and `quantised`, also in
-                # the manifests of versions registered long ago: these names stay.
-                made = {
-                    "config": config.model_dump(),
-                    "quantization": dataclasses.asdict(Quantization.of(config)),
-                    "quantised": trained.digests,
-                    "losses": trained.losses,
-                    "device": device,
-                    "peak_mib": trained.peak_mib,
-                    "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-                    "training_key": training_key,
-                    "base_uri": base_uri,
-                }
-                finished = attempt.commit(made_from | made)
+                return (job,)
+
+            trained: training.Trained = supervisor.run(
+                training.train,
+                config.processes,
+                begin=begin,
+                reached=checkpoints.last_step,
+                max_restarts=config.max_restarts,
+                killed=memory.killed(config, planned_gpu_mib, planned_host_mib),
+            )
+            watchdog.start(config.step_limit_minutes)
+            # evaluate_model and dequantize_and_merge read `base_revision`, `quantization` and `quantised`, also in
+            # the manifests of versions registered long ago: these names stay.
+            made = {
+                "config": config.model_dump(),
+                "quantization": dataclasses.asdict(Quantization.of(config)),
+                "quantised": trained.digests,
+                "losses": trained.losses,
+                "device": trained.device,
+                "peak_mib": trained.peak_mib,
+                "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+                "training_key": training_key,
+                "base_uri": base_uri,
+            }
+            finished = attempt.commit(made_from | made)
     with tempfile.TemporaryDirectory() as name:
         storage.upload(copies.fetch_work(finished, Path(name)), adapter)
     losses, peak = finished.info["losses"], finished.info["peak_mib"]
+    planned = planned_host_mib if finished.info.get("device") == "cpu" else planned_gpu_mib
     log(f"Memory at its peak: {peak:,} MiB" + (f"; the plan said {planned:,}" if planned else ""))
     training_report.write(config, losses, peak, planned, report)
     curve = training_report.means(losses)
     return Result(curve[0][1], curve[-1][1], len(losses), peak, finished.uri, integrity.digest(finished))
+
+
+def _empty(folder: Path) -> None:
+    """Removes what an earlier start of this attempt has written, so that the manifest will not list it."""
+    for path in folder.glob("[!.]*"):  # hidden is the attempt's sign of life
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

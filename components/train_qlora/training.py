@@ -36,29 +36,36 @@ class Job:
     training_key: str
     checkpoints: Checkpoints
     resumed: tuple[int, Path] | None
-    planned_mib: int
+    planned_gpu_mib: int
+    planned_host_mib: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Each step's loss in nats per supervised token, digests of the quantised weights, and peak memory in MiB."""
+    """Each step's loss in nats per supervised token, digests of the quantised weights, peak memory in MiB, device."""
 
     losses: list[float]
     digests: dict[str, str]
     peak_mib: int
+    device: str
 
 
 def train(job: Job) -> Trained:
     """Trains to the last step and writes the adapter.
 
     Raises:
-        InputError: data of another tokenizer, a name that matches no layer, a loss that is no number, no memory left.
+        InputError: too few or too old GPUs, data of another tokenizer or without a supervised token, a name that
+            matches no layer, a loss that is no number, no memory left.
         TransientError: the disk is full.
     """
     config = job.config
-    with watchdog.running(config.setup_limit_minutes), memory.explain(config, job.planned_mib):
+    with (
+        watchdog.running(config.setup_limit_minutes),
+        memory.explain(config, job.planned_gpu_mib, job.planned_host_mib),
+    ):
         _limit_kernel_caches()
         load_libraries("trl.trainer.sft_trainer")
+        launch.check_gpus(config.processes, config.compute_dtype)
         from peft.helpers import disable_input_dtype_casting
         from transformers import set_seed
 
@@ -71,6 +78,8 @@ def train(job: Job) -> Trained:
                 f"data set {job.train_set} was tokenised for another tokenizer than that of {base}: prepare it again"
             )
         encoded = [sample.encoded for sample in samples if sample.encoded.supervised]
+        if not encoded:
+            raise InputError(f"data set {job.train_set} has no supervised token: nothing would be learnt")
         rows = packing.rows(encoded, config.batch_tokens if config.packing else 1)
         set_seed(config.seed)
         _log(f"loading {base.name} in {config.quant_type.upper()}")
@@ -99,7 +108,7 @@ def train(job: Job) -> Trained:
             if launch.rank() == 0:
                 tokenizer.save_pretrained(job.output)
         losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-        return Trained(losses, digests, memory.peak_mib())
+        return Trained(losses, digests, memory.peak_mib(), loading.device())
 
 
 def _trainer(job: Job, model: Any, tokenizer: Any, rows: Any, steps: int, run: MlflowRun) -> Any:

@@ -51,7 +51,7 @@ def tiny_run(store: Path, tiny_model: Path) -> TinyRun:
         learning_rate=0.01,
         options={
             "prepare_dataset": {"eval_share": 0.2},
-            "train_qlora": {"max_steps": 30, "batch_tokens": 512},
+            "train_qlora": {"max_steps": 30, "batch_tokens": 512, "max_restarts": 0},
             "evaluate_model": {"generation_rows": 4, "max_new_tokens": 4},
         },
     )

@@ -113,6 +113,9 @@ class TrainConfig(StepConfig):
     save_total_limit: Int = not_in_key(2, ge=1, description="checkpoints to keep")
     setup_limit_minutes: float = not_in_key(60.0, gt=0, description="minutes in which training must have begun")
     step_limit_minutes: float = not_in_key(30.0, gt=0, description="minutes that a step or a checkpoint may take")
+    max_restarts: Int = not_in_key(
+        3, ge=0, description="restarts, in the pod, of training that died without a newer checkpoint; 0: none"
+    )
 
     @model_validator(mode="after")
     def _check_fsdp(self) -> Self:

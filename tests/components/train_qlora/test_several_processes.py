@@ -1,5 +1,4 @@
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -7,9 +6,10 @@ import pytest
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
 from qlora_pipelines.components.core.errors import InputError, TransientError
-from qlora_pipelines.components.core.store import attempts, storage
-from qlora_pipelines.components.train_qlora import launch
+from qlora_pipelines.components.core.store import attempts
+from qlora_pipelines.components.train_qlora import launch, supervisor, training
 from tests.components.conftest import TinyRun
+from tests.components.train_qlora.deaths import killed_once
 from tests.components.train_qlora.test_task import train
 from tests.components.train_qlora.test_training import trained
 
@@ -44,20 +44,26 @@ def test_two_processes_learn_what_one_with_twice_the_accumulation_learns(
 
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_go_on_from_a_checkpoint_bit_for_bit(
-    fsdp: bool, tiny_run: TinyRun, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_two_processes_of_which_one_is_killed_go_on_from_a_checkpoint_bit_for_bit(
+    fsdp: bool,
+    tiny_run: TinyRun,
+    tiny_model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each process with its own random numbers, which dropout draws."""
-    config = TrainConfig(
-        max_steps=3, batch_tokens=256, learning_rate=0.01, lora_dropout=0.2, processes=2, fsdp=fsdp, save_steps=2
-    )
-    key = f"goes-on-{fsdp}"
-    train(tiny_run, tiny_model, tmp_path / "first", config, key)
-    shutil.rmtree(storage.join(storage.root(), "adapters", key))
-    train(tiny_run, tiny_model, tmp_path / "second", config, key)
+    options = {"max_steps": 3, "batch_tokens": 256, "learning_rate": 0.01, "lora_dropout": 0.2, "save_steps": 2}
+    config = TrainConfig(**options, processes=2, fsdp=fsdp)
+    train(tiny_run, tiny_model, tmp_path / "first", config, f"undisturbed-{fsdp}")
+    monkeypatch.setattr(training, "train", killed_once)
+    monkeypatch.setattr(supervisor, "WAIT", 0.0)
+    restarting = config.model_copy(update={"max_restarts": 1})
+    train(tiny_run, tiny_model, tmp_path / "second", restarting, f"killed-{fsdp}")
     said = capfd.readouterr().out
-    assert said.count("going on after step 2") == 1
-    assert said.count("nothing is paged") == 2  # once a training
+    assert "training process 1 was killed by signal 9 (SIGKILL), most likely for taking more memory" in said
+    assert said.count(", going on after step 2") == 1
+    assert said.count("nothing is paged") == 3  # once a start
     assert (tmp_path / "first" / WEIGHTS).read_bytes() == (tmp_path / "second" / WEIGHTS).read_bytes()
 
 

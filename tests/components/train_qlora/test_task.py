@@ -23,6 +23,8 @@ def train(
         "adapter": str(folder / "adapter"),
         "report": str(folder / "training.html"),
     }
+    if "max_restarts" not in config.model_fields_set:
+        config = config.model_copy(update={"max_restarts": 0})  # in this process, which has imported PyTorch already
     return task.run(config, **given | inputs)
 
 

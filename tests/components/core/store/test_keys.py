@@ -36,6 +36,7 @@ NOT_IN_ANY = {
         "save_total_limit",
         "setup_limit_minutes",
         "step_limit_minutes",
+        "max_restarts",
     },
 }
 """Options that change how a step works and not what comes out. A new one is added here with thought."""
