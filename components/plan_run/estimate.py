@@ -107,8 +107,10 @@ def figures(
         parts, total = plan.estimate.parts(), plan.estimate.total
         fits, verdict = True, estimate.change
         if config.on_cpu:
-            total = host_memory.peak(plan, checks.supervised)
-            parts = {"training, at its peak": total}
+            total, training = host_memory.of_pod(plan, checks.supervised), host_memory.peak(plan, checks.supervised)
+            parts = {"training, at its peak": training}
+            if total > training:
+                parts["the process that restarts it"] = total - training
             fits, verdict = host_memory.verdict(total, config.memory)
         elif limit:
             fits, verdict = fit.verdict(plan, int(limit * fit.GIB), f"a GPU of {limit:g} GiB")

@@ -14,6 +14,8 @@ SCRATCH = 0.4
 `LIBRARIES` and this were measured with tests/benchmarks/plan_vs_measured.py, on rows of 256 to 2048 tokens of a model
 of 135 M parameters.
 """
+SUPERVISOR = 140 << 20
+"""Bytes of the step's own process, which starts the one that trains: Python, kfp and the store's client; no PyTorch."""
 
 
 def peak(plan: Plan, supervised: float = 1.0) -> int:
@@ -38,6 +40,11 @@ def peak(plan: Plan, supervised: float = 1.0) -> int:
     step = round((1 + SCRATCH) * (traced.saved + max(head, traced.backward + dequantised)))
     training = 2 * memory.adapter_bytes(base) + memory.optimiser_bytes(base) + step
     return LIBRARIES + weights + max(training, 2 * base.parameters + dequantised)
+
+
+def of_pod(plan: Plan, supervised: float = 1.0) -> int:
+    """Bytes that the pod needs: `peak`, and the process that starts training and restarts it, where one does."""
+    return peak(plan, supervised) + (SUPERVISOR if plan.train.max_restarts else 0)
 
 
 def verdict(needed: int, limit: str) -> tuple[bool, str]:

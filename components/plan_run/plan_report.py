@@ -6,7 +6,7 @@ from pathlib import Path
 from qlora_pipelines.components.core.config.placement import PlacedRun, in_bytes
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS
 from qlora_pipelines.components.core.report import Report
-from qlora_pipelines.components.plan_run import estimate, fit, time_and_cost
+from qlora_pipelines.components.plan_run import estimate, fit, host_memory, time_and_cost
 from qlora_pipelines.components.plan_run.estimate import Estimate
 from qlora_pipelines.components.plan_run.preflight import Checks
 
@@ -48,7 +48,10 @@ def _memory(report: Report, config: PlacedRun, plan: fit.Plan, host: int) -> Non
     shape = f"packed rows of {plan.tokens} tokens, all of them supervised at worst"
     if config.on_cpu:
         report.section("Memory on the CPU", f"{plan.architecture.name}, packed rows of {plan.tokens} tokens.")
-        report.table(["", "GiB"], [("training, at its peak", host / GIB), ("the pod's", in_bytes(config.memory) / GIB)])
+        needs = [("training, at its peak", host / GIB)]
+        if plan.train.max_restarts:
+            needs.append(("the process that restarts it", host_memory.SUPERVISOR / GIB))
+        report.table(["", "GiB"], [*needs, ("the pod's", in_bytes(config.memory) / GIB)])
         return
     report.section("Memory on the GPU", f"{plan.architecture.name}, {shape}. The optimiser is paged.")
     rows = [(part.replace("_", " "), size / GIB) for part, size in plan.estimate.parts().items()]

@@ -104,7 +104,7 @@ def run(config: PlacedRun, folder: Path) -> Checks:
     if checks.files and checks.listing:
         _samples(checks, config, checks.files)
     if checks.plan and config.on_cpu:
-        fits, text = host_memory.verdict(host_memory.peak(checks.plan, checks.supervised), config.memory)
+        fits, text = host_memory.verdict(host_memory.of_pod(checks.plan, checks.supervised), config.memory)
         checks.note("ok" if fits else "fatal", "memory", text)
     if checks.files and checks.listing and not checks.fatal:
         with checks.collect_errors("MLflow"):
