@@ -1,4 +1,8 @@
-"""Kills a training process again and again, each time at another moment, until it ends by itself."""
+"""Kills training again and again, each time at another moment, until it ends by itself.
+
+Either the step's own process is killed, and the step started again, as in a new pod; or the process that trains, and
+the step starts it again itself.
+"""
 
 import os
 import random
@@ -19,6 +23,7 @@ CONFIG = TrainConfig(
     lora_dropout=0.1,  # random numbers: those of a resumed run must be the ones it would have drawn
     learning_rate=0.01,
     save_steps=2,
+    max_restarts=100,  # many kills in a row may come before the next checkpoint
 )
 KEY = "killed"
 LONGEST = 900.0
@@ -44,8 +49,8 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def kill(process: subprocess.Popen[str], moment: Callable[[], bool]) -> str:
-    """Kills a process with -9 once training has begun and `moment` says so; returns what it had printed."""
+def kill(process: subprocess.Popen[str], moment: Callable[[], bool], trainer: bool) -> None:
+    """Kills with -9, once training has begun and `moment` says so: the step, or only the process that trains."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -57,9 +62,13 @@ def kill(process: subprocess.Popen[str], moment: Callable[[], bool]) -> str:
     until = time.monotonic() + LONGEST
     while process.poll() is None and not moment() and time.monotonic() < until:
         time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    lines.append(process.communicate()[0])
-    return "".join(lines)
+    if trainer:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children, "training ended before it was killed often enough: give it more steps"
+        os.kill(int(children[0]), signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=LONGEST)  # ends when all have ended that write to its output
 
 
 def after(seconds: float) -> Callable[[], bool]:
@@ -133,10 +142,14 @@ def adapter_after_kills(
     folder.mkdir()
     store = store or str(folder / "store")
     uri = storage.join(store, "checkpoints", KEY)
-    for _ in range(kills):
-        kill(start(job, folder, store), moments(rng, uri))
+    process = start(job, folder, store)
+    for number in range(kills):
+        trainer = number % 2 == 1
+        kill(process, moments(rng, uri), trainer)
         assert not (folder / "adapter").exists(), "it ended before it was killed often enough: give it more steps"
+        if not trainer:
+            process = start(job, folder, store)
     torn, _ = attempts_below(uri)
-    output = finish(start(job, folder, store))
+    output = finish(process)
     assert "going on after step" in output, output
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), len(torn)
