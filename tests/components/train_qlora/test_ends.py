@@ -35,7 +35,7 @@ def step(run: TinyRun, base: Path, folder: Path, *prefix: str, **options: object
     for name, value in {**lives.job(run, base, 3), **options}.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     environment = os.environ | {"QLORA_STORE": str(folder / "store"), "MLFLOW_TRACKING_URI": "", "TMPDIR": str(folder)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("limit", ["setup", "step"])

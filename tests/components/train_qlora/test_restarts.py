@@ -181,7 +181,7 @@ def test_when_the_step_is_ended_no_training_process_lives_on(how: int, processes
     )
     until(lambda: len(list(tmp_path.iterdir())) == processes)
     step.send_signal(how)
-    said, _ = step.communicate(timeout=60)  # its end, and that of all who can write to its output
+    said, _ = step.communicate(timeout=600)  # its end, and that of all who can write to its output
     assert step.returncode == (143 if how == signal.SIGTERM else -how)
     assert not said
     until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))
@@ -196,7 +196,7 @@ def alive(process: int) -> bool:
 
 def until(true: Callable[[], bool]) -> None:
     """Waits until something is so."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
