@@ -40,7 +40,7 @@ class MlflowRun:
     def _own(self, training_key: str, params: dict[str, Any]) -> str:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
-        known = self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{training_key}'", max_results=1)
+        known = _of_training(self._client, experiment_id, training_key)
         if known:
             self._client.update_run(known[0].info.run_id, status="RUNNING")
             return str(known[0].info.run_id)
@@ -67,7 +67,7 @@ class MlflowRun:
         """Sets the run's status; an injected run goes on, since other steps may write to it."""
         if self._client and not os.environ.get(INJECTED):
             with self._sending():
-                self._client.set_terminated(self._run, "FAILED" if kind else "FINISHED")
+                self._client.set_terminated(self._run, _status(kind))
 
     @contextlib.contextmanager
     def _sending(self) -> Iterator[None]:
@@ -77,3 +77,27 @@ class MlflowRun:
             said = str(error) if isinstance(error, InputError) else f"MLflow: {mlflow_client.reason(error)}"
             log(f"{said}; the training goes on without it")
             self._client = None
+
+
+def end(training_key: str, error: BaseException) -> None:
+    """Ends the run of a training whose processes were killed, and could not end it themselves."""
+    if not os.environ.get(mlflow_client.URI_VARIABLE) or os.environ.get(INJECTED):
+        return
+    with contextlib.suppress(Exception):  # the error itself is what people must see
+        client = mlflow_client.connect()
+        if experiment := client.get_experiment_by_name(EXPERIMENT):
+            for run in _of_training(client, experiment.experiment_id, training_key):
+                if run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, _status(type(error)))
+
+
+def _of_training(client: Any, experiment_id: str, training_key: str) -> list[Any]:
+    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{training_key}'", max_results=1)
+    return list(found)
+
+
+def _status(kind: type[BaseException] | None) -> str:
+    """A run's status in MLflow, by the error that ended it; an interrupt, or SIGTERM, is no failure."""
+    if kind is None:
+        return "FINISHED"
+    return "FAILED" if issubclass(kind, Exception) else "KILLED"

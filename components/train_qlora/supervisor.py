@@ -1,7 +1,7 @@
 """Starts training in a process of its own, and again from the newest checkpoint where that process dies.
 
 Kubeflow retries a step whose pod is gone, not one whose process ended (`retryPolicy: OnError`). So what ends a process
-and may pass by itself is mended here, in the pod: a time limit, a lost peer, the kernel that kills for memory.
+and may pass by itself is repaired here, in the pod: a time limit, a lost peer, the kernel that kills for memory.
 
 Where the kernel kills all of a container's processes at once, this one goes too. That is what the kubelet sets on nodes
 with cgroup v2 (`memory.oom.group`), unless it has `singleProcessOOMKill`; under cgroup v1 the kernel kills one process.

@@ -13,7 +13,14 @@ from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import integrity
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, copies, keys, retry, storage
-from qlora_pipelines.components.train_qlora import memory, supervisor, training, training_report, watchdog
+from qlora_pipelines.components.train_qlora import (
+    memory,
+    mlflow_run,
+    supervisor,
+    training,
+    training_report,
+    watchdog,
+)
 from qlora_pipelines.components.train_qlora.checkpoints import Checkpoints, refuse_other
 
 Config = TrainConfig
@@ -113,14 +120,18 @@ def run(
                 watchdog.stop()  # each training process has its own limits
                 return (job,)
 
-            trained: training.Trained = supervisor.run(
-                training.train,
-                config.processes,
-                begin=begin,
-                reached=checkpoints.last_step,
-                max_restarts=config.max_restarts,
-                killed=memory.killed(config, planned_gpu_mib, planned_host_mib),
-            )
+            try:
+                trained: training.Trained = supervisor.run(
+                    training.train,
+                    config.processes,
+                    begin=begin,
+                    reached=checkpoints.last_step,
+                    max_restarts=config.max_restarts,
+                    killed=memory.killed(config, planned_gpu_mib, planned_host_mib),
+                )
+            except BaseException as error:
+                mlflow_run.end(training_key, error)
+                raise
             watchdog.start(config.step_limit_minutes)
             # evaluate_model and dequantize_and_merge read `base_revision`, `quantization` and `quantised`, also in
             # the manifests of versions registered long ago: these names stay.

@@ -11,8 +11,9 @@ import pytest
 from qlora_pipelines.components.core.config.steps import TrainConfig
 from qlora_pipelines.components.core.data import tokenized
 from qlora_pipelines.components.core.data.chat_template import IGNORED
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.train_qlora import mlflow_run
 from qlora_pipelines.components.train_qlora.mlflow_run import MlflowRun
 from tests.components.conftest import TinyRun
 from tests.components.train_qlora.test_task import train
@@ -40,15 +41,30 @@ def test_without_one_the_training_has_a_run_of_its_own_which_a_resumed_one_goes_
 ) -> None:
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     client = mlflow.MlflowClient(f"sqlite:///{tiny_run.folder / 'mlflow.db'}")
-    for finished, status in ((False, "FAILED"), (True, "FINISHED")):
-        with contextlib.suppress(KeyboardInterrupt), MlflowRun("key", {"lora_r": 16}) as run:
+    for error, status in ((KeyboardInterrupt(), "KILLED"), (OSError(), "FAILED"), (None, "FINISHED")):
+        with contextlib.suppress(KeyboardInterrupt, OSError), MlflowRun("key", {"lora_r": 16}) as run:
             run.log(1, {"loss": 2.0})
-            if not finished:
-                raise KeyboardInterrupt
+            if error:
+                raise error
         [found] = client.search_runs(
             [client.get_experiment_by_name("qlora-training").experiment_id], "tags.`qlora.training_key` = 'key'"
         )
         assert (found.info.status, found.data.params) == (status, {"lora_r": "16"})
+
+
+@pytest.mark.parametrize(("error", "status"), [(TransientError("killed"), "FAILED"), (SystemExit(143), "KILLED")])
+def test_the_run_of_killed_processes_is_ended_by_the_step(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    client = mlflow.MlflowClient(f"sqlite:///{tiny_run.folder / 'mlflow.db'}")
+    run = MlflowRun(f"left-{status}", {})
+    mlflow_run.end(f"left-{status}", error)
+    assert client.get_run(run._run).info.status == status
+    client.set_terminated(run._run, "FINISHED")
+    mlflow_run.end(f"left-{status}", error)
+    assert client.get_run(run._run).info.status == "FINISHED"
+    mlflow_run.end("never-begun", error)
 
 
 def test_an_mlflow_that_does_not_answer_is_said_once_and_training_goes_on(
