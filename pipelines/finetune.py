@@ -4,6 +4,7 @@ from kfp import dsl
 
 from qlora_pipelines.components.dequantize_and_merge.component import dequantize_and_merge
 from qlora_pipelines.components.evaluate_model.component import evaluate_model
+from qlora_pipelines.components.notify.component import notify
 from qlora_pipelines.components.plan_run.component import plan_run
 from qlora_pipelines.components.prepare_dataset.component import prepare_dataset
 from qlora_pipelines.components.register_model.component import register_model
@@ -61,136 +62,145 @@ def finetune(
         training_key: Set by qlora trigger, the key that the run must turn out to have.
         claim: Set by qlora trigger, of several runs with this training_key one goes on.
     """
-    # Plan: check all that the run will reach for, and fix what could change under a name.
-    plan = place(
-        plan_run(
-            base_model=base_model,
-            base_revision=base_revision,
-            dataset_uri=dataset_uri,
-            eval_dataset_uri=eval_dataset_uri,
+    # Tell people how the run ended, whatever happens inside.
+    told = place(
+        notify(
             model_name=model_name,
-            max_length=max_length,
-            num_train_epochs=num_train_epochs,
-            learning_rate=learning_rate,
-            lora_r=lora_r,
-            seed=seed,
-            gpu_memory_gib=gpu_memory_gib,
-            options=options,
-            accelerator=accelerator,
-            gpu_count=gpu_count,
-            node_selector=node_selector,
-            tolerations=tolerations,
-            cpu=cpu,
-            memory=memory,
-            training_key=training_key,
-            claim=claim,
+            run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        ).set_display_name("plan")
-    ).outputs
-    pool = Pool(plan["accelerator"], gpu_count, node_selector, plan["tolerations"], cpu, memory)
+        ).set_display_name("notify")
+    )
+    with dsl.ExitHandler(told, "fine-tuning"):
+        # Plan: check all that the run will reach for, and fix what could change under a name.
+        plan = place(
+            plan_run(
+                base_model=base_model,
+                base_revision=base_revision,
+                dataset_uri=dataset_uri,
+                eval_dataset_uri=eval_dataset_uri,
+                model_name=model_name,
+                max_length=max_length,
+                num_train_epochs=num_train_epochs,
+                learning_rate=learning_rate,
+                lora_r=lora_r,
+                seed=seed,
+                gpu_memory_gib=gpu_memory_gib,
+                options=options,
+                accelerator=accelerator,
+                gpu_count=gpu_count,
+                node_selector=node_selector,
+                tolerations=tolerations,
+                cpu=cpu,
+                memory=memory,
+                training_key=training_key,
+                claim=claim,
+                run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            ).set_display_name("plan")
+        ).outputs
+        pool = Pool(plan["accelerator"], gpu_count, node_selector, plan["tolerations"], cpu, memory)
 
-    # Prepare: the base model into the store, the data into tokens. The two run side by side.
-    base = place(
-        stage_base_model(base_model=base_model, base_revision=plan["base_revision"]).set_display_name("stage-base")
-    ).outputs
-    data = place(
-        prepare_dataset(
-            listing_uri=plan["listing_uri"],
-            tokenizer_uri=plan["tokenizer_uri"],
-            data_key=plan["data_key"],
-            max_length=max_length,
-            options=plan["prepare_options"],
-        ).set_display_name("prepare-data"),
-        cached=True,
-    ).outputs
-
-    # Train the adapter on the quantised base.
-    trained = place(
-        train_qlora(
-            train_set=data["train_set"],
-            dataset_digest=data["dataset_digest"],
-            base_uri=base["base_uri"],
-            base_revision=plan["base_revision"],
-            training_key=plan["training_key"],
-            num_train_epochs=num_train_epochs,
-            learning_rate=learning_rate,
-            lora_r=lora_r,
-            seed=seed,
-            planned_gpu_mib=plan["planned_gpu_mib"],
-            planned_host_mib=plan["planned_host_mib"],
-            options=plan["train_options"],
-        ).set_display_name("train"),
-        pool,
-        cached=True,
-    ).outputs
-
-    # Evaluate the adapter: better than the base, and no worse than the champion?
-    tuned = place(
-        evaluate_model(
-            eval_set=data["eval_set"],
-            dataset_digest=data["dataset_digest"],
-            base_uri=base["base_uri"],
-            adapter=trained["adapter"],
-            adapter_digest=trained["adapter_digest"],
-            model_name=model_name,
-            champion_version=plan["champion_version"],
-            model_key=plan["training_key"],
-            options=plan["evaluate_options"],
-        ).set_display_name("evaluate-tuned"),
-        pool,
-        cached=True,
-    ).outputs
-
-    with dsl.If(tuned["passed"] == True, "tuned beats base"):  # noqa: E712, a condition of the pipeline
-        # Merge the adapter into the base.
-        merged = place(
-            dequantize_and_merge(
-                adapter=trained["adapter"],
-                adapter_digest=trained["adapter_digest"],
-                base_uri=base["base_uri"],
-                base_revision=plan["base_revision"],
-                merge_key=plan["merge_key"],
-                recommended_base=tuned["merge_base"],
-                options=plan["merge_options"],
-            ).set_display_name("merge")
+        # Prepare: the base model into the store, the data into tokens. The two run side by side.
+        base = place(
+            stage_base_model(base_model=base_model, base_revision=plan["base_revision"]).set_display_name("stage-base")
+        ).outputs
+        data = place(
+            prepare_dataset(
+                listing_uri=plan["listing_uri"],
+                tokenizer_uri=plan["tokenizer_uri"],
+                data_key=plan["data_key"],
+                max_length=max_length,
+                options=plan["prepare_options"],
+            ).set_display_name("prepare-data"),
+            cached=True,
         ).outputs
 
-        # Evaluate the merged model: did the merge lose anything?
-        judged = place(
-            evaluate_model(
-                eval_set=data["eval_set"],
+        # Train the adapter on the quantised base.
+        trained = place(
+            train_qlora(
+                train_set=data["train_set"],
                 dataset_digest=data["dataset_digest"],
                 base_uri=base["base_uri"],
-                merged_uri=merged["merged_uri"],
-                merged_digest=merged["merged_digest"],
-                adapter_scores=tuned["scores"],
-                model_key=plan["merge_key"],
-                options=plan["evaluate_options"],
-            ).set_display_name("evaluate-merged"),
+                base_revision=plan["base_revision"],
+                training_key=plan["training_key"],
+                num_train_epochs=num_train_epochs,
+                learning_rate=learning_rate,
+                lora_r=lora_r,
+                seed=seed,
+                planned_gpu_mib=plan["planned_gpu_mib"],
+                planned_host_mib=plan["planned_host_mib"],
+                options=plan["train_options"],
+            ).set_display_name("train"),
             pool,
             cached=True,
         ).outputs
 
-        with dsl.If(judged["passed"] == True, "merge lost nothing"):  # noqa: E712
-            # Register the merged model in MLflow, with all evidence for it.
-            registered = register_model(
-                model_name=model_name,
-                merged_uri=merged["merged_uri"],
-                merged_digest=merged["merged_digest"],
-                merge_key=plan["merge_key"],
-                adapter_uri=trained["adapter_uri"],
+        # Evaluate the adapter: better than the base, and no worse than the champion?
+        tuned = place(
+            evaluate_model(
+                eval_set=data["eval_set"],
+                dataset_digest=data["dataset_digest"],
+                base_uri=base["base_uri"],
+                adapter=trained["adapter"],
                 adapter_digest=trained["adapter_digest"],
+                model_name=model_name,
                 champion_version=plan["champion_version"],
-                run_config=plan["run_config"],
-                listing_uri=plan["listing_uri"],
-                tuned_figures=tuned["figures"],
-                merged_figures=judged["figures"],
-                base_exact_match=tuned["reference_exact_match"],
-                pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-                plan_report=plan["report"],
-                data_report=data["report"],
-                training_report=trained["report"],
-                tuned_report=tuned["report"],
-                merged_report=judged["report"],
-            )
-            place(registered.set_display_name("register"))
+                model_key=plan["training_key"],
+                options=plan["evaluate_options"],
+            ).set_display_name("evaluate-tuned"),
+            pool,
+            cached=True,
+        ).outputs
+
+        with dsl.If(tuned["passed"] == True, "tuned beats base"):  # noqa: E712, a condition of the pipeline
+            # Merge the adapter into the base.
+            merged = place(
+                dequantize_and_merge(
+                    adapter=trained["adapter"],
+                    adapter_digest=trained["adapter_digest"],
+                    base_uri=base["base_uri"],
+                    base_revision=plan["base_revision"],
+                    merge_key=plan["merge_key"],
+                    recommended_base=tuned["merge_base"],
+                    options=plan["merge_options"],
+                ).set_display_name("merge")
+            ).outputs
+
+            # Evaluate the merged model: did the merge lose anything?
+            judged = place(
+                evaluate_model(
+                    eval_set=data["eval_set"],
+                    dataset_digest=data["dataset_digest"],
+                    base_uri=base["base_uri"],
+                    merged_uri=merged["merged_uri"],
+                    merged_digest=merged["merged_digest"],
+                    adapter_scores=tuned["scores"],
+                    model_key=plan["merge_key"],
+                    options=plan["evaluate_options"],
+                ).set_display_name("evaluate-merged"),
+                pool,
+                cached=True,
+            ).outputs
+
+            with dsl.If(judged["passed"] == True, "merge lost nothing"):  # noqa: E712
+                # Register the merged model in MLflow, with all evidence for it.
+                registered = register_model(
+                    model_name=model_name,
+                    merged_uri=merged["merged_uri"],
+                    merged_digest=merged["merged_digest"],
+                    merge_key=plan["merge_key"],
+                    adapter_uri=trained["adapter_uri"],
+                    adapter_digest=trained["adapter_digest"],
+                    champion_version=plan["champion_version"],
+                    run_config=plan["run_config"],
+                    listing_uri=plan["listing_uri"],
+                    tuned_figures=tuned["figures"],
+                    merged_figures=judged["figures"],
+                    base_exact_match=tuned["reference_exact_match"],
+                    pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                    plan_report=plan["report"],
+                    data_report=data["report"],
+                    training_report=trained["report"],
+                    tuned_report=tuned["report"],
+                    merged_report=judged["report"],
+                )
+                place(registered.set_display_name("register"))

@@ -11,6 +11,7 @@ from pydantic import Field
 from qlora_pipelines.components.core.config.base import StepConfig
 from qlora_pipelines.components.core.config.placement import MaybeQuantity
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
+from qlora_pipelines.components.core.store import outcomes
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -44,6 +45,12 @@ MLFLOW_SECRET, MLFLOW_KEYS = "qlora-mlflow", ("MLFLOW_TRACKING_USERNAME", "MLFLO
 SIGNING_SECRET, SIGNING_FOLDER = "qlora-signing-key", "/etc/qlora/signing"
 """Secret with the private key; QLORA_SIGNING_KEY names the file, `/etc/qlora/signing/NAME`. Without both: unsigned."""
 
+NOTIFY_SECRET, NOTIFY_KEYS = "qlora-notify", ("QLORA_WEBHOOK_URL", "QLORA_WEBHOOK_FORMAT")
+NOTIFY_CONFIG_KEYS = ("KF_PIPELINES_UI_ENDPOINT",)
+"""Further keys of the ConfigMap, for the links in a notification."""
+
+RUN_LABEL = "pipeline/runid"
+"""Label of Kubeflow's, on every pod of a run: its id, which is also what PIPELINE_JOB_ID_PLACEHOLDER stands for."""
 STEP_LABEL = "qlora-pipelines/step"
 """Label of every step's pod, with the step's name: for network policies, and for people who look for a pod."""
 BACKOFF = "10s"
@@ -81,23 +88,26 @@ class Needs:
         cpu: cores that are kept for it, while it may use all that are free; a GPU step's are the run's.
         memory: request and limit; a GPU step's are the run's.
         gpus: "1" or "all", the run's gpu_count, if it goes to the GPU pool; without GPUs it asks for none.
-        hours: after which it is stopped.
-        retries: how often it is tried again; plan_run never, so that it reports at once what is wrong.
+        minutes: after which it is stopped.
+        retries: how often it is tried again; plan_run never, so that it reports at once what is wrong, and notify
+            never, because it does not fail.
         hub: whether it reads from the Hugging Face Hub, and gets the token.
         mlflow: whether it talks to MLflow, and gets the login.
         signs: whether it registers: gets the registry's addresses and the signing key.
         base: whether it reads the base's weights whole, and gets the volume that keeps them.
+        notifies: whether it tells people, and gets the webhook's address.
     """
 
     cpu: str = "500m"
     memory: str = "8Gi"
     gpus: str = ""
-    hours: int = 6
+    minutes: int = 6 * 60
     retries: int = 2
     hub: bool = False
     mlflow: bool = False
     signs: bool = False
     base: bool = False
+    notifies: bool = False
 
     @property
     def secrets(self) -> dict[str, tuple[str, ...]]:
@@ -107,6 +117,7 @@ class Needs:
             (S3_SECRET, S3_KEYS, True),
             (AZURE_SECRET, AZURE_KEYS, True),
             (MLFLOW_SECRET, MLFLOW_KEYS, self.mlflow),
+            (NOTIFY_SECRET, NOTIFY_KEYS, self.notifies),
         )
         return {name: keys for name, keys, wanted in secrets if wanted}
 
@@ -118,22 +129,28 @@ class Needs:
     @property
     def window(self) -> int:
         """Seconds for all tries: Kubeflow's `backoff_max_duration` stops a step so long after its first start."""
-        return self.hours * 3600 * (self.retries + 1)
+        return self.seconds * (self.retries + 1)
+
+    @property
+    def seconds(self) -> int:
+        """Seconds after which a try is stopped."""
+        return self.minutes * 60
 
     @property
     def config_keys(self) -> tuple[str, ...]:
         """The keys of the ConfigMap that the step reads."""
-        return CONFIG_KEYS + (REGISTRY_KEYS if self.signs else ())
+        return CONFIG_KEYS + (REGISTRY_KEYS if self.signs else ()) + (NOTIFY_CONFIG_KEYS if self.notifies else ())
 
 
 STEPS = {
-    "plan_run": Needs(hours=1, retries=0, hub=True, mlflow=True),
+    "plan_run": Needs(minutes=60, retries=0, hub=True, mlflow=True),
     "stage_base_model": Needs(hub=True),
     "prepare_dataset": Needs(cpu="1", hub=True),
-    "train_qlora": Needs(gpus="all", hours=7 * 24, retries=5, mlflow=True, base=True),
+    "train_qlora": Needs(gpus="all", minutes=7 * 24 * 60, retries=5, mlflow=True, base=True),
     "evaluate_model": Needs(gpus="1", mlflow=True, base=True),
     "dequantize_and_merge": Needs(memory="4Gi"),
-    "register_model": Needs(hours=1, mlflow=True, signs=True),
+    "register_model": Needs(minutes=60, mlflow=True, signs=True),
+    "notify": Needs(cpu="100m", memory="1Gi", minutes=15, retries=0, notifies=True),
 }
 """Every step of the pipeline."""
 
@@ -186,9 +203,10 @@ def place(task: "PipelineTask", pool: Pool | None = None, *, cached: bool = Fals
     if needs.retries:
         window = f"{needs.window}s"
         task.set_retry(needs.retries, backoff_duration=BACKOFF, backoff_factor=2.0, backoff_max_duration=window)
-    kubernetes.set_timeout(task, needs.hours * 3600)
+    kubernetes.set_timeout(task, needs.seconds)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in needs.config_keys}, optional=True)
+    kubernetes.use_field_path_as_env(task, outcomes.RUN_VARIABLE, f"metadata.labels['{RUN_LABEL}']")
     for secret, keys in needs.secrets.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
     for secret, folder in needs.secret_folders.items():

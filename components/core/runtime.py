@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,13 @@ def explain(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def step(name: str) -> Iterator[None]:
-    """Runs a step's work under its name; an error becomes one line and exit code 1."""
+def step(name: str, ended: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Runs a step's work under its name; an error becomes one line and exit code 1.
+
+    Args:
+        name: of the step.
+        ended: called at the end with the error's line, or with '' where there was none.
+    """
     global _current
     _current = os.environ[STEP_VARIABLE] = name
     quiet_libraries()
@@ -173,6 +178,8 @@ def step(name: str) -> Iterator[None]:
         if TERMINATION_LOG.is_file():
             with contextlib.suppress(OSError):  # the log has it
                 TERMINATION_LOG.write_text(line[:_TERMINATION_LIMIT])
+        ended(line)
         raise SystemExit(1) from None
+    ended("")
     took = time.monotonic() - started
     log(f"done in {duration(took)}", seconds=round(took, 1))

@@ -32,7 +32,7 @@ def dequantize_and_merge(
         merged_uri: Where the merged model is.
         merged_digest: The sha256 of its manifest, which lists every file; later steps check what they read against it.
     """
-    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.dequantize_and_merge import task
 
     with step("dequantize_and_merge"):

@@ -65,7 +65,7 @@ def evaluate_model(
         merge_base: What to merge the adapter into, dequantized or original.
         figures: What the gate saw, a flat JSON object: figures with bounds, rows, groups, confidence.
     """
-    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.evaluate_model import task
 
     with step("evaluate_model"):

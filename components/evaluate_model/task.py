@@ -16,13 +16,15 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading
 from qlora_pipelines.components.core.registry import champion, integrity, manifest
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import attempts, keys, outputs, storage
+from qlora_pipelines.components.core.store import attempts, keys, outcomes, outputs, storage
 from qlora_pipelines.components.evaluate_model import evaluation_report, gate, lm_tasks, score_table, scored_models
 from qlora_pipelines.components.evaluate_model.score_table import ScoredModel
 
 Config = EvaluateConfig
 Judged = tuple[list[ScoredModel], gate.Verdict, str]
 """The scored models, first the reference, then the candidate; the verdict on the candidate; and what to merge into."""
+TOLD = ("passed", "reason", "loss", "reference_loss", "exact_match", "reference_exact_match")
+"""The results that a notification of the run may have."""
 
 
 class Result(NamedTuple):
@@ -115,6 +117,7 @@ def run(
         key_uri = storage.join(storage.root(), "evaluations", model_key, key)
         if finished := outputs.restore(key_uri, written, Result._fields):
             log(finished["reason"])
+            outcomes.tell(model=what, **{name: finished[name] for name in TOLD})
             return Result(**finished)
     lm_tasks.check(config.lm_eval_tasks)
     with loading.hidden_gpus(config.use_cpu), tempfile.TemporaryDirectory() as folder:
@@ -139,6 +142,7 @@ def run(
     )
     if key_uri:
         outputs.keep(key_uri, written, result._asdict())
+    outcomes.tell(model=what, **{name: getattr(result, name) for name in TOLD})
     return result
 
 

@@ -97,7 +97,7 @@ def plan_run(
         accelerator: Resource that the pods of training and evaluation ask for; empty with gpu_count 0.
         tolerations: Their tolerations, that of nvidia.com/gpu among them unless gpu_count is 0.
     """
-    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.plan_run import task
 
     with step("plan_run"):

@@ -11,7 +11,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model
 from qlora_pipelines.components.core.registry import references
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import claims, keys, storage
+from qlora_pipelines.components.core.store import claims, keys, outcomes, storage
 from qlora_pipelines.components.plan_run import fit, host_memory, plan_report, preflight
 
 Config = PlacedRun
@@ -84,6 +84,7 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
     if claim:
         claims.settle(place, claims.parse(claim), run_id, claimed)
     _record(config, checks, checks.run_keys)
+    outcomes.tell(training_key=checks.run_keys.training_key, merge_key=checks.run_keys.merge_key)
     result = Result(
         base_revision=checks.revision,
         tokenizer_uri=tokenizer_uri,

@@ -39,7 +39,7 @@ def prepare_dataset(
         rejected_rows: Rows that cannot be used.
         duplicate_rows: Rows left out because they stand elsewhere too.
     """
-    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.prepare_dataset import task
 
     with step("prepare_dataset"):

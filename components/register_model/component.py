@@ -55,7 +55,7 @@ def register_model(
         model_uri: What to load it by.
         outcome: champion, or why it stays candidate.
     """
-    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.register_model import task
 
     with step("register_model"):

@@ -25,12 +25,14 @@ from qlora_pipelines.components.core.registry import (
 from qlora_pipelines.components.core.registry.manifest import Files
 from qlora_pipelines.components.core.registry.mlflow_client import retry, suppress
 from qlora_pipelines.components.core.runtime import log
-from qlora_pipelines.components.core.store import models_store, storage
+from qlora_pipelines.components.core.store import models_store, outcomes, storage
 from qlora_pipelines.components.register_model import mlflow_files, model_card, provenance, publish
 
 Config = RegisterConfig
 AT_WORK_MS = 3_600_000
 """A registration takes minutes: one that began longer ago is dead, and nobody waits for it."""
+FIGURES = ("base_loss", "loss", "base_exact_match", "exact_match")
+"""The evidence that a notification of the run has."""
 
 
 class Result(NamedTuple):
@@ -104,7 +106,10 @@ def run(
     number, won = str(version.version), outcome == champion.CHAMPION
     record.write(name, number)
     log(f"{name} version {number} is registered, {'alias champion' if won else outcome}")
-    return Result(number, f"models:/{name}{f'@{champion.CHAMPION}' if won else f'/{number}'}", outcome)
+    result = Result(number, f"models:/{name}{f'@{champion.CHAMPION}' if won else f'/{number}'}", outcome)
+    told = {figure: facts[figure] for figure in FIGURES if figure in facts}
+    outcomes.tell(**result._asdict(), figures=told, page=mlflow_client.page(name, number))
+    return result
 
 
 class _Record:

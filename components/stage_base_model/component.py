@@ -21,7 +21,7 @@ def stage_base_model(
     Returns:
         base_uri: Where the base model is.
     """
-    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.stage_base_model import task
 
     with step("stage_base_model"):

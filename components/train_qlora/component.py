@@ -52,7 +52,7 @@ def train_qlora(
         adapter_uri: Where the adapter is in the store.
         adapter_digest: SHA-256 of its manifest, which lists every file; later steps check what they read against it.
     """
-    from qlora_pipelines.components.core.runtime import step
+    from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.train_qlora import task
 
     with step("train_qlora"):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from docstring_parser import parse
 
-from qlora_pipelines.components.core.runtime import step
+from qlora_pipelines.components.core.step import step
 
 
 def make(name: str) -> click.Command:

@@ -28,6 +28,7 @@ from hera.workflows import (
 from hera.workflows.models import Backoff, IntOrString, PodSecurityContext, ResourceRequirements, ValueFrom
 
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
+from qlora_pipelines.components.core.store import outcomes
 from qlora_pipelines.pipelines import finetune, placement
 from qlora_pipelines.pipelines.compiler import ir
 from qlora_pipelines.pipelines.placement import Cluster, Needs
@@ -38,7 +39,15 @@ for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
     _dumper.add_representer(str, yaml.representer.SafeRepresenter.represent_str)
 
 FILES = "/tmp/qlora"
-RUN_ID = "{{$.pipeline_job_uuid}}"
+KNOWN_TO_ARGO = {
+    "{{$.pipeline_job_uuid}}": "{{workflow.uid}}",
+    "{{$.pipeline_job_name}}": "{{workflow.name}}",
+    ir.FINAL_STATUS: "{{workflow.status}}",
+}
+"""Kubeflow's words for what it knows of a run, with Argo's."""
+RUN_ID = KNOWN_TO_ARGO["{{$.pipeline_job_uuid}}"]
+FAILURES = {"failures": "{{workflow.failures}}"}
+"""An option that only an exit task has here: Kubeflow says nothing of the kind."""
 PLANNED = ("accelerator", "tolerations")
 """What plan_run decides of a GPU step's pod."""
 GPU_LIMIT = (
@@ -62,7 +71,7 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
         if source.task:
             return tasks[source.task].get_parameter(source.name)
         if source.constant is not None:
-            return "{{workflow.uid}}" if source.constant == RUN_ID else source.constant
+            return KNOWN_TO_ARGO.get(source.constant, source.constant)
         return workflow.get_parameter(source.name)
 
     with (
@@ -78,6 +87,10 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
     ):
         for step in ir.tasks(pipeline):
             parameters = {name: value(source) for name, source in step.parameters.items()}
+            if step.is_exit:
+                # Argo gives an exit template no arguments.
+                workflow.on_exit = _container(step, cluster, parameters | FAILURES)
+                continue
             if gpus := placement.STEPS[step.step].gpus:
                 parameters |= {name: tasks["plan-run"].get_parameter(name) for name in PLANNED}
                 parameters["gpu_count"] = workflow.get_parameter("gpu_count") if gpus == "all" else gpus
@@ -111,9 +124,12 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _container(step: ir.Task, cluster: Cluster) -> Container:
+def _container(step: ir.Task, cluster: Cluster, given: dict[str, str] | None = None) -> Container:
+    """The template of a step; with `given`, its values are in it, and it has no inputs."""
     needs, options = placement.STEPS[step.step], _options(step.step)
-    parameters = {name: _flag(name) if name in options else f"--evidence={name}" for name in step.parameters}
+    values = given or {name: f"{{{{inputs.parameters.{name}}}}}" for name in step.parameters}
+    parameters = {name: _flag(name) if name in options else f"--evidence={name}" for name in values}
+    inputs = [] if given else [*parameters, *((*PLANNED, "gpu_count") if needs.gpus else ())]
     artifacts = {
         name: _flag(name) if name in options else f"--reports={REPORTS[source.task]}"
         for name, source in step.artifacts.items()
@@ -126,13 +142,13 @@ def _container(step: ir.Task, cluster: Cluster) -> Container:
         args=[
             "step",
             step.step,
-            *(f"{option}={{{{inputs.parameters.{name}}}}}" for name, option in parameters.items()),
+            *(f"{option}={values[name]}" for name, option in parameters.items()),
             *(f"{option}={FILES}/in/{name}" for name, option in artifacts.items()),
             *(f"{_flag(name)}={FILES}/{name}" for name in outputs),
             f"--results={FILES}/results",
         ],
         inputs=[
-            *(Parameter(name=name) for name in (*parameters, *((*PLANNED, "gpu_count") if needs.gpus else ()))),
+            *(Parameter(name=name) for name in inputs),
             *(Artifact(name=name, path=f"{FILES}/in/{name}") for name in artifacts),
         ],
         outputs=[
@@ -142,7 +158,7 @@ def _container(step: ir.Task, cluster: Cluster) -> Container:
         env=_environment(needs, cluster),
         volumes=_volumes(needs, cluster),
         labels={placement.STEP_LABEL: step.step.replace("_", "-"), **cluster.pod_labels},
-        active_deadline_seconds=needs.hours * 3600,
+        active_deadline_seconds=needs.seconds,
         retry_strategy=_retry(needs) if needs.retries else None,
         **_resources(needs, cluster),
     )
@@ -160,7 +176,7 @@ def _retry(needs: Needs) -> RetryStrategy:
 
 
 def _environment(needs: Needs, cluster: Cluster) -> list[Any]:
-    plain = {"KFP_RETRY_INDEX": "{{retries}}"} if needs.retries else {}
+    plain = {outcomes.RUN_VARIABLE: RUN_ID} | ({"KFP_RETRY_INDEX": "{{retries}}"} if needs.retries else {})
     if cluster.cache_pvc and needs.base:
         plain[CACHE_VARIABLE] = placement.CACHE_FOLDER
     configured = [

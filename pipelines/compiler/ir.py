@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 CONDITION = re.compile(r"inputs\.parameter_values\['(?P<name>[^']+)'\] == true$")
+FINAL_STATUS = "{{$.final_status}}"
+"""Stands for how the other tasks ended, which an exit task is told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One step of the pipeline, with what the `If`s around it ask for."""
+    """One step of the pipeline, with what the `If`s around it ask for; an exit task runs when all others have ended."""
 
     name: str
     step: str
@@ -35,6 +37,7 @@ class Task:
     conditions: tuple[Source, ...]
     outputs: tuple[str, ...]
     output_artifacts: tuple[str, ...]
+    is_exit: bool = False
 
 
 def walk(pipeline: dict[str, Any], *around: dict[str, Any]) -> Iterator[tuple[str, tuple[dict[str, Any], ...]]]:
@@ -75,6 +78,11 @@ def needs(task: Task) -> list[str]:
     return sorted({source.task for source in sources} - {""})
 
 
+def is_exit(task: dict[str, Any]) -> bool:
+    """Whether a task runs when all others have ended, however they did."""
+    return bool(task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED")
+
+
 def _component(pipeline: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = pipeline["components"][task["componentRef"]["name"]]
     return found
@@ -107,6 +115,7 @@ def _task(pipeline: dict[str, Any], name: str, path: tuple[dict[str, Any], ...])
         conditions=tuple(conditions),
         outputs=tuple(outputs.get("parameters", {})),
         output_artifacts=tuple(outputs.get("artifacts", {})),
+        is_exit=is_exit(path[-1]),
     )
 
 
@@ -117,4 +126,6 @@ def _source(binding: dict[str, Any], scope: dict[str, Source]) -> Source:
         return Source(output["producerTask"], output["outputParameterKey"])
     if output := binding.get("taskOutputArtifact"):
         return Source(output["producerTask"], output["outputArtifactKey"])
+    if "taskFinalStatus" in binding:
+        return Source(constant=FINAL_STATUS)
     return Source(constant=binding["runtimeValue"]["constant"])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 import yaml
 
 from qlora_pipelines.components.core import runtime
+from qlora_pipelines.components.core.store import outcomes
 from qlora_pipelines.pipelines.compiler import compiled, ir
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
 from qlora_pipelines.pipelines.local import progress, workspace
@@ -69,7 +71,8 @@ def run(wanted: Run, runs: Path, runner: Any = None) -> Outcome:
     (folder / "tasks").mkdir()
     registry = workspace.use(runs)
     pipeline = compiled.from_code()
-    (folder / "pipeline.yaml").write_text(_for_this_machine(pipeline))
+    run_id = f"{re.sub('[^A-Za-z0-9._-]', '_', folder.name)[:150]}-{secrets.token_hex(4)}"
+    (folder / "pipeline.yaml").write_text(_for_this_machine(pipeline, run_id))
     local.init(runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "tasks"))
     finetune = components.load_component_from_file(str(folder / "pipeline.yaml"))
     shown = progress.screen(sys.stdout, pipeline.steps)
@@ -108,16 +111,21 @@ def _new_folder(runs: Path, name: str) -> Path:
         number += 1
 
 
-def _for_this_machine(pipeline: Compiled) -> str:
-    """The pipeline with what kfp.local needs, and with steps that log as JSON."""
-    environment = {runtime.FORMAT_VARIABLE: "json", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}
+def _for_this_machine(pipeline: Compiled, run_id: str) -> str:
+    """The pipeline with what kfp.local needs, and with steps that log as JSON and know their run."""
+    environment = {
+        runtime.FORMAT_VARIABLE: "json",
+        outcomes.RUN_VARIABLE: run_id,
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+    }
     for executor in pipeline.spec["deploymentSpec"]["executors"].values():
         executor["container"]["env"] = [{"name": name, "value": value} for name, value in environment.items()]
-    for _, (*conditions, task) in ir.walk(pipeline.spec):
+    for _, (*around, task) in ir.walk(pipeline.spec):
         # Retries are for lost pods; here a step would wait for minutes to fail in the same way again.
         task.pop("retryPolicy", None)
-        for condition in conditions:
-            _name_outputs(condition)
+        for group in around:
+            if "triggerPolicy" in group:
+                _name_outputs(group)
     return yaml.safe_dump_all(pipeline.documents, sort_keys=False)
 
 

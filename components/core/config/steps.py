@@ -199,6 +199,13 @@ class RegisterConfig(StepConfig):
     )
 
 
+class NotifyConfig(StepConfig):
+    """notify."""
+
+    timeout_seconds: float = Field(10.0, gt=0, le=60, description="seconds to wait for the webhook's answer")
+    tries: Int = Field(4, ge=1, le=10, description="how often it is tried where it does not answer, or answers 5xx")
+
+
 STEPS: dict[str, type[StepConfig]] = {
     "stage_base_model": StageConfig,
     "prepare_dataset": PrepareConfig,
@@ -206,6 +213,7 @@ STEPS: dict[str, type[StepConfig]] = {
     "evaluate_model": EvaluateConfig,
     "dequantize_and_merge": MergeConfig,
     "register_model": RegisterConfig,
+    "notify": NotifyConfig,
 }
 OPTION_STEPS = ["prepare_dataset", "train_qlora", "evaluate_model", "dequantize_and_merge"]
 """The steps whose further options travel in a run's `options`."""

@@ -7,6 +7,7 @@ import socket
 import ssl
 import textwrap
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -141,6 +142,12 @@ def retry(write: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return write(*args, **kwargs)
         time.sleep(seconds)
     return write(*args, **kwargs)
+
+
+def page(name: str, version: str) -> str:
+    """The web page of a version; '' where the registry is no server."""
+    uri = hide_password(os.environ.get(URI_VARIABLE, "")).rstrip("/")
+    return f"{uri}/#/models/{urllib.parse.quote(name, safe='')}/versions/{version}" if uri.startswith("http") else ""
 
 
 def hide_password(uri: str) -> str:
