@@ -3,6 +3,8 @@
 import enum
 
 PLAN, PREPARE, TRAIN, REGISTER = "plan-run", "prepare-dataset", "train-qlora", "register-model"
+NOTIFY = "notify"
+"""The task that runs after all others, and says nothing of how the run ended."""
 EVALUATE_TUNED, EVALUATE_MERGED = "evaluate-model", "evaluate-model-2"
 REPORTS = {
     PLAN: "1-plan",

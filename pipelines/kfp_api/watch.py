@@ -13,7 +13,7 @@ from qlora_pipelines.components.core.runtime import duration
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
 from qlora_pipelines.pipelines.kfp_api import failures, runs
 from qlora_pipelines.pipelines.kfp_api.client import NotFound, Server
-from qlora_pipelines.pipelines.tasks import REGISTER, End
+from qlora_pipelines.pipelines.tasks import NOTIFY, REGISTER, End
 
 POLL_INTERVAL = 5.0
 """Seconds between two requests for the run's state."""
@@ -61,8 +61,12 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
         time.sleep(POLL_INTERVAL)
     if "CANCELING" in run_states or runs.state(run) == "CANCELED":
         return FinishedRun(End.CANCELLED, "", [], states)
-    if run.state == "FAILED":
-        failed = next((name for name, task in steps.items() if task.state == "FAILED"), "")
+    # A run in which an exit task succeeded has been called SUCCEEDED although a step in it failed (kubeflow/pipelines
+    # #11405). Whether people were told of the run is no part of how it ended.
+    told = pipeline.steps.get(NOTIFY, "")
+    failed = next((name for name, task in steps.items() if task.state == "FAILED" and name != told), "")
+    if run.state == "FAILED" or failed:
+        failed = failed or next((name for name, task in steps.items() if task.state == "FAILED"), "")
         return FinishedRun(End.FAILED, failed, failures.why(server, run, pipeline, steps, failed), states)
     rejected = steps and REGISTER in pipeline.steps and not _registered(run, states, pipeline.steps[REGISTER])
     return FinishedRun(End.GATE_SAID_NO if rejected else End.DONE, "", [], states)

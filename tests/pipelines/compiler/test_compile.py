@@ -58,8 +58,21 @@ def test_argo_has_every_step_and_heras_models_take_it(argo: dict[str, Any]) -> N
 
     models.WorkflowTemplate.model_validate(argo)
     steps = [templates(argo)[name]["container"]["args"][1] for name in dag(argo)]
-    assert len(steps) == 8 and set(steps) == set(placement.STEPS)
+    assert len(steps) == 8 and set(steps) == set(placement.STEPS) - {"notify"}
     assert "{{$" not in json.dumps(argo) and "pipelinechannel" not in json.dumps(argo)
+
+
+def test_argo_tells_people_when_the_workflow_has_ended(argo: dict[str, Any]) -> None:
+    assert argo["spec"]["onExit"] == "notify"
+    template = templates(argo)["notify"]
+    assert "inputs" not in template, "Argo gives an exit template none"
+    assert template["container"]["args"][1:-1] == [
+        "notify", "--model-name={{workflow.parameters.model_name}}", "--run-id={{workflow.uid}}",
+        "--run-name={{workflow.name}}", "--state={{workflow.status}}", "--failures={{workflow.failures}}",
+    ]  # fmt: skip
+    for name, each in templates(argo).items():
+        if name != "pipeline":
+            assert {"name": "QLORA_RUN_ID", "value": "{{workflow.uid}}"} in each["container"]["env"]
 
 
 def test_argo_has_the_same_gate(argo: dict[str, Any]) -> None:
@@ -124,7 +137,7 @@ def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) 
         assert others == [{"name": "shm", "emptyDir": {"medium": "Memory"}}] * (name in GPU_TASKS)
         configured = [source["configMapKeyRef"]["key"] for source in sources if "configMapKeyRef" in source]
         assert set(configured) == set(needs.config_keys)
-        assert template["activeDeadlineSeconds"] == needs.hours * 3600
+        assert template["activeDeadlineSeconds"] == needs.minutes * 60
         assert ("retryStrategy" in template) == bool(needs.retries)
         if name in GPU_TASKS:
             patch = pod_patch(template, accelerator="nvidia.com/gpu", gpu_count="4", tolerations="[]")

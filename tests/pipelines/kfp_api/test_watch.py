@@ -68,6 +68,36 @@ def test_a_run_that_failed_exits_1_with_the_step_and_its_line(kfp: Kfp, run_yaml
     assert found["last_lines"] == ["[train_qlora] error: the loss is NaN at step 3"]
 
 
+def test_a_step_that_failed_counts_although_the_run_is_called_succeeded(kfp: Kfp, run_yaml: Path) -> None:
+    """As in kubeflow/pipelines #11405: the exit task succeeded."""
+    kfp.logs["pod-1"] = "[train_qlora] error: the loss is NaN at step 3\n"
+    group, told = task("fine-tuning", "FAILED"), task("notify", "SUCCEEDED")
+    failed = task("train", "FAILED", pod_name="pod-1")
+    kfp.life = [look("SUCCEEDED", task("plan-run", "SUCCEEDED"), failed, group, told)]
+    found = submit(run_yaml, "--wait")
+    assert (found["exit_code"], found["failed_step"]) == (1, "train")
+    assert found["last_lines"] == ["[train_qlora] error: the loss is NaN at step 3"]
+
+
+def test_a_notification_that_failed_is_not_the_step_that_failed(kfp: Kfp, run_yaml: Path) -> None:
+    told, failed = task("notify", "FAILED", pod_name="gone"), task("train-qlora", "FAILED", pod_name="gone")
+    kfp.life = [look("FAILED", told, failed)]
+    assert submit(run_yaml, "--wait")["failed_step"] == "train"
+    kfp.life = [look("SUCCEEDED", *steps(*DONE), told)]
+    assert submit(run_yaml, "--wait")["exit_code"] == 0
+    kfp.life = [look("FAILED", *steps(*DONE), told)]
+    found = submit(run_yaml, "--wait")
+    assert (found["exit_code"], found["failed_step"]) == (1, "notify")
+
+
+def test_the_group_of_the_steps_is_no_step(kfp: Kfp, run_yaml: Path) -> None:
+    group, driver, told = (task(name, "SUCCEEDED") for name in ("fine-tuning", "exit-handler-1-driver", "notify"))
+    kfp.life = [look("SUCCEEDED", *steps(*DONE[:5]), group, driver, told)]
+    found = submit(run_yaml, "--wait")
+    assert (found["exit_code"], found["outcome"]) == (3, "gate_said_no")
+    assert "fine-tuning" not in found["said"] and "exit-handler" not in found["said"]
+
+
 def test_without_a_log_the_servers_reason_is_printed(kfp: Kfp, run_yaml: Path) -> None:
     failed = task("train-qlora", "FAILED", pod_name="gone", error=api.GoogleRpcStatus(message="pod deleted"))
     kfp.life = [look("FAILED", failed)]
