@@ -7,10 +7,11 @@
     listings/<data_digest>.json   go when no version was trained on that data
     bases/<name>/<revision>/      go when no version was trained on that base
     claims/<training_key>/        go when their runs are long past plan_run
+    runs/<run id>/                go when --days old: how the steps ended, for the notification at the run's end
     <merge_key>/                  the same in the store of registered models, where there is one
 
-Each of them only if the records in the store name it for this registry, and for no other (unused.py). Adapters,
-tokenizers and checksums stay: they are small, and a finished training is found by its adapter.
+Each of them but runs/ only if the records in the store name it for this registry, and for no other (unused.py).
+Adapters, tokenizers and checksums stay: they are small, and a finished training is found by its adapter.
 """
 
 import dataclasses
@@ -41,8 +42,8 @@ def gc(dry_run: bool, days: float, as_json: bool) -> None:
     r"""Remove from $QLORA_STORE what no version in $MLFLOW_TRACKING_URI refers to.
 
     Checkpoints go once their training is registered; merged models, evaluations, listings and staged bases when no
-    version refers to them; prepared data when no run used it lately. What another registry refers to stays, and so
-    does what no record names; gc says so.
+    version refers to them; prepared data when no run used it lately; how steps ended when that is old. What another
+    registry refers to stays, and so does what no record names; gc says so.
 
     \b
     Example:

@@ -2,7 +2,8 @@
 
 A registry that says nothing of a piece of work does not say that nobody needs it: it may be another registry's, or of
 a run that has not come to registration yet. So a piece may go only if the records in the store
-(core/registry/references.py) name it for this registry and for no other.
+(core/registry/references.py) name it for this registry and for no other. What the steps of old runs said of their end
+goes without a record.
 """
 
 import dataclasses
@@ -13,9 +14,10 @@ from typing import Any
 
 from qlora_pipelines.components.core.registry import manifest, mlflow_client, references, sources, versions
 from qlora_pipelines.components.core.registry.references import Reference, References
-from qlora_pipelines.components.core.store import attempts, storage
+from qlora_pipelines.components.core.store import attempts, outcomes, storage
 
-DEPTH = {"checkpoints": 2, "merged": 3, "evaluations": 2, "prepared": 2, "listings": 2, "bases": 3, "claims": 2}
+DEPTH = {"checkpoints": 2, "merged": 3, "evaluations": 2, "prepared": 2, "listings": 2, "bases": 3, "claims": 2,
+         outcomes.FOLDER: 2}  # fmt: skip
 """How many parts of a path name one piece of work, by the folder below the store."""
 MERGE_KEY = re.compile("[0-9a-f]{64}")
 DAY = 86400
@@ -89,6 +91,8 @@ class Store:
         name = piece.path.rsplit("/", 1)[-1]
         if self._is_needed(piece, name):
             return NEEDED
+        if piece.kind == outcomes.FOLDER:  # what a run's steps told, whoever's run it was: it has been read
+            return ""
         if piece.kind == "checkpoints" and not attempts.find(storage.join(self.uri, "adapters", name)):
             return "its training is not finished"
         named = [record for record in self._references.records if _names(record, piece.path)]
@@ -106,6 +110,8 @@ class Store:
         registry, address = self._registry, sources.resolved(piece.uri)
         if piece.kind in ("checkpoints", "prepared", "claims"):
             return False
+        if piece.kind == outcomes.FOLDER:
+            return piece.days < self._days
         if piece.kind == "evaluations":
             return name in registry.keys
         if piece.kind == "listings":

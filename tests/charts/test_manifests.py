@@ -157,7 +157,9 @@ def test_pods_are_restricted(objects: list[Object]) -> None:
 def test_the_config_map_is_the_one_that_steps_read() -> None:
     found = next(each for each in of_kind(render(values("full")), "ConfigMap"))
     assert found["metadata"]["name"] == placement.CONFIG_MAP
-    assert sorted(found["data"]) == sorted(placement.CONFIG_KEYS + placement.REGISTRY_KEYS)
+    assert sorted(found["data"]) == sorted(
+        placement.CONFIG_KEYS + placement.REGISTRY_KEYS + placement.NOTIFY_CONFIG_KEYS
+    )
     assert found["data"]["QLORA_SIGNING_KEY"] == f"{placement.SIGNING_FOLDER}/signing.pem"
     assert found["data"]["GOOGLE_APPLICATION_CREDENTIALS"] == f"{placement.GCS_FOLDER}/key.json"
 

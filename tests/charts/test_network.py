@@ -42,7 +42,8 @@ def destinations(objects: list[Object], labels: Labels) -> set[str]:
     """The names of what a pod may reach."""
     known = [
         ("dns", DNS), ("kfp", KFP), ("mlflow", {"podSelector": {"matchLabels": MLFLOW_LABELS}}),
-        *[(name, POLICY[name]["peers"][0]) for name in ("store", "identity", "kubernetesApi", "hub", "database")],
+        *[(name, POLICY[name]["peers"][0])
+          for name in ("store", "identity", "kubernetesApi", "hub", "notify", "database")],
     ]  # fmt: skip
     reached = []
     for rule in rules(objects, labels, "Egress"):
@@ -54,8 +55,9 @@ def destinations(objects: list[Object], labels: Labels) -> set[str]:
 @pytest.mark.parametrize("step", placement.STEPS)
 def test_steps_reach_what_they_need(objects: list[Object], step: str) -> None:
     labels = {placement.STEP_LABEL: step.replace("_", "-"), "pipelines.kubeflow.org/v2_component": "true"}
-    hub = {"hub"} if placement.STEPS[step].hub else set()
-    assert destinations(objects, labels) == {"dns", "store", "identity", "kfp", "mlflow", "kubernetesApi"} | hub
+    needs = placement.STEPS[step]
+    own = {name for name, wanted in (("hub", needs.hub), ("notify", needs.notifies)) if wanted}
+    assert destinations(objects, labels) == {"dns", "store", "identity", "kfp", "mlflow", "kubernetesApi"} | own
     assert rules(objects, labels, "Ingress") == []
 
 
@@ -88,10 +90,10 @@ def test_other_pods_are_left_alone(objects: list[Object]) -> None:
         assert not selects(policy["spec"]["podSelector"], {"pipelines.kubeflow.org/v2_component": "true"})
 
 
-@pytest.mark.parametrize("name", ["hub", "identity"])
-def test_what_is_not_named_is_closed(name: str) -> None:
+@pytest.mark.parametrize(("name", "step"), [("hub", "plan-run"), ("identity", "plan-run"), ("notify", "notify")])
+def test_what_is_not_named_is_closed(name: str, step: str) -> None:
     without = render(merged(FULL, {f"networkPolicy.{name}": {}}))
-    assert name not in destinations(without, {placement.STEP_LABEL: "plan-run"})
+    assert name not in destinations(without, {placement.STEP_LABEL: step})
 
 
 def test_an_external_mlflow_is_reached_where_it_is() -> None:

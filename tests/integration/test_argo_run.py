@@ -5,16 +5,19 @@ carried from one to the next, and conditions.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.pipelines.compiler import argo
+from tests.components.notify.hook import Hook, serving
 from tests.conftest import conversation, write_jsonl
 from tests.integration.registered import QLORA
 
@@ -30,7 +33,7 @@ def carry_out(workflow: dict[str, Any], given: dict[str, str], folder: Path) -> 
     values = {
         f"workflow.parameters.{each['name']}": given.get(each["name"], each.get("value"))
         for each in workflow["spec"]["arguments"]["parameters"]
-    } | {"workflow.uid": "uid-1"}
+    } | {"workflow.uid": folder.name}
     templates = {template["name"]: template for template in workflow["spec"]["templates"]}
     waiting, done, left_out = list(templates["pipeline"]["dag"]["tasks"]), set(), set()
     while waiting:
@@ -41,7 +44,15 @@ def carry_out(workflow: dict[str, Any], given: dict[str, str], folder: Path) -> 
             continue
         _run(task, templates[task["template"]], values, folder)
         done.add(task["name"])
+    _end(templates[workflow["spec"]["onExit"]], values, folder)
     return values
+
+
+def _end(template: dict[str, Any], values: dict[str, str], folder: Path) -> None:
+    """Runs the exit template, which has no inputs: its arguments name values of the workflow."""
+    failures = json.dumps(json.dumps(None))  # as Argo writes that there are none
+    known = values | {"workflow.status": "Succeeded", "workflow.name": "wf", "workflow.failures": failures}
+    _run({"name": template["name"], "arguments": {"parameters": []}}, template, known, folder)
 
 
 def _depends(task: dict[str, Any]) -> set[str]:
@@ -63,7 +74,9 @@ def _run(task: dict[str, Any], template: dict[str, Any], values: dict[str, str],
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
     command = [filled(part, values | own).replace(argo.FILES, str(place)) for part in template["container"]["args"]]
-    done = subprocess.run([QLORA, *command], capture_output=True, text=True, check=False, cwd=folder)
+    plain = {each["name"]: each["value"] for each in template["container"]["env"] if "value" in each}
+    env = os.environ | {name: filled(value, values | {"retries": "0"}) for name, value in plain.items()}
+    done = subprocess.run([QLORA, *command], capture_output=True, text=True, check=False, cwd=folder, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     name = f"tasks.{task['name']}.outputs"
     for each in template["outputs"]["parameters"]:
@@ -74,7 +87,7 @@ def _run(task: dict[str, Any], template: dict[str, Any], values: dict[str, str],
 
 
 def test_a_model_is_registered_by_the_workflow_and_the_gate_holds(
-    mlflow_server: str, own_store: str, tiny_model: Path, tmp_path: Path
+    mlflow_server: str, own_store: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run([QLORA, "compile", "--format", "argo", str(tmp_path / "argo.yaml")], check=True)
     workflow = yaml.safe_load((tmp_path / "argo.yaml").read_text())
@@ -92,12 +105,20 @@ def test_a_model_is_registered_by_the_workflow_and_the_gate_holds(
         "learning_rate": "0.01",
         "options": json.dumps(options),
     }
-    values = carry_out(workflow, given, tmp_path / "first")
+    with serving(Hook()) as hook:
+        monkeypatch.setenv("QLORA_WEBHOOK_URL", hook.url)
+        values = carry_out(workflow, given, tmp_path / "first")
+    [message] = hook.messages
+    assert (message["outcome"], message["model"], message["run_id"]) == ("registered", "by-argo", "first")
+    assert message["links"]["model"] == f"{mlflow_server}/#/models/by-argo/versions/{message['version']}"
     assert values["tasks.register-model.outputs.parameters.outcome"] == "champion"
     version = mlflow_client.connect().get_model_version_by_alias("by-argo", "champion")
-    assert version.tags["qlora.pipeline_run_id"] == "uid-1"
+    assert version.tags["qlora.pipeline_run_id"] == "first"
     assert json.loads(version.tags["qlora.run_config"])["model_name"] == "by-argo"
     options["evaluate_model"]["min_improvement"] = 100
-    values = carry_out(workflow, given | {"options": json.dumps(options)}, tmp_path / "second")
+    with serving(Hook()) as hook:
+        monkeypatch.setenv("QLORA_WEBHOOK_URL", hook.url)
+        values = carry_out(workflow, given | {"options": json.dumps(options)}, tmp_path / "second")
+    assert hook.messages[0]["outcome"] == "rejected"
     assert values["tasks.evaluate-model.outputs.parameters.passed"] == "false"
     assert "tasks.dequantize-and-merge.outputs.parameters.merged_uri" not in values

@@ -62,6 +62,16 @@ def test_gc_removes_what_no_version_refers_to(make_merged: Make, store: str) -> 
     assert listed() == left
 
 
+def test_how_steps_ended_goes_when_it_is_old(make_merged: Make, store: str) -> None:
+    register(make_merged, store, "one")
+    write(store, "runs/old/plan_run.json", "runs/old/notify.json", "runs/young/plan_run.json")
+    write(store, "runs/young/register_model.json", days=1)
+    assert listed("--dry-run") == {"runs/old": ""}
+    assert listed() == {"runs/old": ""} and listed() == {}
+    assert Path(store, "runs/young/plan_run.json").exists() and not Path(store, "runs/old").exists()
+    assert listed("--days", "0") == {"runs/young": ""}
+
+
 def test_checkpoints_stay_until_the_adapter_that_came_of_them_is_whole(make_merged: Make, store: str) -> None:
     register(make_merged, store, "one")
     write(store, "checkpoints/training-one/a/x")

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from qlora_pipelines.pipelines import placement
 from tests import browser
+from tests.components.notify.hook import Hook, serving
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 
 
-def run(folder: Path, base: Path, margin: float, **given: object) -> tuple[int, dict[str, Any], str]:
+def run(folder: Path, base: Path, margin: float, webhook: str = "", **given: object) -> tuple[int, dict[str, Any], str]:
     rows = [conversation(f"the {first} sat on {last}", last) for first in WORDS for last in WORDS]
     config = {
         "base_model": str(base),
@@ -47,6 +50,7 @@ def run(folder: Path, base: Path, margin: float, **given: object) -> tuple[int, 
     ]
     unset = {"QLORA_STORE", "MLFLOW_TRACKING_URI"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment["QLORA_WEBHOOK_URL"] = webhook
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
@@ -58,8 +62,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(folder: Path, tiny_model: Path) -> tuple[int, dict[str, Any], str]:
-    return run(folder, tiny_model, margin=0.1)
+def hook() -> Iterator[Hook]:
+    with serving(Hook()) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, tiny_model: Path, hook: Hook) -> tuple[int, dict[str, Any], str]:
+    return run(folder, tiny_model, margin=0.1, webhook=hook.url)
 
 
 def test_a_model_is_registered(first: tuple[int, dict[str, Any], str], folder: Path) -> None:
@@ -91,6 +101,25 @@ def test_a_model_is_registered(first: tuple[int, dict[str, Any], str], folder: P
     assert float(tags["qlora.loss"]) < float(tags["qlora.base_loss"])
 
 
+def test_people_are_told_of_a_registered_model_and_of_a_run_that_failed(
+    first: tuple[int, dict[str, Any], str], hook: Hook, folder: Path, tiny_model: Path
+) -> None:
+    message = hook.messages[0]
+    assert (message["outcome"], message["model"], message["version"]) == ("registered", "tiny", "1")
+    assert (
+        message["model_uri"] == "models:/tiny@champion" and message["figures"]["loss"] < message["figures"]["base_loss"]
+    )
+    assert message["run_id"].startswith(Path(first[1]["folder"]).name)
+    left = {path.name for path in (folder / "store" / "runs" / message["run_id"]).iterdir()}
+    assert left == {f"{step}.json" for step in placement.STEPS if step != "notify"}
+    code, outcome, output = run(folder, tiny_model, margin=0.1, webhook=hook.url, dataset_uri="/no/such/rows.jsonl")
+    assert code == 1 and outcome["error"].startswith("plan_run: ") and "/no/such/rows.jsonl" in outcome["error"]
+    message = hook.messages[-1]
+    assert (message["outcome"], message["step"]) == ("failed", "plan_run")
+    assert f"plan_run: {message['reason']}" == outcome["error"]
+    assert "verysecret" not in output + first[2] + (Path(outcome["folder"]) / "log.txt").read_text()
+
+
 @pytest.mark.skipif(not browser.is_installed(), reason="no chromium and chromedriver here")
 def test_reports_fit_a_phone_and_a_desktop_light_and_dark(first: tuple[int, dict[str, Any], str]) -> None:
     pages = sorted((Path(str(first[1]["folder"])) / "reports").iterdir())
@@ -108,10 +137,10 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_run_again_does_nothing_again_and_ends_the_same(
-    first: tuple[int, dict[str, Any], str], folder: Path, tiny_model: Path
+    first: tuple[int, dict[str, Any], str], hook: Hook, folder: Path, tiny_model: Path
 ) -> None:
     before = kept(folder)
-    code, outcome, output = run(folder, tiny_model, margin=0.1)
+    code, outcome, output = run(folder, tiny_model, margin=0.1, webhook=hook.url)
     assert code == 0
     for what in ("prepared", "adapters", "evaluations", "merged"):
         assert f"finished already: {folder}/store/{what}/" in output
@@ -129,14 +158,16 @@ def test_the_same_run_again_does_nothing_again_and_ends_the_same(
 
 
 def test_a_run_that_fails_the_gate_ends_without_error_and_unregistered(
-    first: tuple[int, dict[str, Any], str], folder: Path, tiny_model: Path
+    first: tuple[int, dict[str, Any], str], hook: Hook, folder: Path, tiny_model: Path
 ) -> None:
-    code, outcome, output = run(folder, tiny_model, margin=100)
+    code, outcome, output = run(folder, tiny_model, margin=100, webhook=hook.url)
     assert code == 3
+    assert hook.messages[-1]["outcome"] == "rejected"
+    assert hook.messages[-1]["reason"] == outcome["results"]["evaluate-model"]["reason"]
     assert "Not registered: rejected by the gate.\nFailed: the tuned loss is" in output
     assert "register-model" not in outcome["results"] and outcome["error"] == ""
     assert "loading the base" in output, "another margin is another question"
-    code, again, output = run(folder, tiny_model, margin=100)
+    code, again, output = run(folder, tiny_model, margin=100, webhook=hook.url)
     assert code == 3 and "loading the base" not in output
     assert again["results"] == outcome["results"]
 
