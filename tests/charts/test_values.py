@@ -136,7 +136,7 @@ OTHERS: dict[str, Any] = {
     "store.azureEndpoint": "https://other", "store.azureAccount": "other",
     "store.mlflowS3Endpoint": "https://other", "image.registry": "other/place", "image.digest": f"sha256:{'0' * 64}",
     "image.pullPolicy": "Always", "imagePullSecrets": ["other"], "kfp.endpoint": "https://other",
-    "pipeline.disk": "9Gi",
+    "kfp.uiUrl": "https://other", "pipeline.disk": "9Gi",
     "gc.schedule": "@daily", "mlflow.auth.defaultPermission": "EDIT", "mlflow.database.host": "other",
     "mlflow.database.sslMode": "prefer", "mlflow.artifacts": "s3://other", "mlflow.externalUri": "https://other",
     "mlflow.allowedHosts": ["other"],
