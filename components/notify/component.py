@@ -23,7 +23,7 @@ def notify(
         run_id: The run's id, where the environment (QLORA_RUN_ID) does not say it.
 
     Returns:
-        outcome: What became of the run, registered, rejected, failed or cancelled; empty where there is no webhook.
+        outcome: What became of the run, registered, rejected, failed, cancelled or unknown; empty without a webhook.
         sent: Whether the webhook took the message.
     """
     from qlora_pipelines.components.core.runtime import step

@@ -16,7 +16,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.store import attempts, outcomes, storage
 from qlora_pipelines.components.core.store.outcomes import Outcome
 
-REGISTERED, REJECTED, FAILED, CANCELLED = "registered", "rejected", "failed", "cancelled"
+REGISTERED, REJECTED, FAILED, CANCELLED, UNKNOWN = "registered", "rejected", "failed", "cancelled", "unknown"
 _SUCCEEDED = ("SUCCEEDED", "COMPLETE")
 _FAILED = ("FAILED", "ERROR")
 _CANCELLED = ("CANCELED", "CANCELLED")
@@ -31,7 +31,7 @@ class Ending:
     """What became of a run.
 
     Attributes:
-        outcome: registered, rejected, failed or cancelled.
+        outcome: registered, rejected, failed, cancelled, or unknown where the store does not say.
         reason: why, in one line.
         step: the step that failed, or ''.
         version: the registered version's number, or ''.
@@ -77,8 +77,10 @@ def find(steps: dict[str, Outcome], state: str, failures: str) -> Ending:
         return Ending(CANCELLED, "cancelled")
     if state in _FAILED:
         return Ending(FAILED, _of_node(nodes) or "no step said why; it may have been killed, or its pod never started")
+    if PLAN not in steps:  # which is never cached: the store is away, or the step never began
+        return Ending(UNKNOWN, "the store does not say how the steps ended; see in MLflow whether it registered")
     # Neither registered nor failed: the gate said no, and Kubeflow took the verdict from its cache.
-    if earlier := _earlier_verdict(steps.get(PLAN)):
+    if earlier := _earlier_verdict(steps[PLAN]):
         return _rejected(earlier, earlier_run=True)
     if state in _SUCCEEDED:
         return Ending(REJECTED, "the gate said no, by a verdict of an earlier run")
@@ -120,14 +122,13 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value >= 0 and math.isfinite(value)}
 
 
-def _earlier_verdict(plan: Outcome | None) -> dict[str, Any] | None:
+def _earlier_verdict(plan: Outcome) -> dict[str, Any] | None:
     """The last verdict on this run's models, where that is no: of the merged model, or else of the adapter."""
-    keys = {model: plan.facts.get(key) for model, key in _KEYS.items()} if plan else {}
-    for model, key in keys.items():
-        if not key:
+    for model, name in _KEYS.items():
+        if not (key := plan.facts.get(name)):
             continue
-        uri = storage.join(storage.root(), "evaluations", str(key))
         try:
+            uri = storage.join(storage.root(), "evaluations", str(key))
             found = [entry for entry in storage.files(uri) if entry.path.endswith(f"/{attempts.MANIFEST}")]
             if found:
                 last = max(found, key=lambda entry: entry.modified)

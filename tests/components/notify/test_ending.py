@@ -94,6 +94,11 @@ def test_a_run_that_somebody_stopped_is_cancelled(left: Left) -> None:
 
 def test_a_failure_without_a_word_says_so() -> None:
     assert found("FAILED").reason == "no step said why; it may have been killed, or its pod never started"
+    assert found("RUNNING").outcome == found("COMPLETE").outcome == "unknown", "it may have registered"
+
+
+def test_a_step_that_never_started_leaves_a_failure(left: Left) -> None:
+    left("plan_run", training_key="t", merge_key="m")
     assert found("RUNNING") == Ending("failed", "nothing was registered, and no step said why")
 
 

@@ -105,7 +105,9 @@ def test_a_store_that_is_away_makes_a_shorter_message(monkeypatch: pytest.Monkey
         monkeypatch.setenv("QLORA_STORE", store)
         with serving(Hook()) as hook:
             assert told(hook, monkeypatch, "FAILED") == Result("failed", True)
+            assert told(hook, monkeypatch, "COMPLETE") == Result("unknown", True)
         assert hook.messages[0]["reason"].startswith("no step said why")
+        assert hook.messages[1]["reason"].startswith("the store does not say how the steps ended")
 
 
 @pytest.mark.usefixtures("registered")
