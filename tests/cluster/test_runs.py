@@ -1,5 +1,6 @@
 """Runs on a cluster, with a tiny model: what Kubeflow says of each task, and which pods there were."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.conftest import conversation, write_jsonl
 
 STEPS = {
     "plan", "stage-base", "prepare-data", "train", "evaluate-tuned", "merge", "evaluate-merged", "register",
+    "notify",
 }  # fmt: skip
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat"]
 
@@ -70,6 +72,10 @@ def test_every_step_succeeds_and_the_model_is_registered(
     states = task_states(installed, ended["run_id"])
     assert set(states.values()) == {"SUCCEEDED"}, states
     assert {name: state for name, state in ended["steps"].items()} == dict.fromkeys(STEPS, "SUCCEEDED")
+    [workflow] = installed.cluster.get("workflow", selector=f"pipeline/runid={ended['run_id']}")
+    size = len(json.dumps(workflow, separators=(",", ":")))
+    print(f"the Workflow object has {size / 2**20:.3f} MiB")
+    assert "compressedNodes" not in workflow["status"] and size < 2**20
     pulled = installed.qlora("pull", "models:/tiny-first@champion", "--to", str(tmp_path / "model"))
     assert pulled.returncode == 0 and (tmp_path / "model" / "model" / "config.json").exists()
 
@@ -86,6 +92,7 @@ def test_the_same_run_again_starts_only_pods_of_steps_that_are_not_cached(
         "stage-base-model",
         "dequantize-and-merge",
         "register-model",
+        "notify",
     }
 
 
