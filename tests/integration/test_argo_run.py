@@ -119,6 +119,6 @@ def test_a_model_is_registered_by_the_workflow_and_the_gate_holds(
     with serving(Hook()) as hook:
         monkeypatch.setenv("QLORA_WEBHOOK_URL", hook.url)
         values = carry_out(workflow, given | {"options": json.dumps(options)}, tmp_path / "second")
-    assert hook.messages[0]["outcome"] == "rejected"
+    assert hook.messages[0]["outcome"] == "rejected", hook.messages
     assert values["tasks.evaluate-model.outputs.parameters.passed"] == "false"
     assert "tasks.dequantize-and-merge.outputs.parameters.merged_uri" not in values

@@ -190,13 +190,15 @@ def test_a_format_that_is_not_known_and_a_fault_of_its_own_fail_no_run(
     assert "QLORA_WEBHOOK_FORMAT is neither json nor slack" in said and "not told: ZeroDivisionError" in said
 
 
-@pytest.mark.usefixtures("registered")
-def test_the_command_tells_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_tells_it_too(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves an outcome itself, which is not one of the run's steps."""
+    left("plan_run", training_key="t", merge_key="m")
+    left("evaluate_model", passed=False, reason="Failed: the tuned loss is 2.")
     command = [Path(sys.executable).parent / "qlora", "step", "notify", "--model-name=tickets", "--state=Succeeded"]
     with serving(Hook()) as hook:
         monkeypatch.setenv(webhook.URL_VARIABLE, hook.url)
         done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == {"outcome": "registered", "sent": True}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"outcome": "rejected", "sent": True}
     assert len(hook.messages) == 1 and SECRET not in done.stdout + done.stderr
 
 
