@@ -97,7 +97,7 @@ def finetune(
                 run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             ).set_display_name("plan")
         ).outputs
-        pool = Pool(plan["accelerator"], gpu_count, node_selector, plan["tolerations"], cpu, memory)
+        pool = Pool(**{name: plan[name] for name in Pool.__annotations__})
 
         # Prepare: the base model into the store, the data into tokens. The two run side by side.
         base = place(

@@ -4,12 +4,12 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from qlora_pipelines.components.core.config.base import StepConfig
-from qlora_pipelines.components.core.config.placement import MaybeQuantity
+from qlora_pipelines.components.core.config.placement import LabelKey, LabelValue, MaybeQuantity
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 from qlora_pipelines.components.core.store import outcomes
 
@@ -61,11 +61,6 @@ Argo waits so long before it asks whether to retry at all: the end of a step tha
 USER = 1000
 """User and group of the images, and of every step's pod."""
 CACHE_FOLDER = "/var/cache/qlora"
-
-
-_NAME = r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
-LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?{_NAME}$")]
-LabelValue = Annotated[str, Field(pattern=rf"^({_NAME})?$")]
 
 
 class Cluster(StepConfig):
@@ -159,7 +154,8 @@ STEPS = {
 class Pool:
     """Where the GPU steps go, in values that are known only while a run lasts.
 
-    `accelerator` and `tolerations` come from plan_run, which decides from `gpu_count` whether the pods ask for GPUs.
+    All come from plan_run, which has checked them, and decides from `gpu_count` whether the pods ask for GPUs. A
+    parameter of the run would reach the pods unchecked.
     """
 
     accelerator: Any

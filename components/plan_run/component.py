@@ -49,7 +49,11 @@ def plan_run(
     planned_gpu_mib=int,
     planned_host_mib=int,
     accelerator=str,
+    gpu_count=str,
+    node_selector=dict,
     tolerations=list,
+    cpu=str,
+    memory=str,
 ):
     """Check a run before a GPU is taken, and fix what could change under its name.
 
@@ -95,7 +99,11 @@ def plan_run(
         planned_gpu_mib: Memory that training needs on a GPU, in MiB; 0 is not known.
         planned_host_mib: Memory that training needs where there is no GPU, in MiB; 0 is not known.
         accelerator: Resource that the pods of training and evaluation ask for; empty with gpu_count 0.
+        gpu_count: How many the training pod asks for.
+        node_selector: Their nodes' labels, checked.
         tolerations: Their tolerations, that of nvidia.com/gpu among them unless gpu_count is 0.
+        cpu: Their cores, checked.
+        memory: Their memory, checked.
     """
     from qlora_pipelines.components.core.step import step
     from qlora_pipelines.components.plan_run import task

@@ -23,8 +23,8 @@ class Result(NamedTuple):
 
     `run_config` is JSON of the whole run, the base's revision fixed: what makes the same model again.
     `planned_*_mib` is the memory that training needs on a GPU, or at its peak where there is none; 0: not known.
-    `accelerator` is the resource that the pods of training and evaluation ask for, empty where they run on the CPU, and
-    `tolerations` are theirs.
+    The last six place the pods of training and evaluation, which take no parameter of the run without this check:
+    `accelerator` is empty where they run on the CPU.
     """
 
     base_revision: str
@@ -43,7 +43,11 @@ class Result(NamedTuple):
     planned_gpu_mib: int
     planned_host_mib: int
     accelerator: str
+    gpu_count: str
+    node_selector: dict[str, str]
     tolerations: list[dict[str, Any]]
+    cpu: str
+    memory: str
 
 
 def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = "", run_id: str = "") -> Result:
@@ -101,7 +105,11 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
         planned_gpu_mib=round(checks.plan.estimate.total / MIB) if checks.plan else 0,
         planned_host_mib=round(host / MIB),
         accelerator=config.resource(),
+        gpu_count=config.gpu_count,
+        node_selector=config.node_selector,
         tolerations=config.all_tolerations(),
+        cpu=config.cpu,
+        memory=config.memory,
     )
     shown: list[tuple[str, object]] = [
         (name.replace("_", " "), str(value))

@@ -1,5 +1,6 @@
 """Every step as a command: its config's fields and its paths are the options."""
 
+import base64
 import functools
 import importlib
 import inspect
@@ -12,6 +13,28 @@ import click
 from docstring_parser import parse
 
 from qlora_pipelines.components.core.step import step
+
+
+class _Command(click.Command):
+    """A command whose options after `--base64` have encoded values.
+
+    Argo evaluates `{{...}}` in a pod's arguments, and Kubernetes replaces `$(VARIABLE)`, secrets among them. Neither
+    finds anything in base64.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--base64" in args:
+            at = args.index("--base64")
+            args = args[:at] + [_decoded(ctx, each) for each in args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def _decoded(context: click.Context, argument: str) -> str:
+    option, _, value = argument.partition("=")
+    try:
+        return f"{option}={base64.b64decode(value, validate=True).decode()}"
+    except ValueError:  # without the value, which may be what Kubernetes put in
+        raise click.UsageError(f"{option}: not base64 of UTF-8 text", context) from None
 
 
 def make(name: str) -> click.Command:
@@ -53,9 +76,12 @@ def make(name: str) -> click.Command:
             type=click.Path(file_okay=False, path_type=Path),
             help="Folder to write each result to, as a file of its name.",
         ),
+        click.Option(
+            ["--base64"], is_flag=True, expose_value=False, help="The values of the options after it are in base64."
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print the results as one line of JSON."),
     ]
-    return click.Command(name, params=options, callback=call, help=(task.__doc__ or "").strip().splitlines()[0])
+    return _Command(name, params=options, callback=call, help=(task.__doc__ or "").strip().splitlines()[0])
 
 
 def _argument_option(argument: inspect.Parameter, description: str) -> click.Option:

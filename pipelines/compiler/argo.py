@@ -2,6 +2,11 @@
 
 It is made from the compiled pipeline, so steps, wiring and gate are the same, and from `placement.STEPS`, so resources,
 secrets and limits are.
+
+Whoever may start the workflow chooses its parameters, and may start it at any of its templates. Argo puts a
+parameter's text into a template, and then evaluates the result again. So a step's arguments are base64 from where a
+parameter is first named, and each value in a patch of a pod is compared with a pattern where it is put in: what does
+not match makes the patch one that Argo refuses.
 """
 
 import importlib
@@ -25,8 +30,18 @@ from hera.workflows import (
     Task,
     WorkflowTemplate,
 )
-from hera.workflows.models import Backoff, IntOrString, PodSecurityContext, ResourceRequirements, ValueFrom
+from hera.workflows.models import (
+    Backoff,
+    Capabilities,
+    IntOrString,
+    PodSecurityContext,
+    ResourceRequirements,
+    SeccompProfile,
+    SecurityContext,
+    ValueFrom,
+)
 
+from qlora_pipelines.components.core.config import placement as pool
 from qlora_pipelines.components.core.models.base_model import CACHE_VARIABLE
 from qlora_pipelines.components.core.store import outcomes
 from qlora_pipelines.pipelines import finetune, placement
@@ -40,21 +55,33 @@ for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
 
 FILES = "/tmp/qlora"
 KNOWN_TO_ARGO = {
-    "{{$.pipeline_job_uuid}}": "{{workflow.uid}}",
-    "{{$.pipeline_job_name}}": "{{workflow.name}}",
-    ir.FINAL_STATUS: "{{workflow.status}}",
+    "{{$.pipeline_job_uuid}}": "workflow.uid",
+    "{{$.pipeline_job_name}}": "workflow.name",
+    ir.FINAL_STATUS: "workflow.status",
 }
 """Kubeflow's words for what it knows of a run, with Argo's."""
-RUN_ID = KNOWN_TO_ARGO["{{$.pipeline_job_uuid}}"]
-FAILURES = {"failures": "{{workflow.failures}}"}
+RUN_ID = "{{workflow.uid}}"
+FAILURES = {"failures": "workflow.failures"}
 """An option that only an exit task has here: Kubeflow says nothing of the kind."""
-PLANNED = ("accelerator", "tolerations")
-"""What plan_run decides of a GPU step's pod."""
+_LABEL = '"[-A-Za-z0-9_./]*"'
+_TOLERATION = f'("(key|operator|value|effect)": {_LABEL}|"tolerationSeconds": -?[0-9]+)'
+CHECKS = {
+    "accelerator": pool.RESOURCE,
+    "gpu_count": pool.GPU_COUNT,
+    "node_selector": f"^[{{]({_LABEL}: {_LABEL}(, )?)*[}}]$",
+    "tolerations": f"^[[]([{{]({_TOLERATION}(, )?)*[}}](, )?)*[]]$",
+    "cpu": pool.CPU,
+    "memory": pool.MEMORY,
+}
+"""What plan_run decides of a GPU step's pod, and how it is written."""
+BASE64 = "^[A-Za-z0-9+/]*=*$"
 GPU_LIMIT = (
-    "{{=inputs.parameters.accelerator == '' ? ''"
-    """ : '"' + inputs.parameters.accelerator + '": "' + inputs.parameters.gpu_count + '", '}}"""
+    f"{{{{=inputs.parameters.accelerator == '' ? '' : inputs.parameters.accelerator matches '{pool.RESOURCE}'"
+    f" && inputs.parameters.gpu_count matches '{pool.GPU_COUNT}'"
+    """ ? '"' + inputs.parameters.accelerator + '": "' + inputs.parameters.gpu_count + '", '"""
+    """ : '"refused": "refused", '}}"""
 )
-"""An entry of the pod's limits, by an expression of Argo's; none where plan_run names no resource."""
+"""An entry of the pod's limits; none where plan_run names no resource."""
 
 
 def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
@@ -67,12 +94,13 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
     definitions = pipeline["root"]["inputDefinitions"]["parameters"]
     tasks: dict[str, Task] = {}
 
-    def value(source: ir.Source) -> Any:
+    def value(source: ir.Source, prefix: str = "") -> Any:
         if source.task:
             return tasks[source.task].get_parameter(source.name)
         if source.constant is not None:
-            return KNOWN_TO_ARGO.get(source.constant, source.constant)
-        return workflow.get_parameter(source.name)
+            known = KNOWN_TO_ARGO.get(source.constant)
+            return f"{{{{{known}}}}}" if known else source.constant
+        return _encoded(f"workflow.parameters.{source.name}", prefix)
 
     with (
         WorkflowTemplate(
@@ -80,20 +108,24 @@ def manifest(pipeline: dict[str, Any], cluster: Cluster) -> str:
             entrypoint="pipeline",
             arguments=[_workflow_parameter(name, definition) for name, definition in definitions.items()],
             security_context=PodSecurityContext(
-                run_as_user=placement.USER, run_as_group=placement.USER, run_as_non_root=True, fs_group=placement.USER
+                run_as_user=placement.USER,
+                run_as_group=placement.USER,
+                run_as_non_root=True,
+                fs_group=placement.USER,
+                seccomp_profile=SeccompProfile(type="RuntimeDefault"),
             ),
         ) as workflow,
         DAG(name="pipeline"),
     ):
         for step in ir.tasks(pipeline):
-            parameters = {name: value(source) for name, source in step.parameters.items()}
             if step.is_exit:
-                # Argo gives an exit template no arguments.
-                workflow.on_exit = _container(step, cluster, parameters | FAILURES)
+                workflow.on_exit = _container(step, cluster, at_exit=True)
                 continue
+            prefixes = {name: prefix for name, (_, prefix) in _flags(step).items()}
+            parameters = {name: value(source, prefixes[name]) for name, source in step.parameters.items()}
             if gpus := placement.STEPS[step.step].gpus:
-                parameters |= {name: tasks["plan-run"].get_parameter(name) for name in PLANNED}
-                parameters["gpu_count"] = workflow.get_parameter("gpu_count") if gpus == "all" else gpus
+                parameters |= {name: tasks["plan-run"].get_parameter(name) for name in CHECKS}
+                parameters |= {} if gpus == "all" else {"gpu_count": gpus}
             artifacts = {name: tasks[each.task].get_artifact(each.name) for name, each in step.artifacts.items()}
             tasks[step.name] = Task(
                 name=step.name,
@@ -124,12 +156,39 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _container(step: ir.Task, cluster: Cluster, given: dict[str, str] | None = None) -> Container:
-    """The template of a step; with `given`, its values are in it, and it has no inputs."""
-    needs, options = placement.STEPS[step.step], _options(step.step)
-    values = given or {name: f"{{{{inputs.parameters.{name}}}}}" for name in step.parameters}
-    parameters = {name: _flag(name) if name in options else f"--evidence={name}" for name in values}
-    inputs = [] if given else [*parameters, *((*PLANNED, "gpu_count") if needs.gpus else ())]
+def _flags(step: ir.Task) -> dict[str, tuple[str, str]]:
+    """The option that takes each parameter, and what stands before its value there."""
+    options = _options(step.step)
+    return {name: (_flag(name), "") if name in options else ("--evidence", f"'{name}=' + ") for name in step.parameters}
+
+
+def _encoded(reference: str, prefix: str = "") -> str:
+    """A value in base64: neither Argo nor Kubernetes finds a reference to replace in it."""
+    return f"{{{{=sprig.b64enc({prefix}{reference})}}}}"
+
+
+def _checked(name: str, pattern: str) -> str:
+    """An input of a template, or a word that Argo takes neither for a quantity nor for an object nor for base64."""
+    return f"{{{{=inputs.parameters.{name} matches '{pattern}' ? inputs.parameters.{name} : 'refused'}}}}"
+
+
+def _argument(name: str, source: ir.Source, prefix: str) -> str:
+    ours = source.task or source.constant is not None
+    return _encoded(f"inputs.parameters.{name}", prefix) if ours else _checked(name, BASE64)
+
+
+def _at_exit(step: ir.Task) -> list[str]:
+    """The arguments of an exit template. Argo gives it no inputs, so they name values of the workflow."""
+    references = {
+        name: f"workflow.parameters.{source.name}" if source.constant is None else KNOWN_TO_ARGO[source.constant]
+        for name, source in step.parameters.items()
+    }
+    return [f"{_flag(name)}={_encoded(reference)}" for name, reference in (references | FAILURES).items()]
+
+
+def _container(step: ir.Task, cluster: Cluster, *, at_exit: bool = False) -> Container:
+    needs, options, flags = placement.STEPS[step.step], _options(step.step), _flags(step)
+    inputs = [] if at_exit else [*flags, *(CHECKS if needs.gpus else ())]
     artifacts = {
         name: _flag(name) if name in options else f"--reports={REPORTS[source.task]}"
         for name, source in step.artifacts.items()
@@ -142,10 +201,18 @@ def _container(step: ir.Task, cluster: Cluster, given: dict[str, str] | None = N
         args=[
             "step",
             step.step,
-            *(f"{option}={values[name]}" for name, option in parameters.items()),
             *(f"{option}={FILES}/in/{name}" for name, option in artifacts.items()),
             *(f"{_flag(name)}={FILES}/{name}" for name in outputs),
             f"--results={FILES}/results",
+            "--base64",
+            *(
+                _at_exit(step)
+                if at_exit
+                else (
+                    f"{option}={_argument(name, step.parameters[name], prefix)}"
+                    for name, (option, prefix) in flags.items()
+                )
+            ),
         ],
         inputs=[
             *(Parameter(name=name) for name in inputs),
@@ -156,6 +223,9 @@ def _container(step: ir.Task, cluster: Cluster, given: dict[str, str] | None = N
             *(_output(name) for name in outputs),
         ],
         env=_environment(needs, cluster),
+        security_context=SecurityContext(
+            allow_privilege_escalation=False, capabilities=Capabilities(drop=["ALL"]), run_as_non_root=True
+        ),
         volumes=_volumes(needs, cluster),
         labels={placement.STEP_LABEL: step.step.replace("_", "-"), **cluster.pod_labels},
         active_deadline_seconds=needs.seconds,
@@ -204,8 +274,8 @@ def _volumes(needs: Needs, cluster: Cluster) -> list[Any]:
 
 def _resources(needs: Needs, cluster: Cluster) -> dict[str, Any]:
     """The container's resources, or for a GPU step the patch of its pod: only there Argo takes parameters."""
-    run = {name: f"{{{{workflow.parameters.{name}}}}}" for name in ("cpu", "memory", "node_selector")}
-    cpu, memory = (run["cpu"], run["memory"]) if needs.gpus else (needs.cpu, needs.memory)
+    checked = {name: _checked(name, pattern) for name, pattern in CHECKS.items()}
+    cpu, memory = (checked["cpu"], checked["memory"]) if needs.gpus else (needs.cpu, needs.memory)
     both = {"memory": memory} | ({"ephemeral-storage": cluster.disk} if cluster.disk else {})
     requests = {"cpu": cpu} | both
     if not needs.gpus:
@@ -214,5 +284,5 @@ def _resources(needs: Needs, cluster: Cluster) -> dict[str, Any]:
     # The blank keeps the brace of JSON apart from those of Argo.
     resources = f'{{"requests": {json.dumps(requests)}, "limits": {{ {GPU_LIMIT}{json.dumps(both)[1:]}}}'
     # Selector and tolerations are JSON themselves, so they have no quotes around them.
-    place = f'"nodeSelector": {run["node_selector"]}, "tolerations": {{{{inputs.parameters.tolerations}}}}'
+    place = f'"nodeSelector": {checked["node_selector"]}, "tolerations": {checked["tolerations"]}'
     return {"pod_spec_patch": f'{{{place}, "containers": [{{"name": "main", "resources": {resources}}}]}}'}

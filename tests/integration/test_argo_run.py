@@ -1,7 +1,7 @@
 """The Argo WorkflowTemplate, run as Argo would: its wiring and gate work, with `qlora step` at every node.
 
-Argo itself is not here. What is its part is done by `carry_out`: the order of tasks, values put into arguments, files
-carried from one to the next, and conditions.
+Argo itself is not here. What is its part is done by `carry_out`: the order of tasks, files carried from one to the
+next, and conditions; and by `argo_rendering`: values put into arguments.
 """
 
 import json
@@ -17,6 +17,7 @@ import yaml
 
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.pipelines.compiler import argo
+from tests import argo_rendering
 from tests.components.notify.hook import Hook, serving
 from tests.conftest import conversation, write_jsonl
 from tests.integration.registered import QLORA
@@ -30,29 +31,33 @@ def filled(text: str, values: dict[str, str]) -> str:
 
 def carry_out(workflow: dict[str, Any], given: dict[str, str], folder: Path) -> dict[str, str]:
     """Runs a workflow's tasks, each in a folder of its own; returns every value by its name in Argo."""
-    values = {
-        f"workflow.parameters.{each['name']}": given.get(each["name"], each.get("value"))
-        for each in workflow["spec"]["arguments"]["parameters"]
-    } | {"workflow.uid": folder.name}
-    templates = {template["name"]: template for template in workflow["spec"]["templates"]}
-    waiting, done, left_out = list(templates["pipeline"]["dag"]["tasks"]), set(), set()
+    values = _known(workflow, given, folder)
+    [pipeline] = [template for template in workflow["spec"]["templates"] if template["name"] == "pipeline"]
+    waiting, done, left_out = list(pipeline["dag"]["tasks"]), set(), set()
     while waiting:
         task = next(task for task in waiting if _depends(task) <= done | left_out)
         waiting.remove(task)
         if _depends(task) & left_out or not _wanted(filled(task.get("when", ""), values)):
             left_out.add(task["name"])
             continue
-        _run(task, templates[task["template"]], values, folder)
+        rendered = argo_rendering.in_its_task(workflow, task["name"], given, values)
+        _run(task, rendered, values, folder)
         done.add(task["name"])
-    _end(templates[workflow["spec"]["onExit"]], values, folder)
+    _end(workflow, given, folder)
     return values
 
 
-def _end(template: dict[str, Any], values: dict[str, str], folder: Path) -> None:
+def _end(workflow: dict[str, Any], given: dict[str, str], folder: Path) -> None:
     """Runs the exit template, which has no inputs: its arguments name values of the workflow."""
     failures = json.dumps(json.dumps(None))  # as Argo writes that there are none
-    known = values | {"workflow.status": "Succeeded", "workflow.name": "wf", "workflow.failures": failures}
-    _run({"name": template["name"], "arguments": {"parameters": []}}, template, known, folder)
+    ended = {"workflow.status": "Succeeded", "workflow.name": "wf", "workflow.failures": failures}
+    name = workflow["spec"]["onExit"]
+    rendered = argo_rendering.alone(workflow, name, {}, _known(workflow, given, folder) | ended)
+    _run({"name": name, "arguments": {"parameters": []}}, rendered, {}, folder)
+
+
+def _known(workflow: dict[str, Any], given: dict[str, str], folder: Path) -> dict[str, str]:
+    return argo_rendering.of_workflow(workflow, given) | {"workflow.uid": folder.name}
 
 
 def _depends(task: dict[str, Any]) -> set[str]:
@@ -66,16 +71,13 @@ def _wanted(condition: str) -> bool:
 def _run(task: dict[str, Any], template: dict[str, Any], values: dict[str, str], folder: Path) -> None:
     place = folder / task["name"]
     place.mkdir(parents=True)
-    arguments = task["arguments"]
-    own = {f"inputs.parameters.{each['name']}": filled(each["value"], values) for each in arguments["parameters"]}
-    for each in arguments.get("artifacts", []):
+    for each in task["arguments"].get("artifacts", []):
         source = Path(values[each["from"].strip("{}")])
         target = place / "in" / each["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
-    command = [filled(part, values | own).replace(argo.FILES, str(place)) for part in template["container"]["args"]]
-    plain = {each["name"]: each["value"] for each in template["container"]["env"] if "value" in each}
-    env = os.environ | {name: filled(value, values | {"retries": "0"}) for name, value in plain.items()}
+    command = [part.replace(argo.FILES, str(place)) for part in template["container"]["args"]]
+    env = os.environ | {each["name"]: each["value"] for each in template["container"]["env"] if "value" in each}
     done = subprocess.run([QLORA, *command], capture_output=True, text=True, check=False, cwd=folder, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     name = f"tasks.{task['name']}.outputs"

@@ -16,7 +16,7 @@ from mlflow.store.artifact import azure_blob_artifact_repo
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.notify import message, webhook
 from qlora_pipelines.pipelines import placement, run_file
-from qlora_pipelines.pipelines.compiler import kubeflow
+from qlora_pipelines.pipelines.compiler import ir, kubeflow
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
 from qlora_pipelines.pipelines.placement import Cluster
 
@@ -69,9 +69,14 @@ def test_every_step_has_its_place() -> None:
     assert len(TASKS) == 9 and {step_of(task) for task in TASKS} == set(placement.STEPS)
 
 
-def test_gpu_steps_take_their_place_from_the_runs_parameters() -> None:
+def test_gpu_steps_take_their_place_from_plan_run() -> None:
     def parameter(name: str) -> str:
-        return f"{{{{$.inputs.parameters['pipelinechannel--{name}']}}}}"
+        return f"{{{{$.inputs.parameters['pipelinechannel--plan-run-{name}']}}}}"
+
+    def json_of(name: str, task: str) -> dict[str, Any]:
+        inside = {"componentInputParameter": f"pipelinechannel--plan-run-{name}"}
+        planned = {"taskOutputParameter": {"producerTask": "plan-run", "outputParameterKey": name}}
+        return inside if task == "evaluate-model-2" else planned
 
     for task in TASKS:
         resources, pod = container(task)["resources"], KUBERNETES[f"exec-{task}"]
@@ -79,15 +84,30 @@ def test_gpu_steps_take_their_place_from_the_runs_parameters() -> None:
             assert "accelerator" not in resources and "tolerations" not in pod
             continue
         gpus = parameter("gpu_count") if task == "train-qlora" else "1"
-        assert resources["accelerator"]["resourceType"] == parameter("plan-run-accelerator")
+        assert resources["accelerator"]["resourceType"] == parameter("accelerator")
         assert resources["accelerator"]["resourceCount"] == gpus
         assert resources["resourceCpuRequest"] == parameter("cpu")
         assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == parameter("memory")
-        assert pod["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith("node_selector")
-        planned = {"taskOutputParameter": {"producerTask": "plan-run", "outputParameterKey": "tolerations"}}
-        inside = {"componentInputParameter": "pipelinechannel--plan-run-tolerations"}
-        assert pod["tolerations"] == [{"tolerationJson": inside if task == "evaluate-model-2" else planned}]
+        assert pod["nodeSelector"]["nodeSelectorJson"] == json_of("node_selector", task)
+        assert pod["tolerations"] == [{"tolerationJson": json_of("tolerations", task)}]
         assert pod["emptyDirMounts"] == [{"medium": "Memory", "mountPath": "/dev/shm", "volumeName": "shm"}]
+
+
+def test_no_pod_is_placed_by_what_plan_run_has_not_checked() -> None:
+    """Kubeflow starts a task's driver, which reads the placement, when the tasks that it depends on have succeeded."""
+    placed = 0
+    for name, path in ir.walk(PIPELINE):
+        label = PIPELINE["components"][path[-1]["componentRef"]["name"]]["executorLabel"]
+        resources = PIPELINE["deploymentSpec"]["executors"][label]["container"].get("resources")
+        placement_of = json.dumps([resources, KUBERNETES[label]])
+        assert set(re.findall(r'"producerTask": "([^"]+)"', placement_of)) <= {"plan-run"}, name
+        used = set(re.findall(r"pipelinechannel--[\w-]+", placement_of))
+        placed += bool(used)
+        for key in used:
+            source = path[0]["inputs"]["parameters"][key]["taskOutputParameter"]
+            assert source == {"producerTask": "plan-run", "outputParameterKey": key.rsplit("-", 1)[1]}, name
+            assert "plan-run" in path[0]["dependentTasks"], name
+    assert placed == len(GPU_TASKS)
 
 
 def undeclared(pipeline: dict[str, Any], kubernetes: dict[str, Any]) -> list[str]:
@@ -109,19 +129,14 @@ def undeclared(pipeline: dict[str, Any], kubernetes: dict[str, Any]) -> list[str
 def test_every_parameter_used_inside_a_sub_dag_is_declared_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubeflow's driver looks a step's placement up among the inputs of the DAG that it is in."""
     assert undeclared(PIPELINE, KUBERNETES) == []
-    register = PipelineTask.register_pipeline_channels
-
-    def outputs_alone(task: PipelineTask, channels: list[Any]) -> None:  # without those kfp 2.17 refuses to compile
-        register(task, [channel for channel in channels if channel.task_name])
-
-    monkeypatch.setattr(PipelineTask, "register_pipeline_channels", outputs_alone)
-    missing = undeclared(*compiled(kubeflow.pipeline()))
-    assert "evaluate-model-2: pipelinechannel--memory" in missing  # what the call in placement.py is for
+    monkeypatch.setattr(PipelineTask, "register_pipeline_channels", lambda task, channels: None)
+    with pytest.raises(AssertionError, match="pipelinechannel--plan-run"):  # what the call in placement.py is for
+        kubeflow.pipeline()
 
 
 def test_a_resource_comes_from_text() -> None:
     """Kubeflow's driver reads it with GetStringValue: of a number it gets nothing."""
-    parameters = PIPELINE["root"]["inputDefinitions"]["parameters"]
+    parameters = PIPELINE["components"]["comp-plan-run"]["outputDefinitions"]["parameters"]
     for name in ("accelerator", "gpu_count", "cpu", "memory"):
         assert parameters[name]["parameterType"] == "STRING"
 

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from qlora_pipelines.components.core.config.base import StepConfig, nearest
 from qlora_pipelines.components.core.config.run import RunConfig
@@ -14,19 +14,22 @@ ACCELERATOR = "nvidia.com/gpu"
 """What NVIDIA's device plugin calls a GPU; GPU nodes are tainted with the same name."""
 GPU_RESOURCES = (ACCELERATOR, "nvidia.com/gpu.shared")
 """What the plugin calls a whole GPU and a time-sliced one; MIG slices are `nvidia.com/mig-PROFILE`."""
-MIG = re.compile(r"nvidia\.com/mig-\d+g\.\d+gb(\.me)?")
 GPU_LABEL = re.compile(r"^nvidia\.com/|/(gke-)?accelerator|/instance-gpu-")
 """Labels that only GPU nodes have: GPU feature discovery's, GKE's, EKS' and AKS', Karpenter's."""
-GPU_COUNT = r"^(0|[1-9]\d?)$"
+GPU_COUNT = r"^(0|[1-9][0-9]?)$"
+CPU = r"^([1-9][0-9]*([.][0-9]+)?|0?[.][0-9]*[1-9][0-9]*|[1-9][0-9]*m)$"
+MEMORY = r"^[0-9]+([.][0-9]+)?[MGT]i?$"
+RESOURCE = r"^nvidia[.]com/(gpu([.]shared)?|mig-[0-9]+g[.][0-9]+gb([.]me)?)$"
+"""The same patterns are in the Argo workflow. So they have no backslash, which Argo's expressions would read."""
 UNITS = {"M": 10**6, "G": 10**9, "T": 10**12, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 
 def _quantity(value: object) -> object:
     """A memory or disk size as Kubernetes writes it; an error names the nearest right one."""
     text = str(value)
-    if re.fullmatch(r"\d+(\.\d+)?[MGT]i?", text) and float(text.rstrip("MGTi")):
+    if re.fullmatch(MEMORY, text) and float(text.rstrip("MGTi")):
         return text
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([mgt])?(i)?b?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*([0-9]+(?:[.][0-9]+)?)\s*([mgt])?(i)?b?\s*", text, re.IGNORECASE)
     number, unit, binary = found.groups() if found else ("64", "G", "i")
     meant = f"{number}{(unit or 'G').upper()}{'i' if binary or not unit else ''}"
     raise ValueError(f"Kubernetes writes this {meant if float(number) else '64Gi'}")
@@ -41,6 +44,24 @@ def _from_json(value: object) -> object:
         raise ValueError(f"not JSON: {error}") from None
 
 
+_NAME = r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+
+
+def _label_key(value: str) -> str:
+    if re.fullmatch(rf"([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?{_NAME}", value):
+        return value
+    raise ValueError(f"{value!r} is no label key of Kubernetes, such as example.com/pool")
+
+
+def _label_value(value: str) -> str:
+    if re.fullmatch(f"({_NAME})?", value):
+        return value
+    raise ValueError("a label value of Kubernetes has letters, digits, - _ and . only, 63 at most")
+
+
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+TaintKey = Annotated[str, AfterValidator(lambda value: _label_key(value) if value else value)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
 Quantity = Annotated[str, BeforeValidator(_quantity)]
 MaybeQuantity = Annotated[str, BeforeValidator(lambda value: _quantity(value) if value else value)]
 NumberAsText = Annotated[str, Field(coerce_numbers_to_str=True)]
@@ -55,9 +76,9 @@ def in_bytes(quantity: str) -> int:
 class Toleration(StepConfig):
     """One toleration, as in a pod's spec."""
 
-    key: str = Field("", description="the taint's key; empty with Exists: every taint")
+    key: TaintKey = Field("", description="the taint's key; empty with Exists: every taint")
     operator: Literal["Equal", "Exists"] = Field("Equal", description="how the value is compared")
-    value: str = Field("", description="the taint's value")
+    value: LabelValue = Field("", description="the taint's value")
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="empty: every effect")
     tolerationSeconds: int | None = Field(None, description="seconds that a NoExecute taint is tolerated")
 
@@ -84,7 +105,7 @@ class Placement(StepConfig):
         pattern=GPU_COUNT,
         description="GPUs of the training pod, and evaluation takes one; 0: both run on the CPU",
     )
-    node_selector: Annotated[dict[str, str], BeforeValidator(_from_json)] = Field(
+    node_selector: Annotated[dict[LabelKey, LabelValue], BeforeValidator(_from_json)] = Field(
         {}, description="labels of the nodes of training and evaluation, a JSON object"
     )
     tolerations: Annotated[list[dict[str, JsonValue]], BeforeValidator(_from_json)] = Field(
@@ -92,7 +113,7 @@ class Placement(StepConfig):
     )
     cpu: NumberAsText = Field(
         "4",
-        pattern=r"^([1-9]\d*(\.\d+)?|0?\.\d*[1-9]\d*|[1-9]\d*m)$",
+        pattern=CPU,
         description="cores of training and of evaluation",
     )
     memory: Quantity = Field("32Gi", description="memory of training and of evaluation, such as 32Gi")
@@ -100,7 +121,7 @@ class Placement(StepConfig):
     @field_validator("accelerator")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in GPU_RESOURCES and not MIG.fullmatch(value):
+        if not re.fullmatch(RESOURCE, value):
             raise ValueError(f"no resource of NVIDIA's device plugin{nearest(value, GPU_RESOURCES)}")
         return value
 
@@ -153,7 +174,8 @@ class Placement(StepConfig):
     def all_tolerations(self) -> list[dict[str, JsonValue]]:
         """The pods' tolerations: that of GPU nodes, unless there is no GPU, and the user's."""
         own: dict[str, JsonValue] = {"key": ACCELERATOR, "operator": "Exists", "effect": "NoSchedule"}
-        return [*([] if self.on_cpu else [own]), *self.tolerations]
+        given = [Toleration.parse(each).model_dump(exclude_unset=True, exclude_none=True) for each in self.tolerations]
+        return [*([] if self.on_cpu else [own]), *given]
 
 
 class PlacedRun(Placement, RunConfig):

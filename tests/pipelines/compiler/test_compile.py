@@ -12,6 +12,7 @@ import yaml
 from qlora_pipelines.pipelines import placement
 from qlora_pipelines.pipelines.cli import step
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
+from tests import argo_rendering
 from tests.pipelines.cli.registered import qlora, refused
 
 GPU_TASKS = {"train-qlora", "evaluate-model", "evaluate-model-2"}
@@ -121,6 +122,7 @@ def test_argo_references_nothing_that_is_not_there(argo: dict[str, Any]) -> None
 def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) -> None:
     assert argo["spec"]["securityContext"] == {
         "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True, "fsGroup": 1000,
+        "seccompProfile": {"type": "RuntimeDefault"},
     }  # fmt: skip
     for name, template in templates(argo).items():
         if name == "pipeline":
@@ -140,44 +142,34 @@ def test_argo_pods_get_what_kubeflows_get(argo: dict[str, Any], tmp_path: Path) 
         assert template["activeDeadlineSeconds"] == needs.minutes * 60
         assert ("retryStrategy" in template) == bool(needs.retries)
         if name in GPU_TASKS:
-            patch = pod_patch(template, accelerator="nvidia.com/gpu", gpu_count="4", tolerations="[]")
+            patch = pod_patch(argo, name, accelerator="nvidia.com/gpu", gpu_count="4")
             assert patch["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "4", "memory": "64Gi"}
             assert patch["nodeSelector"] == {"a": "b"}
         else:
             assert template["container"]["resources"]["limits"] == {"memory": needs.memory}
 
 
-def pod_patch(template: dict[str, Any], **inputs: str) -> dict[str, Any]:
-    """A GPU step's patch of its pod as Argo makes it: parameters put in, and its one expression evaluated."""
-    values = {"node_selector": '{"a": "b"}', "cpu": "8", "memory": "64Gi"}
-    given = {f"inputs.parameters.{name}": value for name, value in inputs.items()}
-
-    def value(found: re.Match[str]) -> str:
-        text = found[1].strip()
-        if text in given:
-            return given[text]
-        if text.startswith("="):
-            condition, nothing, limit = re.split(" [?:] ", text[1:], maxsplit=2)
-            parts = [given.get(part, part[1:-1]) for part in limit.split(" + ")]
-            assert condition == "inputs.parameters.accelerator == ''" and nothing == "''"
-            return "".join(parts) if inputs["accelerator"] else ""
-        return values[text.removeprefix("workflow.parameters.")]
-
-    patch: dict[str, Any] = json.loads(re.sub(r"\{\{(.+?)\}\}", value, template["podSpecPatch"]))
+def pod_patch(argo: dict[str, Any], name: str, **inputs: str) -> dict[str, Any]:
+    """A GPU step's patch of its pod as Argo makes it."""
+    given = dict.fromkeys((each["name"] for each in templates(argo)[name]["inputs"]["parameters"]), "")
+    given |= {"node_selector": '{"a": "b"}', "cpu": "8", "memory": "64Gi", "tolerations": "[]"} | inputs
+    rendered = argo_rendering.alone(argo, name, given, argo_rendering.of_workflow(argo, {}))
+    patch: dict[str, Any] = json.loads(rendered["podSpecPatch"])
     return patch
 
 
 def test_argo_pods_without_a_gpu_name_none(argo: dict[str, Any]) -> None:
     for name in GPU_TASKS:
-        patch = pod_patch(templates(argo)[name], accelerator="", gpu_count="0", tolerations="[]")
+        patch = pod_patch(argo, name, accelerator="", gpu_count="0")
         assert patch["containers"][0]["resources"]["limits"] == {"memory": "64Gi"} and patch["tolerations"] == []
 
 
 def test_argo_evaluates_on_one_gpu_and_trains_on_all(argo: dict[str, Any]) -> None:
     for name in GPU_TASKS:
         given = {each["name"]: each["value"] for each in dag(argo)[name]["arguments"]["parameters"]}
-        assert given["gpu_count"] == ("{{workflow.parameters.gpu_count}}" if name == "train-qlora" else "1")
-        for output in ("accelerator", "tolerations"):
+        planned = "{{tasks.plan-run.outputs.parameters.gpu_count}}"
+        assert given["gpu_count"] == (planned if name == "train-qlora" else "1")
+        for output in ("accelerator", "node_selector", "tolerations", "cpu", "memory"):
             assert given[output] == f"{{{{tasks.plan-run.outputs.parameters.{output}}}}}"
 
 

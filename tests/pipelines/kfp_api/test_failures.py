@@ -98,8 +98,6 @@ def test_an_image_of_another_version_than_the_pipeline(kfp: Kfp, run_yaml: Path)
     error = "[plan_run] error: TypeError: run() got an unexpected keyword argument 'claim'"
     kfp.logs = {"pod": START + TRACEBACK + f"    task.run(claim=claim)\n{error}\n" + END.format("exit status 1")}
     assert failed(kfp, run_yaml, "plan-run") == [error + HINT]
-    inside = (
-        '  File "/opt/venv/qlora_pipelines/components/plan_run/task.py", line 9, in run\n'
-    )
+    inside = '  File "/opt/venv/qlora_pipelines/components/plan_run/task.py", line 9, in run\n'
     kfp.logs = {"pod": START + TRACEBACK + inside + f"{error}\n" + END.format("exit status 1")}
     assert failed(kfp, run_yaml, "plan-run") == [error]

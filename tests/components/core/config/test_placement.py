@@ -45,6 +45,15 @@ def test_with_gpus_pods_ask_for_them_and_tolerate_their_taint(count: object) -> 
     assert run.options_of("evaluate_model") == "{}"
 
 
+def test_pods_get_a_toleration_as_kubernetes_has_it() -> None:
+    # A number in Kubeflow's form arrives as 60.0.
+    given = {"key": "spot", "tolerationSeconds": 60.0, "effect": "NoExecute", "value": "a"}
+    found = PlacedRun.parse(**REQUIRED, tolerations=[given]).all_tolerations()[1]
+    assert found == given and '"tolerationSeconds": 60}' in json.dumps(found)
+    none = {"key": "spot", "operator": "Exists", "tolerationSeconds": None}
+    assert "tolerationSeconds" not in PlacedRun.parse(**REQUIRED, tolerations=[none]).all_tolerations()[1]
+
+
 def test_a_place_that_is_not_of_gpus_is_honoured_on_the_cpu_too() -> None:
     # As the form of Kubeflow's page and an Argo parameter give them: text.
     place = {"node_selector": '{"pool": "large"}', "tolerations": '[{"key": "batch", "operator": "Exists"}]'}
@@ -122,6 +131,12 @@ def test_a_quantity_in_bytes(quantity: str, size: int) -> None:
         ("tolerations", [{"key": "a", "operator": "Is"}], "tolerations: number 1: operator: "),
         ("tolerations", [{"key": "a", "operator": "Exists", "value": "b"}], "operator Exists takes no value"),
         ("tolerations", [{"value": "b"}], "operator Equal needs a key"),
+        ("node_selector", {"a b": "c"}, "'a b' is no label key of Kubernetes, such as example.com/pool"),
+        ("node_selector", {"a": "b c"}, "a label value of Kubernetes has letters, digits, - _ and . only, 63 at most"),
+        ("tolerations", [{"key": "a b"}], "tolerations: number 1: key: 'a b' is no label key of Kubernetes"),
+        ("tolerations", [{"key": "a", "value": '"'}], "tolerations: number 1: value: a label value of Kubernetes has"),
+        ("memory", "٦٤Gi", "memory: Kubernetes writes this 64Gi"),
+        ("cpu", "٤", "cpu: "),
         ("accelerator", "nvidia.com/gpus", "did you mean nvidia.com/gpu?"),
         ("accelerator", "a100", "accelerator: no resource of NVIDIA's device plugin; there are: nvidia.com/gpu"),
         *(("gpu_count", value, NO_COUNT) for value in ("-1", -1, 1.5, "1.5", "two", "", "01", "100", True, None)),
