@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,25 @@ from docstring_parser import parse
 
 from qlora_pipelines.components.core.step import step
 
+REPLACED = re.compile(r"{{|\$\(")
+"""The start of what Argo and Kubernetes replace in text."""
+
 
 class _Command(click.Command):
     """A command whose options after `--base64` have encoded values.
 
     Argo evaluates `{{...}}` in a pod's arguments, and Kubernetes replaces `$(VARIABLE)`, secrets among them. Neither
-    finds anything in base64.
+    finds anything in base64. But later steps get some of these texts through plan_run's results, in which Argo would
+    find them; so plan_run takes none.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--base64" in args:
             at = args.index("--base64")
             args = args[:at] + [_decoded(ctx, each) for each in args[at + 1 :]]
+            if self.name == "plan_run" and (found := next(filter(REPLACED.search, args), "")):
+                option = found.partition("=")[0]
+                raise click.UsageError(f"{option}: leave out {{{{ and $(, which Argo and Kubernetes would replace", ctx)
         return super().parse_args(ctx, args)
 
 

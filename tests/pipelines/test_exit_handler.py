@@ -63,7 +63,7 @@ def test_what_a_step_names_is_there_at_its_level(level: str) -> None:
             assert set(re.findall(r"parameters\['([^']+)'\]", resources)) <= set(given), name
     if GPU_TASKS & steps:
         used = json.dumps([KUBERNETES[f"exec-{name}"] for name in GPU_TASKS & steps])
-        assert "pipelinechannel--node_selector" in used and "tolerations" in used
+        assert "node_selector" in used and "tolerations" in used
 
 
 def component(task: dict[str, Any]) -> dict[str, Any]:

@@ -104,9 +104,9 @@ def test_no_pod_is_placed_by_what_plan_run_has_not_checked() -> None:
         used = set(re.findall(r"pipelinechannel--[\w-]+", placement_of))
         placed += bool(used)
         for key in used:
-            source = path[0]["inputs"]["parameters"][key]["taskOutputParameter"]
+            source = path[1]["inputs"]["parameters"][key]["taskOutputParameter"]  # path[0] is the exit handler's group
             assert source == {"producerTask": "plan-run", "outputParameterKey": key.rsplit("-", 1)[1]}, name
-            assert "plan-run" in path[0]["dependentTasks"], name
+            assert "plan-run" in path[1]["dependentTasks"], name
     assert placed == len(GPU_TASKS)
 
 

@@ -1,7 +1,5 @@
 """The options of a whole run."""
 
-import json
-import re
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,7 +8,6 @@ from qlora_pipelines.components.core.config.base import Int, StepConfig, json_ob
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS, PrepareConfig, TrainConfig
 from qlora_pipelines.components.core.errors import InputError
 
-REPLACED = re.compile(r"{{|\$\(")
 _PREPARE, _TRAIN = PrepareConfig.parse(), TrainConfig.parse()
 
 
@@ -38,14 +35,6 @@ class RunConfig(StepConfig):
     options: Annotated[dict[str, dict[str, Any]], BeforeValidator(json_object)] = Field(
         {}, description="all other options: a JSON object by step"
     )
-
-    @model_validator(mode="after")
-    def _nothing_to_replace(self) -> Self:
-        """Later steps get these texts through Argo, which replaces `{{...}}`, and Kubernetes, which does `$(...)`."""
-        for name, value in self:
-            if REPLACED.search(json.dumps(value)):
-                raise ValueError(f"{name}: leave out {{{{ and $(, which Argo and Kubernetes replace by something else")
-        return self
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.pipelines.cli import step
 from tests import argo_rendering
 from tests.pipelines.cli.registered import qlora
 
@@ -110,8 +112,9 @@ def test_plan_run_refuses_it_before_any_patch(name: str, text: str) -> None:
 def test_no_pod_is_patched_with_what_plan_run_has_not_seen(workflow: Any) -> None:
     for template in workflow["spec"]["templates"]:
         assert ("podSpecPatch" in template) == (template["name"] in GPU_TASKS)
-        if template["name"] != "pipeline":
-            assert "workflow.parameters" not in json.dumps(template)
+        if template["name"] != "pipeline":  # the exit template has no inputs, but encodes at once what it names
+            named = re.findall(r"[\w.]*\(?workflow\.parameters", json.dumps(template))
+            assert set(named) <= ({"sprig.b64enc(workflow.parameters"} if template["name"] == "notify" else set())
     for task in _template(workflow, "pipeline")["dag"]["tasks"]:
         if task["name"] in GPU_TASKS:
             given = {each["name"]: each["value"] for each in task["arguments"]["parameters"]}
@@ -154,9 +157,10 @@ def test_a_step_started_alone_reads_no_secret(workflow: Any, text: str) -> None:
 @pytest.mark.parametrize("text", ["s3://evil/$(HF_TOKEN)", "{{=sprig.randAlpha(3)}}", "a{{workflow.uid}}"])
 @pytest.mark.parametrize("name", ["base_model", "dataset_uri", "model_name", "base_revision", "options"])
 def test_plan_run_hands_on_nothing_that_others_would_replace(name: str, text: str) -> None:
-    value = {"train_qlora": {"optim": text}} if name == "options" else text
-    with pytest.raises(InputError, match=f"{name}: leave out"):
-        PlacedRun.parse(**REQUIRED | {name: value})
+    """What it is given, it hands on as results, which Argo writes into the arguments of later steps."""
+    flag, encoded = "--" + name.replace("_", "-"), base64.b64encode(text.encode()).decode()
+    result = CliRunner().invoke(step.make("plan_run"), ["--base64", f"{flag}={encoded}"])
+    assert result.exit_code == 2 and f"{flag}: leave out {{{{ and $(" in result.output
 
 
 def test_pods_drop_what_they_do_not_need(workflow: Any) -> None:

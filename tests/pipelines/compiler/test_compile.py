@@ -67,10 +67,16 @@ def test_argo_tells_people_when_the_workflow_has_ended(argo: dict[str, Any]) -> 
     assert argo["spec"]["onExit"] == "notify"
     template = templates(argo)["notify"]
     assert "inputs" not in template, "Argo gives an exit template none"
-    assert template["container"]["args"][1:-1] == [
-        "notify", "--model-name={{workflow.parameters.model_name}}", "--run-id={{workflow.uid}}",
-        "--run-name={{workflow.name}}", "--state={{workflow.status}}", "--failures={{workflow.failures}}",
-    ]  # fmt: skip
+    assert template["container"]["args"][1:] == [
+        "notify",
+        "--results=/tmp/qlora/results",
+        "--base64",
+        "--model-name={{=sprig.b64enc(workflow.parameters.model_name)}}",
+        "--run-id={{=sprig.b64enc(workflow.uid)}}",
+        "--run-name={{=sprig.b64enc(workflow.name)}}",
+        "--state={{=sprig.b64enc(workflow.status)}}",
+        "--failures={{=sprig.b64enc(workflow.failures)}}",
+    ]
     for name, each in templates(argo).items():
         if name != "pipeline":
             assert {"name": "QLORA_RUN_ID", "value": "{{workflow.uid}}"} in each["container"]["env"]
