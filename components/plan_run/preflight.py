@@ -126,7 +126,7 @@ def _store(checks: Checks, _config: PlacedRun, _folder: Path) -> None:
 def _mlflow(checks: Checks, config: PlacedRun, _folder: Path) -> None:
     with checks.collect_errors("MLflow"):
         client = mlflow_client.connect()
-        mlflow_client.check_registering(client)
+        mlflow_client.check_registering(client, config.model_name)
         checks.registry = references.registry_id(client)
         checks.champion = champion.current_version(client, config.model_name)
         checks.note("ok", "MLflow", f"answers and lets one register; champion of {config.model_name} today:"

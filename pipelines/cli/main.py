@@ -7,7 +7,19 @@ import click
 from qlora_pipelines.components.core.config.steps import STEPS
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.runtime import explain, quiet_libraries
-from qlora_pipelines.pipelines.cli import compile, gc, init, plan, promote, pull, run, step, submit, trigger
+from qlora_pipelines.pipelines.cli import (
+    compile,
+    gc,
+    init,
+    mlflow_user,
+    plan,
+    promote,
+    pull,
+    run,
+    step,
+    submit,
+    trigger,
+)
 
 
 class _Group(click.Group):
@@ -47,7 +59,7 @@ def step_group() -> None:
 
 for _command in (
     *(run.run, plan.plan, compile.compile_pipeline, init.init, submit.submit, trigger.trigger),
-    *(promote.promote, promote.rollback, pull.pull, gc.gc),
+    *(promote.promote, promote.rollback, pull.pull, gc.gc, mlflow_user.mlflow_user),
 ):
     main.add_command(_command)
 for _name in ("plan_run", *STEPS):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
-from qlora_pipelines.components.core.runtime import load_libraries
+from qlora_pipelines.components.core.runtime import load_libraries, log
 from qlora_pipelines.components.core.store import addresses, models_store, storage
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -83,8 +83,42 @@ def _check_server(uri: str, server: str, timeout: int) -> None:
         )
 
 
-def check_registering(client: Any) -> None:
+def wait(seconds: int) -> None:
+    """Waits until the server of MLFLOW_TRACKING_URI answers, whatever it says.
+
+    Raises:
+        InputError: that is no server's address, or nothing answers in time.
+    """
+    from mlflow import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    uri, until, why = os.environ.get(URI_VARIABLE, ""), time.monotonic() + seconds, ""
+    if not uri.startswith("http"):
+        raise InputError(f"{URI_VARIABLE} is {hide_password(uri)!r}: give the address of an MLflow server, http://...")
+    while True:
+        try:
+            server = get_default_host_creds(uri)
+            answer = http_request(server, "/health", "GET", timeout=10, max_retries=0, raise_on_status=False)
+            if answer.status_code < 500:
+                return
+            said = f"HTTP status {answer.status_code}"
+        except MlflowException as error:
+            said = reason(error)
+        if time.monotonic() >= until:
+            raise InputError(f"MLflow at {hide_password(uri)} does not answer: {said}")
+        if said != why:
+            log(f"waiting for MLflow at {hide_password(uri)}: {said}")
+        why = said
+        time.sleep(2)
+
+
+def check_registering(client: Any, model_name: str = "") -> None:
     """Registers a model under a random name and deletes it again.
+
+    Args:
+        client: of MLflow.
+        model_name: a registered model, if it is there already, that this login must be able to register versions of.
 
     Raises:
         InputError: this login may not.
@@ -93,6 +127,10 @@ def check_registering(client: Any) -> None:
     with mlflow_errors("registering a model and deleting it again"):
         client.create_registered_model(name)
         client.delete_registered_model(name)
+    if model_name:
+        with mlflow_errors(f"registering versions of {model_name}"), suppress(*NOT_FOUND):
+            # Who may create a version may delete a tag, and to delete one that is not there changes nothing.
+            client.delete_registered_model_tag(model_name, name)
 
 
 @contextlib.contextmanager
