@@ -41,7 +41,7 @@ def test_googles_key_is_where_the_variable_says_in_each_pod_that_reads_the_store
         [container] = pod.containers[-1:]
         mounts = [mount for mount in container["volumeMounts"] if mount["mountPath"] == placement.GCS_FOLDER]
         volumes = [volume["secret"] for volume in pod.spec["volumes"] if "secret" in volume]
-        if "upload" in pod.owner:
+        if pod.labels["app.kubernetes.io/component"] in ("upload", "mlflow-user"):
             assert mounts == volumes == []
         else:
             assert mounts == [{"name": "gcs-key", "mountPath": placement.GCS_FOLDER, "readOnly": True}], pod.owner

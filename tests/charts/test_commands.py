@@ -12,7 +12,7 @@ from qlora_pipelines.pipelines import run_file
 from qlora_pipelines.pipelines.cli.main import main
 from qlora_pipelines.pipelines.compiler import compiled
 from qlora_pipelines.pipelines.docgen.reference import GOLDEN
-from tests.charts.rendering import EXAMPLES, merged, of_kind, pods, render, values
+from tests.charts.rendering import EXAMPLES, Object, merged, of_kind, pods, render, values
 
 PROGRAMS = {"qlora": main, "mlflow": mlflow.cli.cli}
 
@@ -58,8 +58,13 @@ def test_trigger_reads_the_config_it_is_given(tmp_path: Path) -> None:
         assert given["model_name"] == trigger["config"]["model_name"]
 
 
+def uploading_job(given: dict[str, Any]) -> Object:
+    [job] = [job for job in of_kind(render(given), "Job") if "-upload-" in job["metadata"]["name"]]
+    return job
+
+
 def test_the_pipeline_is_compiled_for_the_volume_of_the_chart() -> None:
-    [job] = of_kind(render(values("full")), "Job")
+    job = uploading_job(values("full"))
     [compiling] = job["spec"]["template"]["spec"]["initContainers"]
     assert [*compiling["command"], *compiling["args"]] == [
         "qlora",
@@ -72,5 +77,5 @@ def test_the_pipeline_is_compiled_for_the_volume_of_the_chart() -> None:
     assert uploading["args"][-4:-2] == ["--pipeline", "/tmp/pipeline.yaml"]
     registry = {"name": "QLORA_IMAGE_REGISTRY", "value": "ghcr.io/qlora-pipelines"}
     assert registry in compiling["env"] and registry in uploading["env"]
-    [plain] = of_kind(render(values("minimal")), "Job")
+    plain = uploading_job(values("minimal"))
     assert "initContainers" not in plain["spec"]["template"]["spec"]

@@ -10,6 +10,12 @@ from tests.charts.api_server import Cluster, serving
 from tests.charts.rendering import CHART, NAMESPACE, RELEASE, helm, merged, values
 
 SECRET = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "qlora-s3"}}
+COOKIES = "MLFLOW_FLASK_SERVER_SECRET_KEY"
+
+
+def admin(name: str) -> dict[str, Any]:
+    """A secret with the login of MLflow's administrator."""
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": {COOKIES: "a2V5"}}
 
 
 @pytest.fixture
@@ -67,17 +73,38 @@ def test_a_registry_on_a_volume_outlives_the_release(cluster: Cluster, releases:
     assert cluster.objects["PersistentVolumeClaim", "qlora-mlflow"]["metadata"]["uid"] == volume
 
 
+def jobs(cluster: Cluster, component: str) -> set[str]:
+    return {each for each in cluster.names() if each.startswith(f"Job/{RELEASE}-{component}-")}
+
+
+def test_an_upgrade_that_would_leave_mlflow_without_its_login_is_refused(cluster: Cluster, releases: Any) -> None:
+    cluster.put("Secret", "qlora-mlflow", admin("qlora-mlflow"))  # as 0.1 had it
+    one = merged(values("trial"), {"mlflow.auth.adminSecret": "qlora-mlflow"})
+    releases.install(str(CHART), RELEASE, one)
+    message = rf"mlflow.auth.adminSecret: no secret qlora-mlflow-admin has {COOKIES}, .* see Upgrade"
+    with pytest.raises(helm.HelmError, match=message):
+        releases.upgrade(str(CHART), RELEASE, values("trial"))
+    releases.upgrade(str(CHART), RELEASE, one)
+    assert jobs(cluster, "mlflow-user") == set()
+    cluster.put("Secret", "qlora-mlflow-admin", admin("qlora-mlflow-admin"))
+    releases.upgrade(str(CHART), RELEASE, values("trial"))
+    assert len(jobs(cluster, "mlflow-user")) == 1
+
+
 def test_an_upgrade_keeps_volumes_and_uploads_what_changed(cluster: Cluster, releases: Any) -> None:
     before = merged(values("trial"), {"modelCache.enabled": True})
+    cluster.put("Secret", "qlora-mlflow-admin", admin("qlora-mlflow-admin"))
     releases.install(str(CHART), RELEASE, before)
     volumes = {key: found["metadata"]["uid"] for key, found in cluster.objects.items() if "Volume" in key[0]}
-    upload = {each for each in cluster.names() if each.startswith("Job/")}
+    upload, user = jobs(cluster, "upload"), jobs(cluster, "mlflow-user")
     assert len(volumes) == 2
 
     releases.upgrade(str(CHART), RELEASE, merged(before, {"commonLabels": {"team": "a"}, "gc.enabled": True}))
-    assert {each for each in cluster.names() if each.startswith("Job/")} == upload
+    assert jobs(cluster, "upload") == upload
+    again = jobs(cluster, "mlflow-user")
+    assert len(again) == 1 and again != user  # a secret's content may have changed
     releases.upgrade(str(CHART), RELEASE, merged(before, {"image.tag": "0.2.0"}))
-    changed = {each for each in cluster.names() if each.startswith("Job/")}
+    changed = jobs(cluster, "upload")
     assert len(changed) == 1 and changed != upload
     assert volumes == {key: found["metadata"]["uid"] for key, found in cluster.objects.items() if "Volume" in key[0]}
 
@@ -100,5 +127,6 @@ def test_notes_name_the_secrets_that_are_not_there(cluster: Cluster, releases: A
     cluster.put("Secret", "qlora-s3", SECRET)
     said = releases.install(str(CHART), RELEASE, values("trial"))["notes"]
     assert "qlora-s3\n" in said
-    assert "qlora-mlflow (not seen)\n    MLFLOW_TRACKING_USERNAME" in said
+    for secret in ("qlora-mlflow", "qlora-mlflow-admin"):
+        assert f"{secret} (not seen)\n    MLFLOW_TRACKING_USERNAME" in said
     assert f"helm test {RELEASE} -n {NAMESPACE}" in said

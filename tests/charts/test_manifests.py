@@ -164,51 +164,6 @@ def test_the_config_map_is_the_one_that_steps_read() -> None:
     assert found["data"]["GOOGLE_APPLICATION_CREDENTIALS"] == f"{placement.GCS_FOLDER}/key.json"
 
 
-def test_every_secret_key_is_one_that_the_documentation_names(example: dict[str, Any]) -> None:
-    mlflow = {"auth": {"adminSecret": placement.MLFLOW_SECRET}} | example["mlflow"]
-    login = placement.MLFLOW_KEYS
-    known = {
-        placement.HUB_SECRET: set(placement.HUB_KEYS),
-        placement.S3_SECRET: set(placement.S3_KEYS),
-        placement.AZURE_SECRET: set(placement.AZURE_KEYS),
-        placement.MLFLOW_SECRET: set(login),
-    }
-    admin = mlflow["auth"]["adminSecret"]
-    known[admin] = known.get(admin, set()) | {*login, "MLFLOW_FLASK_SERVER_SECRET_KEY"}
-    if database := mlflow.get("database"):
-        known[database["secret"]] = {"username", "password"}
-    said = (CHART / "README.md").read_text()
-    for pod in pods(render(example)):
-        for container in pod.containers:
-            for variable in container["env"]:
-                reference = variable.get("valueFrom", {}).get("secretKeyRef")
-                if reference:
-                    assert reference["key"] in known[reference["name"]], (pod.owner, reference)
-                    assert f"`{reference['key']}`" in said
-
-
-def test_a_pod_gets_no_secret_that_it_does_not_need() -> None:
-    read = {
-        pod.owner.rpartition("-upload-")[0] or pod.owner: {
-            variable["valueFrom"]["secretKeyRef"]["name"]
-            for container in pod.containers
-            for variable in container["env"]
-            if "valueFrom" in variable
-        }
-        for pod in pods(render(values("full")))
-    }
-    s3, azure = placement.S3_SECRET, placement.AZURE_SECRET
-    mlflow, hub = placement.MLFLOW_SECRET, placement.HUB_SECRET
-    assert read == {
-        "Job/qlora": set(),
-        "Job/qlora-trigger-tickets": {s3, azure, hub},
-        "Job/qlora-trigger-mails-": {s3, azure, hub},
-        "Job/qlora-gc": {s3, azure, mlflow},
-        "Pod/qlora-check": {s3, azure, mlflow},
-        "Deployment/qlora-mlflow": {s3, azure, "mlflow-admin", "mlflow-database"},
-    }
-
-
 def test_what_pods_refer_to_is_there(example: dict[str, Any], objects: list[Object]) -> None:
     there = {name(found) for found in objects} | {"ServiceAccount/default"}
     there |= {f"ConfigMap/{example.get('kfp', {}).get('caConfigMap')}"}
@@ -262,7 +217,8 @@ def test_kfp_gets_a_token_of_its_own_audience() -> None:
     for pod in pods(render(values("full"))):
         tokens = [volume["projected"]["sources"][0]["serviceAccountToken"] for volume in pod.spec["volumes"]
                   if "projected" in volume]  # fmt: skip
-        wanted = ["pipelines.kubeflow.org"] if "gc" not in pod.owner and "Deployment" not in pod.owner else []
+        without = pod.labels["app.kubernetes.io/component"] in ("gc", "mlflow", "mlflow-user")
+        wanted = [] if without else ["pipelines.kubeflow.org"]
         assert [token["audience"] for token in tokens] == wanted, pod.owner
 
 

@@ -65,6 +65,7 @@ def test_the_charts_pods_reach_what_they_need(objects: list[Object]) -> None:
     job = {"dns", "store", "identity", "kfp", "mlflow"}
     server = {"dns", "store", "identity", "database"}
     wanted = {"upload": job, "gc": job, "test": job, "trigger": job | {"hub"}, "mlflow": server}
+    wanted |= {"mlflow-user": {"dns", "mlflow"}}
     seen = set()
     for pod in pods(objects):
         component = pod.labels["app.kubernetes.io/component"]

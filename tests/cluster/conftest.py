@@ -31,7 +31,8 @@ from tests.cluster.kube import ROOT, Cluster, helm
 README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## On your cluster\n")[2].partition("\n## ")[0]
 RELEASE, BUCKET, S3 = "qlora", "mlpipeline", "http://seaweedfs.kubeflow:9000"
-PASSWORD = "administrator-of-mlflow"
+PASSWORDS = {"qlora-mlflow-admin": "administrator-of-mlflow", "qlora-mlflow": "login-of-the-steps"}
+"""At MLflow, by secret: what is meant for the steps does not let one in as the administrator."""
 EDITOR, AUDIENCE = "default-editor", "pipelines.kubeflow.org"
 """A team's service account, and whom its token is for, where Kubeflow Pipelines has several users."""
 
@@ -55,7 +56,8 @@ class Installed:
 
     Attributes:
         cluster: with the namespace of the runs.
-        environment: what the README exports, and the address and login of S3 as it is reached from here.
+        environment: what the README exports, MLflow's administrator among it, and the address and login of S3 as it is
+            reached from here.
         store: address of the store.
         data: address of the base model and the rows that the tests run with.
     """
@@ -134,14 +136,14 @@ def install(namespace: str, tiny_model: Path) -> Iterator[Installed]:
     given = {
         "AWS_ACCESS_KEY_ID": keys["accesskey"],
         "AWS_SECRET_ACCESS_KEY": keys["secretkey"],
-        "MLFLOW_TRACKING_PASSWORD": PASSWORD,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": uuid.uuid4().hex,
     }
     with contextlib.ExitStack() as stack:
         for words in commands():
-            words = [_ours(word, namespace, place, given) for word in words]
-            if words[0] == "kubectl" and "create" in words:
-                secret = words[words.index("generic") + 1]
+            secret = words[words.index("generic") + 1] if "generic" in words else ""
+            passwords = {"MLFLOW_TRACKING_PASSWORD": PASSWORDS[secret]} if secret in PASSWORDS else {}
+            words = [_ours(word, namespace, place, given | passwords) for word in words]
+            if secret:
                 cluster.kubectl("delete", "secret", secret, "--ignore-not-found")
                 stack.callback(cluster.kubectl, "delete", "secret", secret)
                 cluster.kubectl(*words[words.index("create") :])
@@ -155,6 +157,7 @@ def install(namespace: str, tiny_model: Path) -> Iterator[Installed]:
             "KF_PIPELINES_ENDPOINT": f"http://{stack.enter_context(kubeflow.forwarded('ml-pipeline', 8888))}",
             "MLFLOW_TRACKING_URI": f"http://{stack.enter_context(cluster.forwarded(f'{RELEASE}-mlflow', 5000))}",
             "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": PASSWORDS["qlora-mlflow-admin"],
             "AWS_DEFAULT_REGION": "us-east-1",
             "QLORA_STORE": f"{place}/store",
         }

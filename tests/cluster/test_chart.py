@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import kfp_server_api
+import mlflow
+import pytest
 import yaml
+from mlflow.server import get_app_client
 
 from tests.cluster.conftest import RELEASE, Installed
 from tests.cluster.kube import ROOT, helm
@@ -26,6 +29,32 @@ def test_the_upload_job_brings_the_pipeline(installed: Installed) -> None:
     [job] = installed.cluster.get("job", selector="app.kubernetes.io/component=upload")
     succeeded, log = installed.cluster.job_log(job["metadata"]["name"])
     assert succeeded and ("uploaded" in log or "is already there" in log), log
+
+
+def test_a_job_makes_the_user_that_steps_log_in_as(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    [job] = installed.cluster.get("job", selector="app.kubernetes.io/component=mlflow-user")
+    succeeded, log = installed.cluster.job_log(job["metadata"]["name"])
+    login = installed.cluster.secret("qlora-mlflow")
+    user = login["MLFLOW_TRACKING_USERNAME"]
+    assert succeeded and f"user {user}: " in log, log
+    assert login["MLFLOW_TRACKING_PASSWORD"] not in log
+    for name, value in (installed.environment | login).items():
+        monkeypatch.setenv(name, value)
+    users = get_app_client("basic-auth", installed.environment["MLFLOW_TRACKING_URI"])
+    assert users.get_user(user).is_admin is False
+    with pytest.raises(mlflow.MlflowException, match="Permission denied"):
+        users.create_user("another", "a-long-password-of-another")
+
+
+def test_a_new_password_of_the_steps_counts_after_an_upgrade(installed: Installed) -> None:
+    cluster, chart = installed.cluster, str(ROOT / "charts" / "qlora-pipelines")
+    before = cluster.secret("qlora-mlflow")
+    for login in (before | {"MLFLOW_TRACKING_PASSWORD": "another-login-of-the-steps"}, before):
+        cluster.make_secret("qlora-mlflow", login)
+        helm("upgrade", RELEASE, chart, "-n", cluster.namespace, "--reuse-values",
+             "--wait", "--wait-for-jobs", "--timeout", "10m")  # fmt: skip
+        printed = helm("test", RELEASE, "-n", cluster.namespace, "--logs")
+        assert "ok      mlflow: " in printed, printed
 
 
 def runs_named(installed: Installed, name: str) -> list[Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.server import get_app_client
 
 from qlora_pipelines.pipelines import placement
 from tests.charts.rendering import CHART, NAMESPACE, RELEASE, environment, merged, of_kind, pods, render, values
@@ -28,6 +27,7 @@ ADMIN = {
     "MLFLOW_TRACKING_PASSWORD": "a-long-admin-password",
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key for cookies",
 }
+STEPS = {"MLFLOW_TRACKING_USERNAME": "runs", "MLFLOW_TRACKING_PASSWORD": "a-long-password-of-runs"}
 
 
 def s3_keys() -> dict[str, str]:
@@ -108,7 +108,8 @@ def use(address: str, monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
 
 
 def test_mlflow_on_sqlite(with_store: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with chart_server(with_store, tmp_path, {"qlora-mlflow": ADMIN, "qlora-s3": s3_keys()}) as address:
+    secrets = {"qlora-mlflow-admin": ADMIN, "qlora-mlflow": STEPS, "qlora-s3": s3_keys()}
+    with chart_server(with_store, tmp_path, secrets) as address:
         assert status(address) == 401
         assert status(address, login=True) == 200
         for host in (f"{RELEASE}-mlflow.{NAMESPACE}:5000", f"{RELEASE}-mlflow.{NAMESPACE}.svc.cluster.local:5000"):
@@ -116,15 +117,26 @@ def test_mlflow_on_sqlite(with_store: dict[str, Any], tmp_path: Path, monkeypatc
         assert status(address, "evil.example.com", login=True) == 403
         use(address, monkeypatch, tmp_path / "artifact.txt")
         backup(tmp_path)
-        get_app_client("basic-auth", address).create_user("steps", "a-long-password-of-steps")
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "steps")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-of-steps")
+        make_user(with_store, address, secrets)
+        for name, value in STEPS.items():
+            monkeypatch.setenv(name, value)
         steps = mlflow.MlflowClient(address)
         assert [found.name for found in steps.search_registered_models()] == ["tickets"]  # defaultPermission READ
         with pytest.raises(mlflow.MlflowException, match="Permission denied"):
             steps.delete_registered_model("tickets")
         steps.create_registered_model("mails")
     assert [path.name for path in (tmp_path / "etc").iterdir()] == ["auth.ini"]
+
+
+def make_user(given: dict[str, Any], address: str, secrets: dict[str, dict[str, str]]) -> None:
+    """Runs the pod of the job that makes the steps' user as a process."""
+    objects = render(given)
+    [pod] = [pod for pod in pods(objects) if pod.labels["app.kubernetes.io/component"] == "mlflow-user"]
+    [container] = pod.spec["containers"]
+    made = environment(container, objects, secrets) | {"MLFLOW_TRACKING_URI": address, "PATH": os.environ["PATH"]}
+    command = [str(Path(sys.executable).with_name(container["command"][0])), *container["args"]]
+    done = subprocess.run(command, env=made, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0 and done.stdout == "user runs: made\n", done.stdout + done.stderr
 
 
 def backup(folder: Path) -> None:
@@ -156,7 +168,10 @@ def test_mlflow_on_postgres(with_store: dict[str, Any], tmp_path: Path, monkeypa
 
 
 def test_mlflow_without_its_secret_does_not_start(with_store: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="qlora-mlflow"), chart_server(with_store, tmp_path, {"qlora-s3": s3_keys()}):
+    with (
+        pytest.raises(KeyError, match="qlora-mlflow-admin"),
+        chart_server(with_store, tmp_path, {"qlora-s3": s3_keys()}),
+    ):
         pass
 
 

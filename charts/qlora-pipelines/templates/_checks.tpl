@@ -24,6 +24,14 @@
 {{- if and $mlflow.auth.enabled (not $mlflow.auth.adminSecret) -}}
 {{- fail "mlflow.auth.adminSecret: name the secret with the administrator's login, or switch mlflow.auth.enabled off" -}}
 {{- end -}}
+{{- $ns := .Release.Namespace -}}
+{{- $server := printf "%s-mlflow" (include "qlora.name" .) -}}
+{{- if and .Release.IsUpgrade $mlflow.auth.enabled (lookup "apps/v1" "Deployment" $ns $server) -}}
+{{- $held := (lookup "v1" "Secret" $ns $mlflow.auth.adminSecret).data | default dict -}}
+{{- if not (hasKey $held "MLFLOW_FLASK_SERVER_SECRET_KEY") -}}
+{{- fail (printf "mlflow.auth.adminSecret: no secret %s has MLFLOW_FLASK_SERVER_SECRET_KEY, so MLflow would be stopped and not start again; see Upgrade in the chart's README" $mlflow.auth.adminSecret) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $mlflow.database.host (not $mlflow.database.secret) -}}
 {{- fail "mlflow.database.secret: name the secret with the login of mlflow.database.host" -}}
 {{- end -}}

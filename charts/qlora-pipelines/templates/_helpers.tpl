@@ -6,6 +6,11 @@
 {{- define "qlora.gcsFolder" -}}/etc/qlora/gcs{{- end }}
 {{- define "qlora.azureSecret" -}}qlora-azure{{- end }}
 {{- define "qlora.mlflowSecret" -}}qlora-mlflow{{- end }}
+{{/* Whether the MLflow here has an administrator whose login is not that of the runs; empty: no. */}}
+{{- define "qlora.mlflowUser" -}}
+{{- $auth := .Values.mlflow.auth -}}
+{{- if and .Values.mlflow.enabled $auth.enabled (ne $auth.adminSecret (include "qlora.mlflowSecret" .)) }}true{{ end -}}
+{{- end }}
 {{- define "qlora.signingSecret" -}}qlora-signing-key{{- end }}
 {{- define "qlora.signingFolder" -}}/etc/qlora/signing{{- end }}
 {{- define "qlora.stepLabel" -}}qlora-pipelines/step{{- end }}

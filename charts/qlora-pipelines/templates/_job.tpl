@@ -1,7 +1,8 @@
 {{/*
 The pod of a job: `qlora ARGS` with a step's addresses, and no secret that it does not need.
 Of (dict "root" CONTEXT "component" NAME "args" LIST "needs" LIST), with "config" CONFIGMAP for one that reads a run's YAML, or
-"command" LIST for another program. Needs are: kfp (address and token), pipeline (compiled for this cluster), store, mlflow, hub.
+"command" LIST for another program. Needs are: kfp (address and token), pipeline (compiled for this cluster), store, mlflow, hub,
+mlflow-admin (the administrator's login, and that of the runs by other names).
 */}}
 {{- define "qlora.jobPod" -}}
 {{- $root := .root -}}
@@ -70,6 +71,12 @@ containers:
       {{- if has "mlflow" .needs }}
       {{- range list "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" }}
       {{- include "qlora.secretEnv" (list . (include "qlora.mlflowSecret" $root) . true) | nindent 6 }}
+      {{- end }}
+      {{- end }}
+      {{- if has "mlflow-admin" .needs }}
+      {{- range list "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" }}
+      {{- include "qlora.secretEnv" (list . $root.Values.mlflow.auth.adminSecret . false) | nindent 6 }}
+      {{- include "qlora.secretEnv" (list (replace "MLFLOW_TRACKING" "QLORA_MLFLOW" .) (include "qlora.mlflowSecret" $root) . false) | nindent 6 }}
       {{- end }}
       {{- end }}
       {{- if has "hub" .needs }}
