@@ -53,6 +53,9 @@ class PackedTrainer(SFTTrainer):
             safetensors.torch.save_file(weights, Path(folder) / "adapter_model.safetensors", {"format": "pt"})
         path = Path(folder) / "adapter_config.json"
         config = json.loads(path.read_text()) | {"base_model_name_or_path": base_uri, "inference_mode": True}
+        for name in ("target_modules", "exclude_modules"):  # sets in peft: their order is another in each process
+            if isinstance(config.get(name), list):
+                config[name] = sorted(config[name])
         path.write_text(json.dumps(config, indent=1, sort_keys=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

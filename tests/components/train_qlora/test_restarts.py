@@ -19,7 +19,7 @@ from tests.components.conftest import TinyRun
 from tests.components.train_qlora import deaths
 from tests.components.train_qlora.test_task import train
 
-WEIGHTS = "adapter/adapter_model.safetensors"
+FILES = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,8 @@ def test_a_killed_process_is_started_again_and_the_adapter_is_the_same_bit_for_b
         " limit; going on after step 2 in 0 s; restarts left without a newer checkpoint: 0\n"
     ) in said
     assert said.count("for 4 steps, going on after step 2") == 1
-    assert (tmp_path / "undisturbed" / WEIGHTS).read_bytes() == (tmp_path / "killed" / WEIGHTS).read_bytes()
+    for file in FILES:
+        assert (tmp_path / "undisturbed" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
 
 
 def run(
