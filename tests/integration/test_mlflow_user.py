@@ -11,6 +11,7 @@ from mlflow.server import get_app_client
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import champion, mlflow_client, references
+from qlora_pipelines.components.core.registry import versions as versions_of
 from qlora_pipelines.components.train_qlora.mlflow_run import EXPERIMENT, MlflowRun
 from tests.integration import servers
 from tests.integration.registered import Make, aliases, qlora, register, versions
@@ -195,3 +196,12 @@ def test_an_administrator_is_left_alone(
     ]
     log_in(second)
     mlflow_client.connect()
+
+
+def test_a_model_that_is_not_there_has_no_champion(make_user: Callable[..., list[str]], log_in: As) -> None:
+    """MLflow says of its alias that the user has no permission, not that there is no such model."""
+    make_user()
+    client = log_in(RUNS)
+    assert champion.current_version(client, "never-registered") == ""
+    with pytest.raises(InputError, match="no model never-registered is registered"):
+        versions_of.resolve(client, "models:/never-registered@champion")

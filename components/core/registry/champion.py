@@ -49,9 +49,7 @@ def current_version(client: Any, model_name: str) -> str:
         InputError: MLflow does not say.
     """
     with mlflow_client.mlflow_errors(f"reading the champion of {model_name}"):
-        with mlflow_client.suppress(*mlflow_client.NOT_FOUND):
-            return str(client.get_model_version_by_alias(model_name, CHAMPION).version)
-        return ""
+        return versions.of_alias(client, model_name, CHAMPION)
 
 
 def to_match(client: Any, model_name: str, training_key: str) -> str:

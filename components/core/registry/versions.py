@@ -47,14 +47,27 @@ def resolve(client: Any, uri: str) -> Any:
     name, alias, version = parse(uri)
     with mlflow_errors(uri):
         with suppress(*NOT_FOUND):
-            if alias:
-                return client.get_model_version_by_alias(name, alias)
-            return client.get_model_version(name, version)
+            if number := version or of_alias(client, name, alias):
+                return client.get_model_version(name, number)
         hint = f"no model {name} is registered"
         with suppress(*NOT_FOUND):
             aliases = sorted(client.get_registered_model(name).aliases.items())
             hint = f"{name} has {', '.join(f'@{alias} (version {to})' for alias, to in aliases) or 'no alias'}"
         raise InputError(f"{uri}: there is no such version; {hint}")
+
+
+def of_alias(client: Any, name: str, alias: str) -> str:
+    """The number of the version that has an alias now; '' where there is none.
+
+    Not by `get_model_version_by_alias`: if there is no such model, a server with logins tells all but administrators that
+    they have no permission (MLflow 3.17).
+
+    Raises:
+        mlflow.MlflowException: MLflow does not say.
+    """
+    with suppress(*NOT_FOUND):
+        return str(client.get_registered_model(name).aliases.get(alias, ""))
+    return ""
 
 
 def search(client: Any, query: str = "") -> list[Any]:
