@@ -142,9 +142,24 @@ class Server:
         kinds: dict[int, type[InputError]] = {400: BadRequest, 404: NotFound, 409: Conflict}
         return kinds.get(status, InputError)(line)
 
+    def run(self, run_id: str) -> tuple[kfp_server_api.V2beta1Run, list[dict[str, Any]]]:
+        """As `full_run`, and retried.
+
+        Raises:
+            InputError: the server's answer in one line.
+        """
+        found: tuple[kfp_server_api.V2beta1Run, list[dict[str, Any]]] = self.call(full_run, self._api, run_id)
+        return found
+
     def log(self, run_id: str, pod: str) -> str:
         """What a run's pod wrote, or '' where the server does not give it."""
-        path = f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
+        return self._text(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
+
+    def run_v1(self, run_id: str) -> str:
+        """A run as the v1beta1 API writes it, with Argo's Workflow in it, or '' where the server does not give it."""
+        return self._text(f"/apis/v1beta1/runs/{run_id}")
+
+    def _text(self, path: str) -> str:
         try:
             answer = self._api.call_api(
                 path, "GET", auth_settings=["Bearer"], response_type="str", _preload_content=False,
@@ -157,6 +172,26 @@ class Server:
     def url(self, run_id: str) -> str:
         """The run's page in the UI."""
         return f"{os.environ.get(auth.UI_VARIABLE, self.address).rstrip('/')}/#/runs/details/{run_id}"
+
+
+def full_run(
+    api: kfp_server_api.ApiClient, run_id: str, **options: Any
+) -> tuple[kfp_server_api.V2beta1Run, list[dict[str, Any]]]:
+    """A run, and the tasks of its full view.
+
+    kfp_server_api 2.17 knows neither the view nor the tasks. A server with ML Metadata ignores the view and has no such
+    tasks.
+    """
+    run = api.call_api(
+        "/apis/v2beta1/runs/{run_id}", "GET", path_params={"run_id": run_id}, query_params=[("view", "FULL")],
+        header_params={"Accept": "application/json"}, auth_settings=["Bearer"], response_type="V2beta1Run",
+        _return_http_data_only=True, **options,
+    )  # fmt: skip
+    try:
+        written = json.loads(api.last_response.data)
+    except ValueError:  # a page, which `call_once` refuses
+        written = {}
+    return run, written.get("tasks") or [] if isinstance(written, dict) else []
 
 
 def filter_by(key: str, value: str, operation: str = "EQUALS") -> str:

@@ -1,14 +1,14 @@
 """Why a run failed, in the words of its steps: the server itself gives little more than a log."""
 
 import re
-from typing import Any
 
-from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
+from kfp_server_api import V2beta1Run
 
 from qlora_pipelines.components.core.runtime import ERROR_MARK
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
-from qlora_pipelines.pipelines.kfp_api import runs
+from qlora_pipelines.pipelines.kfp_api import argo_nodes, run_tasks, runs
 from qlora_pipelines.pipelines.kfp_api.client import Server
+from qlora_pipelines.pipelines.kfp_api.run_tasks import Task
 from qlora_pipelines.pipelines.placement import STEPS
 from qlora_pipelines.pipelines.tasks import PLAN, TRAIN
 
@@ -24,13 +24,12 @@ LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} |time=\S+ level=|Error
 """Lines of Kubeflow's launcher and of Argo. Only the one with `ENDED` says what the step did not."""
 COMPILED_CODE = "ephemeral_component.py"
 """Where kfp puts the few lines of a step that are in the compiled pipeline; the image has all others."""
+NO_REASON = "the server gives no reason; the step's log is in the UI"
 PLANNED = re.compile(r"\[plan_run\] memory: (\d.*)$", re.MULTILINE)
 """The line in which plan_run says what training needs."""
 
 
-def why(
-    server: Server, run: V2beta1Run, pipeline: Compiled, steps: dict[str, V2beta1PipelineTaskDetail], failed: str
-) -> list[str]:
+def why(server: Server, run: V2beta1Run, pipeline: Compiled, steps: dict[str, Task], failed: str) -> list[str]:
     """Why a run failed: a line, or a few, the first of which says most.
 
     Args:
@@ -41,10 +40,9 @@ def why(
         failed: the one of them that failed; empty: none is known to have.
     """
     if not failed:
-        return _reason(run)
-    if not (lines := _log(server, run, steps[failed])):
-        reason = _reason(steps[failed])
-        return [_killed(server, run, pipeline, steps, failed)] if any(map(KILLED.search, reason)) else reason
+        return _lines(run_tasks.message(run)) or argo_nodes.failures(server, run.run_id)[:LAST_LINES] or [NO_REASON]
+    step = _known_to_argo(server, run, steps[failed])
+    reason, lines = _lines(step.error), _log(server, run, step)
     said = [line for line in lines if not LAUNCHER.match(line)]
     if errors := [line for line in said if ERROR_MARK in line]:
         return [errors[-1] + _of_another_version(said)]
@@ -53,10 +51,21 @@ def why(
     last = lines[-LAST_LINES:]
     if any(map(KILLED.search, last)):
         return [_killed(server, run, pipeline, steps, failed)]
-    if any(STARTED in line for line in lines) and not any(ENDED in line for line in last):
-        # Under cgroup v2 the kernel kills all processes of a container at once, and nobody is left to say so.
-        return [f"{_killed(server, run, pipeline, steps, failed)}. Its log ends so:", *last]
-    return said[-LAST_LINES:] + [line for line in last if ENDED in line]
+    killed = any(map(KILLED.search, reason))
+    # Under cgroup v2 the kernel kills all processes of a container at once, and nobody is left to say so.
+    cut_off = any(STARTED in line for line in lines) and not any(ENDED in line for line in last)
+    if killed or cut_off or step.stopped:
+        first = reason[0] if reason and not killed else _killed(server, run, pipeline, steps, failed)
+        if last:
+            return [f"{first}. Its log ends so:", *last]
+        return [first if reason else f"{first}. The server has no log of it; the pod's events may say more"]
+    return said[-LAST_LINES:] + [line for line in last if ENDED in line] or reason or last or [NO_REASON]
+
+
+def _known_to_argo(server: Server, run: V2beta1Run, step: Task) -> Task:
+    """A step with what Argo knows of it, if it did not come to report its end."""
+    pods = argo_nodes.of_step(server, run.run_id, step.name) if step.stopped else []
+    return step._replace(pods=tuple(pod.name for pod in pods), error=pods[-1].message) if pods else step
 
 
 def _of_another_version(lines: list[str]) -> str:
@@ -67,9 +76,7 @@ def _of_another_version(lines: list[str]) -> str:
     return "; the pipeline and its image are of two versions: compile it with the version that the image has"
 
 
-def _killed(
-    server: Server, run: V2beta1Run, pipeline: Compiled, steps: dict[str, V2beta1PipelineTaskDetail], failed: str
-) -> str:
+def _killed(server: Server, run: V2beta1Run, pipeline: Compiled, steps: dict[str, Task], failed: str) -> str:
     """What a step that was killed had, what the plan said it would need, and what to change."""
     said = "killed, most likely for taking more memory than its limit"
     task = next(task for task, step in pipeline.steps.items() if step == failed)
@@ -85,18 +92,13 @@ def _killed(
     return f"{said} of {memory}{f'; the plan said {planned[-1]}' if planned else ''}: raise memory"
 
 
-def _log(server: Server, run: V2beta1Run, task: V2beta1PipelineTaskDetail) -> list[str]:
+def _log(server: Server, run: V2beta1Run, task: Task) -> list[str]:
     """The lines of a step's last pod of which the server gives any."""
-    pods = [task.pod_name, *(child.pod_name for child in task.child_tasks or [])]
-    for pod in reversed([pod for pod in pods if pod]):
+    for pod in reversed(task.pods):
         if lines := [line.rstrip() for line in server.log(run.run_id, pod).splitlines() if line.strip()]:
             return lines
     return []
 
 
-def _reason(item: Any) -> list[str]:
-    """The message of a run's or a step's error."""
-    for error in [item.error, *(status.error for status in reversed(item.state_history or []))]:
-        if error and (message := str(error.message or "").strip()):
-            return message.splitlines()[:LAST_LINES]
-    return ["the server gives no reason; the step's log is in the UI"]
+def _lines(reason: str) -> list[str]:
+    return reason.splitlines()[:LAST_LINES]

@@ -16,6 +16,9 @@ from qlora_pipelines.pipelines.kfp_api.client import BadRequest, NoAnswer, NotFo
 LIST_DELAY = 2.0
 """Seconds after which a new run is in the server's list."""
 
+FINAL_STATES = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
+"""States of a run, and of a step, after which no other follows."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunRequest:

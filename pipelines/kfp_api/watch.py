@@ -1,25 +1,24 @@
 """Follows a run. kfp's own wait does not raise where a run failed, and never ends where one was cancelled."""
 
 import contextlib
-import datetime
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
+from kfp_server_api import V2beta1Run
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.runtime import duration
 from qlora_pipelines.pipelines.compiler.compiled import Compiled
-from qlora_pipelines.pipelines.kfp_api import failures, runs
+from qlora_pipelines.pipelines.kfp_api import failures, run_tasks, runs
 from qlora_pipelines.pipelines.kfp_api.client import NotFound, Server
+from qlora_pipelines.pipelines.kfp_api.run_tasks import Task
 from qlora_pipelines.pipelines.tasks import NOTIFY, REGISTER, End
 
 POLL_INTERVAL = 5.0
 """Seconds between two requests for the run's state."""
 RETRY_TIMEOUT = 900.0
 """Seconds without an answer after which a run is no longer followed. It goes on."""
-FINAL_STATES = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
 class FinishedRun(NamedTuple):
@@ -47,16 +46,17 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
     states: dict[str, str] = {}
     run_states = [""]
     while True:
-        run = _get(server, run_id)
-        steps = _steps(run, pipeline)
+        run, tasks = _get(server, run_id)
+        steps = _steps(tasks, pipeline)
         for name, task in steps.items():
             if task.state and states.get(name) != task.state:
                 states[name] = task.state
-                say(f"{name:<20}  {task.state.lower()}{_took(task)}")
+                again = "; it may be tried again" if task.may_go_on else ""
+                say(f"{name:<20}  {task.state.lower()}{_took(task)}{again}")
         if run.state and run.state != run_states[-1]:
             run_states.append(run.state)
             say(f"{'run':<20}  {run.state.lower()}")
-        if run.state in FINAL_STATES:
+        if run.state in runs.FINAL_STATES:
             break
         time.sleep(POLL_INTERVAL)
     if "CANCELING" in run_states or runs.state(run) == "CANCELED":
@@ -64,55 +64,57 @@ def follow(server: Server, run_id: str, pipeline: Compiled, say: Callable[[str],
     # A run in which an exit task succeeded has been called SUCCEEDED although a step in it failed (kubeflow/pipelines
     # #11405). Whether people were told of the run is no part of how it ended.
     told = pipeline.steps.get(NOTIFY, "")
-    failed = next((name for name, task in steps.items() if task.state == "FAILED" and name != told), "")
-    if run.state == "FAILED" or failed:
-        failed = failed or next((name for name, task in steps.items() if task.state == "FAILED"), "")
-        return FinishedRun(End.FAILED, failed, failures.why(server, run, pipeline, steps, failed), states)
-    rejected = steps and REGISTER in pipeline.steps and not _registered(run, states, pipeline.steps[REGISTER])
+    # A step that says that it failed comes before one that was stopped, perhaps because of that.
+    failed = sorted(
+        (name for name, task in steps.items() if task.state == "FAILED"),
+        key=lambda name: (name == told, steps[name].stopped),
+    )
+    if run.state == "FAILED" or (failed and failed[0] != told):
+        first = failed[0] if failed else ""
+        return FinishedRun(End.FAILED, first, failures.why(server, run, pipeline, steps, first), states)
+    rejected = steps and REGISTER in pipeline.steps and not _registered(run, tasks, states, pipeline.steps[REGISTER])
     return FinishedRun(End.GATE_SAID_NO if rejected else End.DONE, "", [], states)
 
 
-def _registered(run: V2beta1Run, states: dict[str, str], registration: str) -> bool:
+def _registered(run: V2beta1Run, tasks: list[Task], states: dict[str, str], registration: str) -> bool:
     """Whether a run that succeeded registered a model; one that the gate rejects ends without an error.
 
     Raises:
-        InputError: the server does not say. Of a workflow of more than 1 MiB it no longer sees how the steps go on.
+        InputError: the server does not say. Of a workflow of more than 1 MiB, one that lists Argo's nodes no longer
+            sees how the steps go on.
     """
     if states.get(registration) == "SUCCEEDED":
         return True
-    tasks = {task.display_name or "": task.state for task in run.run_details.task_details or []}
-    if tasks.get("root", "") not in ("RUNNING", "PENDING"):
+    nodes = {task.name: task.state for task in tasks}
+    if nodes.get("root", "") not in ("RUNNING", "PENDING"):
         return False
-    if any(name.startswith(REGISTER) for name in tasks):  # it had begun, and would have failed the run
+    if any(name.startswith(REGISTER) for name in nodes):  # it had begun, and would have failed the run
         return True
     raise InputError(
         f"run {run.run_id} succeeded, but the server lost sight of its steps: see in MLflow whether it registered"
     )
 
 
-def _get(server: Server, run_id: str) -> V2beta1Run:
+def _get(server: Server, run_id: str) -> tuple[V2beta1Run, list[Task]]:
     for _ in range(3):  # a server that was just restored may not have it for a moment
         with contextlib.suppress(NotFound):
-            return server.call(server.runs.run_service_get_run, run_id)
+            return run_tasks.fetch(server, run_id)
         time.sleep(POLL_INTERVAL)
     raise InputError(
         f"run {run_id} is no longer on {server.address}: somebody deleted it; finished work is in the store"
     )
 
 
-def _steps(run: V2beta1Run, pipeline: Compiled) -> dict[str, V2beta1PipelineTaskDetail]:
+def _steps(tasks: list[Task], pipeline: Compiled) -> dict[str, Task]:
     """The steps by the names that people know.
 
-    The server also lists Argo's nodes: drivers, executors, conditions. Of a step that was retried the last try counts.
+    Not every task is a step: there are groups, and Argo's own nodes. Of a step that was retried the last try counts.
     """
-    details = (run.run_details.task_details if run.run_details else None) or []
     titles = {title: title for title in pipeline.steps.values()} | pipeline.steps
-    start = datetime.datetime.min.replace(tzinfo=datetime.UTC)
-    ordered = sorted(details, key=lambda task: task.create_time or start)
-    return {titles[task.display_name]: task for task in ordered if task.display_name in titles}
+    return {titles[task.name]: task for task in tasks if task.name in titles}
 
 
-def _took(task: V2beta1PipelineTaskDetail) -> str:
-    if task.state not in FINAL_STATES or not task.start_time or not task.end_time or task.end_time < task.start_time:
+def _took(task: Task) -> str:
+    if task.state not in runs.FINAL_STATES or not task.started or not task.ended or task.ended < task.started:
         return ""
-    return f" in {duration((task.end_time - task.start_time).total_seconds())}"
+    return f" in {duration((task.ended - task.started).total_seconds())}"

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api
 import pytest
 
+from qlora_pipelines.pipelines.kfp_api import run_tasks
+from qlora_pipelines.pipelines.kfp_api.client import full_run
 from qlora_pipelines.pipelines.placement import STEP_LABEL
 from tests.cluster.conftest import Installed
 from tests.conftest import conversation, write_jsonl
@@ -41,10 +42,12 @@ def config(installed: Installed, folder: Path, name: str, **changes: Any) -> dic
 
 
 def task_states(installed: Installed, run_id: str) -> dict[str, str]:
-    """What Kubeflow's API says of every task of a run, also of those that only Kubeflow knows."""
-    run = kfp_server_api.RunServiceApi(installed.kubeflow()).run_service_get_run(run_id)
-    tasks = (run.run_details and run.run_details.task_details) or []  # none before Argo has seen the run
-    return {task.display_name: task.state for task in tasks if task.display_name} | {"run": run.state}
+    """What Kubeflow's API says of every task of a run, also of those that only Kubeflow knows.
+
+    A server without ML Metadata lists no task that never started.
+    """
+    run, listed = full_run(installed.kubeflow(), run_id)
+    return {task.name: task.state for task in run_tasks.of(run, listed) if task.name} | {"run": run.state}
 
 
 def step_pods(installed: Installed, run_id: str) -> set[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import kfp_server_api as api
 import yaml
 
+from tests.pipelines.kfp_api import full_view
 from tests.pipelines.kfp_api.state import Answer, Kfp, now
 
 WIRE = api.ApiClient()
@@ -203,7 +204,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise Answer(404, f"ResourceNotFoundError: Run {run_id} not found")
             for name, value in change.items():
                 setattr(run, name, value)
-        return run
+        return run if self.kfp.metadata else full_view.run(run, self.query.get("view", ""))
+
+    def get_run_v1(self, run_id: str) -> Any:
+        if not self.kfp.workflows:
+            raise Answer(404, "Not Found")
+        manifest = json.dumps({"status": {"nodes": self.kfp.workflows}})
+        return {"run": {"id": run_id}, "pipeline_runtime": {"workflow_manifest": manifest}}
 
     def terminate(self, run_id: str) -> Any:
         if run_id not in self.kfp.runs:
@@ -231,6 +238,7 @@ ROUTES: list[tuple[str, Callable[..., Any]]] = [
     (f"POST {RUNS}", Handler.create_run),
     (f"GET {RUNS}/([^/:]+)", Handler.get_run),
     (f"POST {RUNS}/([^/:]+):terminate", Handler.terminate),
+    ("GET /apis/v1beta1/runs/([^/]+)", Handler.get_run_v1),
     ("GET /apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", Handler.log),
 ]
 

@@ -15,8 +15,9 @@ from tests.pipelines.kfp_api.state import Kfp
 
 
 @pytest.fixture
-def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kfp]:
-    with serve(Kfp()) as running:
+def kfp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kfp]:
+    """A server; a test's parameter says whether it has ML Metadata."""
+    with serve(Kfp(metadata=getattr(request, "param", True))) as running:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", running.url)
         yield running
 

@@ -43,11 +43,15 @@ class Kfp:
     cookie: str = ""
     multi_user: bool = False
     knows_plugins: bool = True
+    metadata: bool = True
+    """Whether it has ML Metadata; one without lists what the steps reported (full_view.py)."""
     newest_sdk: str = "kfp-9"
     pipelines: dict[str, api.V2beta1Pipeline] = dataclasses.field(default_factory=dict)
     versions: dict[str, api.V2beta1PipelineVersion] = dataclasses.field(default_factory=dict)
     experiments: dict[str, api.V2beta1Experiment] = dataclasses.field(default_factory=dict)
     runs: dict[str, api.V2beta1Run] = dataclasses.field(default_factory=dict)
+    workflows: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Argo's nodes by id, for every run; only the v1beta1 API shows them."""
     logs: dict[str, str] = dataclasses.field(default_factory=dict)
     life: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     faults: list[Fault] = dataclasses.field(default_factory=list)

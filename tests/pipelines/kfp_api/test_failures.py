@@ -9,6 +9,7 @@ import pytest
 from tests.pipelines.kfp_api.commands import submit
 from tests.pipelines.kfp_api.state import Kfp, look, task
 
+pytestmark = pytest.mark.parametrize("kfp", [True, False], ids=["2.17", "without ML Metadata"], indirect=True)
 START = """\
 I1126 08:36:04.984083      16 main.go:67] Setting log level to: '1'
 [KFP Executor 2026-11-26 08:36:05,306 INFO]: Got executor_input:
