@@ -5,6 +5,7 @@ adapter. Differences are judged by a paired bootstrap over groups of rows, so th
 """
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -45,12 +46,13 @@ class Result(NamedTuple):
     figures: str
 
 
-def shown(result: Result) -> dict[str, float | str]:
-    """A result as KFP keeps metrics, for the comparison of runs: numbers and texts only, one per name."""
-    plain = {name: value for name, value in result._asdict().items() if name != "figures"} | {
-        "passed": float(result.passed)
-    }
-    return {**json.loads(result.figures), **plain}
+def shown(result: Result) -> dict[str, float]:
+    """A result as KFP keeps metrics, for the comparison of runs: numbers only, one per name.
+
+    KFP fails a step whose metrics have anything else. The texts are among the step's results and in its report.
+    """
+    found = {**json.loads(result.figures), **result._asdict(), "passed": float(result.passed)}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
 def run(

@@ -14,6 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from qlora_pipelines.pipelines import placement
+from qlora_pipelines.pipelines.compiler import compiled, ir
 from tests import browser
 from tests.components.notify.hook import Hook, serving
 from tests.conftest import conversation, write_jsonl
@@ -101,6 +102,29 @@ def test_a_model_is_registered(first: tuple[int, dict[str, Any], str], folder: P
     assert float(tags["qlora.loss"]) < float(tags["qlora.base_loss"])
 
 
+def check_artifacts(outcome: dict[str, Any]) -> None:
+    """Every declared output is written, and metrics are numbers: else Kubeflow without ML Metadata fails the step."""
+    folder = Path(outcome["folder"])
+    spec = compiled.from_file(folder / "pipeline.yaml").spec
+    seen = set()
+    for task, path in ir.walk(spec):
+        component = spec["components"][path[-1]["componentRef"]["name"]]
+        for name, about in component.get("outputDefinitions", {}).get("artifacts", {}).items():
+            seen.add(name)
+            if about["artifactType"]["schemaTitle"] == "system.Metrics":
+                [written] = folder.glob(f"tasks/*/{task}/executor_output.json")
+                [metrics] = json.loads(written.read_text())["artifacts"][name]["artifacts"]
+                assert metrics["metadata"]
+                assert all(type(value) in (int, float) for value in metrics["metadata"].values()), metrics
+            else:
+                assert list(folder.glob(f"tasks/*/{task}/{name}")), f"{task} has not written {name}"
+    assert {"report", "rejected", "scores", "metrics", "adapter"} <= seen
+
+
+def test_every_step_writes_the_artifacts_that_it_declares(first: tuple[int, dict[str, Any], str]) -> None:
+    check_artifacts(first[1])
+
+
 def test_people_are_told_of_a_registered_model_and_of_a_run_that_failed(
     first: tuple[int, dict[str, Any], str], hook: Hook, folder: Path, tiny_model: Path
 ) -> None:
@@ -150,6 +174,7 @@ def test_the_same_run_again_does_nothing_again_and_ends_the_same(
     assert "loading the" not in output and "scoring" not in output and "reading /" not in output, "no model, no data"
     assert "Registered models:/tiny@champion (version 1)" in output
     assert kept(folder) == before
+    check_artifacts(outcome)
     # What a cached step of Kubeflow would get is the same, though the first run made its model champion.
     assert outcome["results"] == first[1]["results"]
     for name in ("2-data.html", "4-tuned.html", "5-merged.html"):
