@@ -14,6 +14,7 @@ from kfp.dsl import PipelineTask
 from mlflow.store.artifact import azure_blob_artifact_repo
 
 from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.store import outcomes
 from qlora_pipelines.components.notify import message, webhook
 from qlora_pipelines.pipelines import placement, run_file
 from qlora_pipelines.pipelines.compiler import ir, kubeflow
@@ -164,6 +165,15 @@ def test_secrets_reach_the_steps_that_need_them_and_no_others() -> None:
 def test_addresses_come_from_the_config_map() -> None:
     for task in TASKS:
         assert set(placement.CONFIG_KEYS) <= environment(task, "configMapAsEnv")["qlora-pipelines"]
+
+
+def test_no_variable_is_one_that_kubeflows_driver_keeps_for_itself() -> None:
+    """It refuses a step that sets one (validateReservedRuntimeEnvVar, kubeflow/pipelines #13986)."""
+    every = placement.Cluster(cache_pvc="cache", disk="1Gi", pod_labels={"team": "a"})
+    for text in (GOLDEN.read_text(), kubeflow.pipeline(every)):
+        for reserved in ("NAMESPACE", "KFP_POD_NAME", "KFP_POD_UID"):
+            assert not re.search(rf"(name|envVar|name'): ['\"]?{reserved}['\"]?$", text, re.MULTILINE), reserved
+        assert re.search(rf"(name|envVar): ['\"]?{outcomes.RUN_VARIABLE}['\"]?$", text, re.MULTILINE)
 
 
 def test_the_credentials_variables_are_ones_that_mlflow_and_the_store_know() -> None:
