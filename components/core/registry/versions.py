@@ -59,8 +59,8 @@ def resolve(client: Any, uri: str) -> Any:
 def of_alias(client: Any, name: str, alias: str) -> str:
     """The number of the version that has an alias now; '' where there is none.
 
-    Not by `get_model_version_by_alias`: if there is no such model, a server with logins tells all but administrators that
-    they have no permission (MLflow 3.17).
+    Not by `get_model_version_by_alias`: if there is no such model, a server with logins tells all but administrators
+    that they have no permission (MLflow 3.17).
 
     Raises:
         mlflow.MlflowException: MLflow does not say.
