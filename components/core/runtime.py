@@ -155,6 +155,13 @@ def explain(error: Exception) -> str:
     return f"{where}{os.strerror(error.errno)}; give another place, or make room and rights there"
 
 
+def terminated(line: str) -> None:
+    """Hands the reason of the process' end to Kubernetes, in a pod."""
+    if TERMINATION_LOG.is_file():
+        with contextlib.suppress(OSError):  # the log has it
+            TERMINATION_LOG.write_text(line[:_TERMINATION_LIMIT])
+
+
 @contextlib.contextmanager
 def step(name: str, ended: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Runs a step's work under its name; an error becomes one line and exit code 1.
@@ -175,9 +182,7 @@ def step(name: str, ended: Callable[[str], None] = lambda line: None) -> Iterato
             traceback.print_exc()
             line = traceback.format_exception_only(error)[0].splitlines()[0]
         log(line, "error")
-        if TERMINATION_LOG.is_file():
-            with contextlib.suppress(OSError):  # the log has it
-                TERMINATION_LOG.write_text(line[:_TERMINATION_LIMIT])
+        terminated(line)
         ended(line)
         raise SystemExit(1) from None
     ended("")

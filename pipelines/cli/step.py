@@ -13,6 +13,7 @@ from typing import Any
 import click
 from docstring_parser import parse
 
+from qlora_pipelines.components.core import runtime
 from qlora_pipelines.components.core.step import step
 
 REPLACED = re.compile(r"{{|\$\(")
@@ -28,6 +29,13 @@ class _Command(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return self._parse_args(ctx, args)
+        except click.UsageError as error:
+            runtime.terminated(error.format_message())
+            raise
+
+    def _parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--base64" in args:
             at = args.index("--base64")
             args = args[:at] + [_decoded(ctx, each) for each in args[at + 1 :]]

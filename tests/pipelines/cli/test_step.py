@@ -1,10 +1,12 @@
 """`qlora step`: the options that stand for lists, objects and dicts, and values in base64."""
 
 import base64
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from qlora_pipelines.components.core import runtime
 from qlora_pipelines.pipelines.cli.main import main
 
 
@@ -20,9 +22,15 @@ def qlora(*arguments: str) -> Result:
         (("register_model", "--evidence", "loss=1=2"), "Missing option '--merged-uri'"),
     ],
 )
-def test_a_usage_error_names_the_option_and_exits_2(arguments: tuple[str, ...], message: str) -> None:
+def test_a_usage_error_names_the_option_and_exits_2(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pod it is also the container's termination message."""
+    (tmp_path / "termination-log").touch()
+    monkeypatch.setattr(runtime, "TERMINATION_LOG", tmp_path / "termination-log")
     result = qlora(*arguments)
     assert result.exit_code == 2 and message in result.output, result.output
+    assert message in (tmp_path / "termination-log").read_text()
 
 
 def test_help_says_how_values_are_written() -> None:
