@@ -53,7 +53,11 @@ from qlora_pipelines.pipelines.tasks import REPORTS
 for _dumper in (yaml.Dumper, yaml.representer.SafeRepresenter):
     _dumper.add_representer(str, yaml.representer.SafeRepresenter.represent_str)
 
-FILES = "/tmp/qlora"
+INPUTS, FILES = "/tmp/inputs", "/tmp/qlora"
+"""Folders of a step's input artifacts and of what it writes.
+
+The kubelet makes the folders above a mounted artifact, and makes them root's. A step could write nothing next to one.
+"""
 KNOWN_TO_ARGO = {
     "{{$.pipeline_job_uuid}}": "workflow.uid",
     "{{$.pipeline_job_name}}": "workflow.name",
@@ -201,7 +205,7 @@ def _container(step: ir.Task, cluster: Cluster, *, at_exit: bool = False) -> Con
         args=[
             "step",
             step.step,
-            *(f"{option}={FILES}/in/{name}" for name, option in artifacts.items()),
+            *(f"{option}={INPUTS}/{name}" for name, option in artifacts.items()),
             *(f"{_flag(name)}={FILES}/{name}" for name in outputs),
             f"--results={FILES}/results",
             "--base64",
@@ -216,7 +220,7 @@ def _container(step: ir.Task, cluster: Cluster, *, at_exit: bool = False) -> Con
         ],
         inputs=[
             *(Parameter(name=name) for name in inputs),
-            *(Artifact(name=name, path=f"{FILES}/in/{name}") for name in artifacts),
+            *(Artifact(name=name, path=f"{INPUTS}/{name}") for name in artifacts),
         ],
         outputs=[
             *(Parameter(name=name, value_from=ValueFrom(path=f"{FILES}/results/{name}")) for name in step.outputs),

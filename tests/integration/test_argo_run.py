@@ -76,7 +76,8 @@ def _run(task: dict[str, Any], template: dict[str, Any], values: dict[str, str],
         target = place / "in" / each["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
-    command = [part.replace(argo.FILES, str(place)) for part in template["container"]["args"]]
+    folders = {argo.FILES: str(place), argo.INPUTS: str(place / "in")}
+    command = [re.sub("|".join(folders), lambda found: folders[found[0]], arg) for arg in template["container"]["args"]]
     env = os.environ | {each["name"]: each["value"] for each in template["container"]["env"] if "value" in each}
     done = subprocess.run([QLORA, *command], capture_output=True, text=True, check=False, cwd=folder, env=env)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -82,6 +82,17 @@ def test_argo_tells_people_when_the_workflow_has_ended(argo: dict[str, Any]) -> 
             assert {"name": "QLORA_RUN_ID", "value": "{{workflow.uid}}"} in each["container"]["env"]
 
 
+def test_what_argo_mounts_is_in_no_folder_that_a_step_writes_to(argo: dict[str, Any]) -> None:
+    """The kubelet makes the folders above a mount, and makes them root's."""
+    for template in templates(argo).values():
+        mounted = [each["path"] for each in template.get("inputs", {}).get("artifacts", [])]
+        outputs = template.get("outputs", {})
+        written = [each["valueFrom"]["path"] for each in outputs.get("parameters", [])]
+        written += [each["path"] for each in outputs.get("artifacts", [])]
+        tops = [{str(Path(path).parents[-3]) for path in paths} for paths in (mounted, written)]
+        assert not tops[0] & tops[1], template["name"]
+
+
 def test_argo_has_the_same_gate(argo: dict[str, Any]) -> None:
     tuned, merged = ("{{tasks.evaluate-model%s.outputs.parameters.passed}} == true" % number for number in ("", "-2"))  # noqa: UP031
     gates = {name: task.get("when") for name, task in dag(argo).items() if task.get("when")}
