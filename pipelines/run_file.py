@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from qlora_pipelines.components.core.config.base import unknown
+from qlora_pipelines.components.core.config.base import json_text, unknown
 from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
@@ -31,7 +31,7 @@ class Run:
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline's parameters."""
-        options = json.dumps(self.config.options)
+        options = json_text(self.config.options)
         return self.config.model_dump() | {"options": options, "training_key": self.training_key}
 
 
@@ -142,7 +142,7 @@ def check(values: dict[str, Any], takes: dict[str, dict[str, Any]]) -> tuple[Run
 def _typed(name: str, value: Any, kind: str) -> Any:
     if kind == "STRING":
         # The JSON objects of a run's form: `options`, node selectors.
-        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        return value if isinstance(value, str) else json_text(value)
     if kind in ("NUMBER_INTEGER", "NUMBER_DOUBLE"):
         whole = kind == "NUMBER_INTEGER"
         if isinstance(value, str):

@@ -1,10 +1,10 @@
 """Checks a run before anything expensive starts, and fixes all that could change under its name."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qlora_pipelines.components.core.config.base import json_text
 from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.errors import InputError
@@ -101,7 +101,7 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
         evaluate_options=config.options_of("evaluate_model"),
         merge_options=config.options_of("dequantize_and_merge"),
         # The base at the revision that its name means now: so the same configuration makes the same model again.
-        run_config=json.dumps(config.model_copy(update={"base_revision": checks.revision}).run_config()),
+        run_config=json_text(config.model_copy(update={"base_revision": checks.revision}).run_config()),
         planned_gpu_mib=round(checks.plan.estimate.total / MIB) if checks.plan else 0,
         planned_host_mib=round(host / MIB),
         accelerator=config.resource(),

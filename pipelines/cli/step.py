@@ -25,7 +25,7 @@ class _Command(click.Command):
 
     Argo evaluates `{{...}}` in a pod's arguments, and Kubernetes replaces `$(VARIABLE)`, secrets among them. Neither
     finds anything in base64. But later steps get some of these texts through plan_run's results, in which Argo would
-    find them; so plan_run takes none.
+    find them; so plan_run takes none, except in its options, whose JSON it writes without them (`json_text`).
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -39,8 +39,9 @@ class _Command(click.Command):
         if "--base64" in args:
             at = args.index("--base64")
             args = args[:at] + [_decoded(ctx, each) for each in args[at + 1 :]]
-            if self.name == "plan_run" and (found := next(filter(REPLACED.search, args), "")):
-                option = found.partition("=")[0]
+            found = [arg for arg in args if REPLACED.search(arg) and not arg.startswith("--options=")]
+            if self.name == "plan_run" and found:
+                option = found[0].partition("=")[0]
                 raise click.UsageError(f"{option}: leave out {{{{ and $(, which Argo and Kubernetes would replace", ctx)
         return super().parse_args(ctx, args)
 

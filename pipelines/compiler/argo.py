@@ -220,7 +220,7 @@ def _container(step: ir.Task, cluster: Cluster, *, at_exit: bool = False) -> Con
         ],
         inputs=[
             *(Parameter(name=name) for name in inputs),
-            *(Artifact(name=name, path=f"{INPUTS}/{name}") for name in artifacts),
+            *(_input(name, source) for name, source in step.artifacts.items()),
         ],
         outputs=[
             *(Parameter(name=name, value_from=ValueFrom(path=f"{FILES}/results/{name}")) for name in step.outputs),
@@ -236,6 +236,11 @@ def _container(step: ir.Task, cluster: Cluster, *, at_exit: bool = False) -> Con
         retry_strategy=_retry(needs) if needs.retries else None,
         **_resources(needs, cluster),
     )
+
+
+def _input(name: str, source: ir.Source) -> Artifact:
+    # What was in no archive is root's when Argo has fetched it, and nobody else's to read.
+    return Artifact(name=name, path=f"{INPUTS}/{name}", mode=0o644 if source.name == "report" else None)
 
 
 def _output(name: str) -> Artifact:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from qlora_pipelines.pipelines.kfp_api import run_tasks
@@ -62,15 +63,18 @@ def first(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> tup
     folder = tmp_path_factory.mktemp("first")
     values = config(installed, folder, "tiny-first")
     # Characters that mean something to JSON, YAML, a shell, Kubeflow or Argo go through all of them as they are.
-    hard = {"role": "system", "content": 'It\'s "quoted"\nand on a new line: {{$.x}} {{workflow.name}} $HOME `a` \\ é'}
-    values["options"]["evaluate_model"]["baseline_messages"] = [hard]
+    hard = {
+        "role": "system",
+        "content": 'It\'s "quoted"\nand on a new line: {{$.x}} {{workflow.name}} $(HOME) $HOME `a` \\ é',
+    }
+    values["options"]["evaluate_model"]["baseline_messages"] = [{"role": "system", "content": hard}]
     return values, installed.submit(values, folder)
 
 
 def test_every_step_succeeds_and_the_model_is_registered(
-    first: tuple[dict[str, Any], dict[str, Any]], installed: Installed, tmp_path: Path
+    first: tuple[dict[str, Any], dict[str, Any]], installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, ended = first
+    values, ended = first
     assert ended["code"] == 0 and ended["outcome"] == "done", ended["log"]
     states = task_states(installed, ended["run_id"])
     assert set(states.values()) == {"SUCCEEDED"}, states
@@ -79,6 +83,11 @@ def test_every_step_succeeds_and_the_model_is_registered(
     size = len(json.dumps(workflow, separators=(",", ":")))
     print(f"the Workflow object has {size / 2**20:.3f} MiB")
     assert "compressedNodes" not in workflow["status"] and size < 2**20
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", installed.environment[f"MLFLOW_TRACKING_{name}"])
+    client = mlflow.MlflowClient(installed.environment["MLFLOW_TRACKING_URI"])
+    made_by = json.loads(client.get_model_version_by_alias("tiny-first", "champion").tags["qlora.run_config"])
+    assert made_by["options"] == values["options"]
     pulled = installed.qlora("pull", "models:/tiny-first@champion", "--to", str(tmp_path / "model"))
     assert pulled.returncode == 0 and (tmp_path / "model" / "model" / "config.json").exists()
 

@@ -87,6 +87,16 @@ def json_object(value: Any) -> Any:
         raise InputError(f"options is not JSON: {error}") from None
 
 
+def json_text(value: Any) -> str:
+    """JSON for a parameter of a run, without anything that would be replaced on the way to a step.
+
+    Argo evaluates `{{...}}` in a pod's arguments, also below Kubeflow, and Kubernetes replaces `$(VARIABLE)`. In JSON
+    these are in strings only, where a character can be written by its code.
+    """
+    text = json.dumps(value, sort_keys=True)
+    return text.replace("{{", "{\\u007b").replace("$(", "\\u0024(")
+
+
 def unknown(name: str, known: Iterable[str], renamed: dict[str, str]) -> str:
     """What to say about an option that does not exist: its new name, or else the nearest one."""
     return f"{name} is now {renamed[name]}" if name in renamed else f"unknown option {name}{nearest(name, known)}"

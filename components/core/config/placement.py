@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
-from qlora_pipelines.components.core.config.base import StepConfig, nearest
+from qlora_pipelines.components.core.config.base import StepConfig, json_text, nearest
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.errors import InputError
 
@@ -218,4 +218,4 @@ class PlacedRun(Placement, RunConfig):
     def options_of(self, step: str) -> str:
         """The options of a step that have no parameter of their own, as JSON."""
         cpu = {"use_cpu": True} if self.on_cpu and step in ("train_qlora", "evaluate_model") else {}
-        return json.dumps(self.options.get(step, {}) | cpu, sort_keys=True)
+        return json_text(self.options.get(step, {}) | cpu)

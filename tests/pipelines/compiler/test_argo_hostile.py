@@ -155,7 +155,7 @@ def test_a_step_started_alone_reads_no_secret(workflow: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["s3://evil/$(HF_TOKEN)", "{{=sprig.randAlpha(3)}}", "a{{workflow.uid}}"])
-@pytest.mark.parametrize("name", ["base_model", "dataset_uri", "model_name", "base_revision", "options"])
+@pytest.mark.parametrize("name", ["base_model", "dataset_uri", "model_name", "base_revision"])
 def test_plan_run_hands_on_nothing_that_others_would_replace(name: str, text: str) -> None:
     """What it is given, it hands on as results, which Argo writes into the arguments of later steps."""
     flag, encoded = "--" + name.replace("_", "-"), base64.b64encode(text.encode()).decode()

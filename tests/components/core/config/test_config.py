@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from qlora_pipelines.components.core.config.base import json_text
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS, STEPS, TrainConfig
 from qlora_pipelines.components.core.errors import InputError
@@ -133,3 +134,14 @@ def test_warm_up_is_a_fraction_below_one_and_steps_from_there(steps: float) -> N
 
     made = TrainingArguments(warmup_steps=TrainConfig.parse(warmup_steps=steps).warmup_steps, use_cpu=True)
     assert made.get_warmup_steps(33) == (math.ceil(33 * steps) if steps < 1 else int(steps))
+
+
+@pytest.mark.parametrize(
+    "text", ["{{workflow.name}}", "{{{{=x}}}}", "{{{", "\\{{", "$(HF_TOKEN)", "\\$(X)", "a{b}$", '"{{"']
+)
+def test_options_reach_a_step_without_what_others_would_replace(text: str) -> None:
+    """Argo evaluates {{...}}, and Kubernetes replaces $(...)."""
+    options = {"evaluate_model": {"baseline_messages": [{"role": "system", "content": text}]}}
+    written = json_text(options)
+    assert "{{" not in written and "$(" not in written
+    assert json.loads(written) == options
