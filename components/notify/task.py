@@ -64,7 +64,7 @@ def _outcomes(run_id: str) -> dict[str, outcomes.Outcome]:
     """What the steps left; nothing where the store is away, and then the message says less."""
     try:
         found = outcomes.read(run_id) if run_id else {}
-        # `qlora step` leaves an outcome of every step, of this one too, which is still at work.
+        # `qlora step` leaves an outcome of every step, of this one too, which has not ended.
         return {step: outcome for step, outcome in found.items() if step != "notify"}
     except InputError as error:
         log(f"the outcomes of the steps cannot be read: {error}", "warning")

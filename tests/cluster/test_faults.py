@@ -26,9 +26,9 @@ for process in filter(str.isdigit, os.listdir("/proc")):
 """
 
 
-def long(installed: Installed, folder: Path, name: str) -> dict[str, Any]:
-    """A run whose training takes a minute or more, with a checkpoint every 20 steps."""
-    values = config(installed, folder, name, num_train_epochs=100, memory="2Gi")
+def long(installed: Installed, folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """A run whose training takes a minute or more, with a checkpoint every 20 steps; another seed is another one."""
+    values = config(installed, folder, name, num_train_epochs=100, memory="2Gi", seed=seed)
     values["options"]["train_qlora"] = {"max_steps": 300, "batch_tokens": 512, "save_steps": 20}
     return values
 
@@ -74,7 +74,7 @@ def begin(installed: Installed, values: dict[str, Any]) -> tuple[str, Training]:
 
 
 def test_training_goes_on_when_its_process_or_its_pod_is_gone(installed: Installed, tmp_path: Path) -> None:
-    run_id, training = begin(installed, long(installed, tmp_path, "tiny-disturbed"))
+    run_id, training = begin(installed, long(installed, tmp_path, "tiny-disturbed", 1))
     training.reach(25)
     training.execute(KILL % CHILD)
     training.until_log_has("was killed by signal 9 (SIGKILL)")
@@ -91,7 +91,7 @@ def test_training_goes_on_when_its_process_or_its_pod_is_gone(installed: Install
 def test_a_step_that_is_killed_or_terminated_goes_on_when_the_run_is_submitted_again(
     installed: Installed, tmp_path: Path
 ) -> None:
-    values = long(installed, tmp_path, "tiny-again")
+    values = long(installed, tmp_path, "tiny-again", 2)
     run_id, training = begin(installed, values)
     training.reach(25)
     training.execute(KILL % STEP)

@@ -53,7 +53,7 @@ def tell(**facts: Any) -> None:
 
 
 def begin(step: str) -> None:
-    """Says in the store that a step of this run is at work."""
+    """Says in the store that a step of this run has begun."""
     global _begun
     _told.clear()
     _begun = _write(Outcome(step, RUNNING, "", {}))
