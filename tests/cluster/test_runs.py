@@ -63,10 +63,7 @@ def first(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> tup
     folder = tmp_path_factory.mktemp("first")
     values = config(installed, folder, "tiny-first")
     # Characters that mean something to JSON, YAML, a shell, Kubeflow or Argo go through all of them as they are.
-    hard = {
-        "role": "system",
-        "content": 'It\'s "quoted"\nand on a new line: {{$.x}} {{workflow.name}} $(HOME) $HOME `a` \\ é',
-    }
+    hard = 'It\'s "quoted"\nand on a new line: {{$.x}} {{workflow.name}} $(HOME) $HOME `a` \\ é'
     values["options"]["evaluate_model"]["baseline_messages"] = [{"role": "system", "content": hard}]
     return values, installed.submit(values, folder)
 
