@@ -64,7 +64,8 @@ def test_steps_reach_what_they_need(objects: list[Object], step: str) -> None:
 def test_kfp_is_reached_by_both_its_protocols(objects: list[Object]) -> None:
     """8887 is gRPC: driver and launcher of every step use it where there is no ML Metadata. 8888 is for clients."""
     steps = [{placement.STEP_LABEL: step.replace("_", "-")} for step in placement.STEPS]
-    clients = [pod.labels for pod in pods(objects) if pod.labels["app.kubernetes.io/component"] != "mlflow"]
+    without = {"mlflow", "mlflow-user"}
+    clients = [pod.labels for pod in pods(objects) if pod.labels["app.kubernetes.io/component"] not in without]
     for labels in steps + clients:
         [rule] = [rule for rule in rules(objects, labels, "Egress") if KFP in rule["to"]]
         assert {8887, 8888} <= {port["port"] for port in rule["ports"]}

@@ -160,11 +160,13 @@ def test_a_killed_process_is_explained_by_the_plan() -> None:
 
 
 SUPERVISOR = """
+import signal
 import sys
 from pathlib import Path
 from qlora_pipelines.components.train_qlora import supervisor
 from tests.components.train_qlora import deaths
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 supervisor.GRACE = 0.1
 supervisor.run(
     deaths.sleep, int(sys.argv[2]), begin=lambda _: (Path(sys.argv[1]),), reached=lambda: 0, max_restarts=3, killed=""

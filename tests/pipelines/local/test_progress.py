@@ -48,7 +48,8 @@ def shown(output: io.StringIO, titles: dict[str, str], printed: str) -> tuple[st
 
 def test_tasks_are_named_in_the_order_they_can_run(titles: dict[str, str]) -> None:
     names = list(titles.values())
-    assert names[0] == "plan" and names[3:] == ["train", "evaluate-tuned", "merge", "evaluate-merged", "register"]
+    later = ["train", "evaluate-tuned", "merge", "evaluate-merged", "register", "notify"]
+    assert names[0] == "plan" and names[3:] == later
 
 
 def test_a_file_gets_one_line_a_message(titles: dict[str, str]) -> None:
