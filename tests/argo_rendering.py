@@ -80,9 +80,9 @@ def in_its_task(workflow: dict[str, Any], name: str, parameters: dict[str, str],
         workflow: the WorkflowTemplate.
         name: of the task, and of its template.
         parameters: of the workflow, where they are not the defaults.
-        outputs: of other tasks, by their names in Argo.
+        outputs: of other tasks, by their names in Argo; also what else the workflow knows, such as `workflow.uid`.
     """
-    known = of_workflow(workflow, parameters)
+    known = of_workflow(workflow, parameters) | {key: outputs[key] for key in outputs if key.startswith("workflow.")}
     pipeline = substituted(substituted(_template(workflow, "pipeline"), known), known)
     [task] = [each for each in pipeline["dag"]["tasks"] if each["name"] == name]
     arguments = substituted({**task, "when": "", "depends": ""}, known | outputs)["arguments"]["parameters"]
