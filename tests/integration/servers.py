@@ -274,7 +274,7 @@ class Proxy:
             for source in select.select([client, server], [], [])[0]:
                 data = source.recv(1 << 16)
                 passed[source] += len(data)
-                if not data:
+                if not data or self._refusing:  # also a connection that was accepted just before
                     return
                 if self._cuts_left and passed[source] > self._pass:
                     self._cuts_left -= 1
