@@ -74,8 +74,9 @@ def test_every_step_succeeds_and_the_model_is_registered(
     values, ended = first
     assert ended["code"] == 0 and ended["outcome"] == "done", ended["log"]
     states = task_states(installed, ended["run_id"])
-    assert set(states.values()) == {"SUCCEEDED"}, states
-    assert {name: state for name, state in ended["steps"].items()} == dict.fromkeys(STEPS, "SUCCEEDED")
+    # Other tests may have prepared the same rows: then the task is cached, and on 2.17 its executor was skipped.
+    assert states["run"] == "SUCCEEDED" and set(states.values()) <= {"SUCCEEDED", "CACHED", "SKIPPED"}, states
+    assert set(ended["steps"]) == STEPS and set(ended["steps"].values()) <= {"SUCCEEDED", "CACHED"}
     [workflow] = installed.cluster.get("workflow", selector=f"pipeline/runid={ended['run_id']}")
     size = len(json.dumps(workflow, separators=(",", ":")))
     print(f"the Workflow object has {size / 2**20:.3f} MiB")
