@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Self
 
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.registry import mlflow_client
 from qlora_pipelines.components.core.runtime import log
 
@@ -80,8 +80,12 @@ class MlflowRun:
 
 
 def end(training_key: str, error: BaseException) -> None:
-    """Ends the run of a training whose processes were killed, and could not end it themselves."""
-    if not os.environ.get(mlflow_client.URI_VARIABLE) or os.environ.get(INJECTED):
+    """Ends the run of a training whose processes were killed, and could not end it themselves.
+
+    Any other InputError is an end of theirs, in which they did so: then MLflow, which may be away, is not asked again.
+    """
+    ended_itself = isinstance(error, InputError) and not isinstance(error, TransientError)
+    if ended_itself or not os.environ.get(mlflow_client.URI_VARIABLE) or os.environ.get(INJECTED):
         return
     with contextlib.suppress(Exception):  # the error itself is what people must see
         client = mlflow_client.connect()

@@ -61,42 +61,31 @@ def run(
         TransientError: `max_restarts` in a row brought no newer checkpoint.
     """
     with _sigterm_ends() if max_restarts else contextlib.nullcontext():
-        return _run(work, processes, begin, reached, max_restarts, killed)
-
-
-def _run(
-    work: Callable[..., Any],
-    processes: int,
-    begin: Callable[[Path], tuple[Any, ...]],
-    reached: Callable[[], int],
-    max_restarts: int,
-    killed: str,
-) -> Any:
-    before, used = reached(), 0
-    while True:
-        try:
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-                arguments = begin(Path(name))
-                if not max_restarts:
-                    return launch.run(work, processes, *arguments)
-                return _in_child(Path(name), work, processes, *arguments)
-        except TransientError as error:
-            failed = error
-        step = before
-        with contextlib.suppress(TransientError):  # the store is away, which may be what failed
-            step = reached()
-        if step > before:
-            before, used = step, 0
-        if used == max_restarts:
-            raise _gave_up(failed, used, killed) from None
-        wait = min(WAIT * 2**used, LONGEST_WAIT)
-        used += 1
-        log(
-            f"{failed}; going on after step {step} in {wait:.0f} s; restarts left without a newer checkpoint:"
-            f" {max_restarts - used}",
-            "warning",
-        )
-        time.sleep(wait)
+        before, used = reached(), 0
+        while True:
+            try:
+                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+                    arguments = begin(Path(name))
+                    if not max_restarts:
+                        return launch.run(work, processes, *arguments)
+                    return _in_child(Path(name), work, processes, *arguments)
+            except TransientError as error:
+                failed = error
+            step = before
+            with contextlib.suppress(TransientError):  # the store is away, which may be what failed
+                step = reached()
+            if step > before:
+                before, used = step, 0
+            if used == max_restarts:
+                raise _gave_up(failed, used, killed) from None
+            wait = min(WAIT * 2**used, LONGEST_WAIT)
+            used += 1
+            log(
+                f"{failed}; going on after step {step} in {wait:.0f} s; restarts left without a newer checkpoint:"
+                f" {max_restarts - used}",
+                "warning",
+            )
+            time.sleep(wait)
 
 
 def _gave_up(failed: TransientError, used: int, killed: str) -> TransientError:

@@ -61,7 +61,8 @@ def step_pods(installed: Installed, run_id: str) -> set[str]:
 def first(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run that registers a model: its configuration and its end."""
     folder = tmp_path_factory.mktemp("first")
-    values = config(installed, folder, "tiny-first")
+    # No other test prepares rows of this length: Kubeflow's cache has nothing for this run.
+    values = config(installed, folder, "tiny-first", max_length=72)
     # Characters that mean something to JSON, YAML, a shell, Kubeflow or Argo go through all of them as they are.
     hard = 'It\'s "quoted"\nand on a new line: {{$.x}} {{workflow.name}} $(HOME) $HOME `a` \\ é'
     values["options"]["evaluate_model"]["baseline_messages"] = [{"role": "system", "content": hard}]
@@ -74,9 +75,8 @@ def test_every_step_succeeds_and_the_model_is_registered(
     values, ended = first
     assert ended["code"] == 0 and ended["outcome"] == "done", ended["log"]
     states = task_states(installed, ended["run_id"])
-    # Other tests may have prepared the same rows: then the task is cached, and on 2.17 its executor was skipped.
-    assert states["run"] == "SUCCEEDED" and set(states.values()) <= {"SUCCEEDED", "CACHED", "SKIPPED"}, states
-    assert set(ended["steps"]) == STEPS and set(ended["steps"].values()) <= {"SUCCEEDED", "CACHED"}
+    assert set(states.values()) == {"SUCCEEDED"}, states
+    assert ended["steps"] == dict.fromkeys(STEPS, "SUCCEEDED")
     [workflow] = installed.cluster.get("workflow", selector=f"pipeline/runid={ended['run_id']}")
     size = len(json.dumps(workflow, separators=(",", ":")))
     print(f"the Workflow object has {size / 2**20:.3f} MiB")
