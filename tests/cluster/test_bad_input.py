@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import kfp_server_api
 import pytest
 
 from qlora_pipelines.pipelines.compiler import kubeflow
 from qlora_pipelines.pipelines.placement import STEP_LABEL
 from tests.cluster.conftest import RELEASE, Installed
 from tests.cluster.kube import ROOT, helm
-from tests.cluster.test_form import plan_log, start, terminate
+from tests.cluster.test_form import plan_log, start, terminate, versions
 from tests.cluster.test_runs import config, step_pods
 
 
@@ -126,6 +127,11 @@ def test_a_pipeline_of_another_version_than_its_image(installed: Installed, tmp_
     (tmp_path / "other.yaml").write_text(changed_name)
     values = config(installed, tmp_path, "tiny-version")
     ended = installed.submit(values, tmp_path, "--pipeline", "other.yaml")
+    # Other tests start the newest version, as the page offers it.
+    [uploaded] = [version for version in versions(installed) if version.display_name == ended["version"]]
+    kfp_server_api.PipelineServiceApi(installed.kubeflow()).pipeline_service_delete_pipeline_version(
+        uploaded.pipeline_id, uploaded.pipeline_version_id
+    )
     assert ended["failed_step"] == "plan" and len(ended["last_lines"]) == 1, ended["last_lines"]
     assert "the pipeline and its image are of two versions" in ended["last_lines"][0]
 

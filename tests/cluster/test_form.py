@@ -18,14 +18,20 @@ def terminate(installed: Installed, run_id: str) -> None:
     kfp_server_api.RunServiceApi(installed.kubeflow()).run_service_terminate_run(run_id)
 
 
+def versions(installed: Installed) -> list[Any]:
+    """The uploaded versions of the pipeline, the newest first."""
+    pipelines = kfp_server_api.PipelineServiceApi(installed.kubeflow())
+    pipeline = pipelines.pipeline_service_get_pipeline_by_name("qlora-finetune", namespace=installed.team)
+    found = pipelines.pipeline_service_list_pipeline_versions(pipeline.pipeline_id, sort_by="created_at desc")
+    return list(found.pipeline_versions)
+
+
 def start(installed: Installed, parameters: dict[str, Any]) -> str:
     """Starts a run of the newest uploaded version; returns its id."""
     server, team = installed.kubeflow(), installed.team
-    pipelines = kfp_server_api.PipelineServiceApi(server)
-    pipeline = pipelines.pipeline_service_get_pipeline_by_name("qlora-finetune", namespace=team)
-    versions = pipelines.pipeline_service_list_pipeline_versions(pipeline.pipeline_id, sort_by="created_at desc")
+    newest = versions(installed)[0]
     reference = kfp_server_api.V2beta1PipelineVersionReference(
-        pipeline_id=pipeline.pipeline_id, pipeline_version_id=versions.pipeline_versions[0].pipeline_version_id
+        pipeline_id=newest.pipeline_id, pipeline_version_id=newest.pipeline_version_id
     )
     experiment = kfp_server_api.V2beta1Experiment(display_name=f"form-{uuid.uuid4().hex[:8]}", namespace=team)
     made = kfp_server_api.ExperimentServiceApi(server).experiment_service_create_experiment(experiment)
