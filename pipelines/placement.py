@@ -145,7 +145,7 @@ STEPS = {
     "evaluate_model": Needs(gpus="1", mlflow=True, base=True),
     "dequantize_and_merge": Needs(memory="4Gi"),
     "register_model": Needs(minutes=60, mlflow=True, signs=True),
-    "notify": Needs(cpu="100m", memory="1Gi", minutes=15, retries=0, notifies=True),
+    "notify": Needs(cpu="100m", memory="1Gi", minutes=15, retries=0, mlflow=True, notifies=True),
 }
 """Every step of the pipeline."""
 

@@ -7,13 +7,9 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from qlora_pipelines.components.core.errors import InputError, TransientError
-from qlora_pipelines.components.core.registry import mlflow_client
+from qlora_pipelines.components.core.registry import mlflow_client, training_runs
+from qlora_pipelines.components.core.registry.training_runs import EXPERIMENT, INJECTED, KEY_TAG
 from qlora_pipelines.components.core.runtime import log
-
-EXPERIMENT = "qlora-training"
-KEY_TAG = "qlora.training_key"
-INJECTED = "MLFLOW_RUN_ID"
-"""Set by Kubeflow Pipelines' MLflow plugin: the run that this step belongs to."""
 
 
 class MlflowRun:
@@ -38,13 +34,16 @@ class MlflowRun:
                 self._run = os.environ.get(INJECTED) or self._own(training_key, params)
 
     def _own(self, training_key: str, params: dict[str, Any]) -> str:
+        tags = training_runs.tags(training_key)
+        if known := training_runs.find(self._client, KEY_TAG, training_key):
+            run_id = str(known[0].info.run_id)
+            for name, value in tags.items():
+                self._client.set_tag(run_id, name, value)
+            self._client.update_run(run_id, status=training_runs.RUNNING)
+            return run_id
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
-        known = _of_training(self._client, experiment_id, training_key)
-        if known:
-            self._client.update_run(known[0].info.run_id, status="RUNNING")
-            return str(known[0].info.run_id)
-        run = self._client.create_run(experiment_id, tags={KEY_TAG: training_key}, run_name=training_key[:12])
+        run = self._client.create_run(experiment_id, tags=tags, run_name=training_key[:12])
         for name, value in params.items():
             self._client.log_param(run.info.run_id, name, value)
         return str(run.info.run_id)
@@ -67,7 +66,7 @@ class MlflowRun:
         """Sets the run's status; an injected run goes on, since other steps may write to it."""
         if self._client and not os.environ.get(INJECTED):
             with self._sending():
-                self._client.set_terminated(self._run, _status(kind))
+                self._client.set_terminated(self._run, training_runs.status(kind))
 
     @contextlib.contextmanager
     def _sending(self) -> Iterator[None]:
@@ -84,24 +83,5 @@ def end(training_key: str, error: BaseException) -> None:
 
     Any other InputError is an end of theirs, in which they did so: then MLflow, which may be away, is not asked again.
     """
-    ended_itself = isinstance(error, InputError) and not isinstance(error, TransientError)
-    if ended_itself or not os.environ.get(mlflow_client.URI_VARIABLE) or os.environ.get(INJECTED):
-        return
-    with contextlib.suppress(Exception):  # the error itself is what people must see
-        client = mlflow_client.connect()
-        if experiment := client.get_experiment_by_name(EXPERIMENT):
-            for run in _of_training(client, experiment.experiment_id, training_key):
-                if run.info.status == "RUNNING":
-                    client.set_terminated(run.info.run_id, _status(type(error)))
-
-
-def _of_training(client: Any, experiment_id: str, training_key: str) -> list[Any]:
-    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{training_key}'", max_results=1)
-    return list(found)
-
-
-def _status(kind: type[BaseException] | None) -> str:
-    """A run's status in MLflow, by the error that ended it; an interrupt, or SIGTERM, is no failure."""
-    if kind is None:
-        return "FINISHED"
-    return "FAILED" if issubclass(kind, Exception) else "KILLED"
+    if isinstance(error, TransientError) or not isinstance(error, InputError):
+        training_runs.end(KEY_TAG, training_key, training_runs.status(type(error)))

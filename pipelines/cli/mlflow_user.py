@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import click
 
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.registry import mlflow_client, references, versions
+from qlora_pipelines.components.core.registry import mlflow_client, references, training_runs, versions
 from qlora_pipelines.components.core.registry.mlflow_client import suppress
-from qlora_pipelines.components.train_qlora import mlflow_run
 
 USER_VARIABLE, PASSWORD_VARIABLE = "QLORA_MLFLOW_USERNAME", "QLORA_MLFLOW_PASSWORD"
 """The login of the runs; that of the administrator is where every client of MLflow looks for its own."""
@@ -109,7 +108,7 @@ def _needed(client: Any, users: Any) -> Iterator[Right]:
     """The rights on what is there already."""
     from mlflow.server.auth.routes import LIST_CURRENT_USER_PERMISSIONS
 
-    for name, permission in ((references.EXPERIMENT, "READ"), (mlflow_run.EXPERIMENT, "EDIT")):
+    for name, permission in ((references.EXPERIMENT, "READ"), (training_runs.EXPERIMENT, "EDIT")):
         if found := client.get_experiment_by_name(name):
             yield Right(EXPERIMENT, found.experiment_id, name, permission)
     # Its own client has no method for this. Who made something has MANAGE on it, by name.

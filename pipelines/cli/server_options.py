@@ -56,7 +56,7 @@ class ServerOptions:
 
     def request(self, pipeline: "Compiled", parameters: dict[str, Any], name: str, description: str) -> "RunRequest":
         """What to start a run with."""
-        from qlora_pipelines.components.train_qlora.mlflow_run import EXPERIMENT
+        from qlora_pipelines.components.core.registry.training_runs import EXPERIMENT
         from qlora_pipelines.pipelines.kfp_api.runs import RunRequest
 
         return RunRequest(

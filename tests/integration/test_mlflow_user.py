@@ -12,7 +12,8 @@ from mlflow.server import get_app_client
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.registry import champion, mlflow_client, references
 from qlora_pipelines.components.core.registry import versions as versions_of
-from qlora_pipelines.components.train_qlora.mlflow_run import EXPERIMENT, MlflowRun
+from qlora_pipelines.components.core.registry.training_runs import EXPERIMENT
+from qlora_pipelines.components.train_qlora.mlflow_run import MlflowRun
 from tests.integration import servers
 from tests.integration.registered import Make, aliases, qlora, register, versions
 
