@@ -1,5 +1,6 @@
 """The evaluation as a page: verdict, scored models, checks, the rows that changed most, answers."""
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -117,11 +118,19 @@ def _changes(report: Report, reference: ScoredModel, candidate: ScoredModel, sam
                 f"{new[row] - old[row]:+.4f}",
                 *([f"slice {part}"] if part else []),
             ]
-            texts = [_question(sample[name]), generation.reference(sample[name])]
+            texts = [_question(sample[name]), _right_answer(sample[name])]
             texts += [found.get(name, "not asked") for found in answers]
             lines.append([Markup("<br>").join(facts), *map(_shortened, texts)])
         if lines:
             report.table(head, lines)
+
+
+def _right_answer(sample: Sample) -> str:
+    """The last answer of a row that is trained; calls of tools as JSON."""
+    if not sample.messages:
+        return ""
+    message = sample.messages[generation.last_answer(sample)]
+    return str(message["content"] or json.dumps(message.get("tool_calls", []), ensure_ascii=False))
 
 
 def _answers(report: Report, reference: ScoredModel, candidate: ScoredModel) -> None:

@@ -67,7 +67,15 @@ def _encodings(
 ) -> Iterator[chat_template.Encoded]:
     """The turns after `context` with all answers supervised, then with the last one only: a row does not say which."""
     for last_only in (False, True):
-        yield chat_template.encode(tokenizer, turns, sys.maxsize, context, tools=sample.tools, last_only=last_only)
+        yield chat_template.encode(
+            tokenizer,
+            turns,
+            sys.maxsize,
+            context,
+            tools=sample.tools,
+            settings=sample.settings,
+            last_only=last_only,
+        )
 
 
 def _same_answers(

@@ -189,6 +189,13 @@ def _samples(checks: Checks, config: PlacedRun, files: Path) -> None:
             if sample.unusable > prepare.max_rejected_share * sample.checked:
                 text = f"{sample.unusable} of the first {sample.checked} rows cannot be used ({sample.reason})"
                 checks.note("warning", "data", f"{side}: {text}; {prepare.max_rejected_share:.1%} of all are allowed")
+            if sample.left_out:
+                text = (
+                    f"{sample.left_out} of the first {sample.checked} rows ask not to be trained on, and are left out"
+                )
+                checks.note("warning", "data", f"{side}: {text}")
+            for note, rows in sample.notes.items():
+                checks.note("warning", "data", f"{side}: {note}: {rows} of the first {sample.checked} rows")
     if evaluated := checks.samples.get("eval") or checks.samples.get("train"):
         rows = evaluated.rows if "eval" in checks.listing else round(evaluated.rows * prepare.eval_share)
         needed = groups_needed(1 - config.for_step("evaluate_model").confidence)

@@ -1,5 +1,6 @@
 """The first rows of the data, tokenised as training will see them: from these the plan's figures are estimated."""
 
+import collections
 import contextlib
 import dataclasses
 import io
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.data import chat_template, formats, listing, readers
 from qlora_pipelines.components.core.data.listing import DataFile
+from qlora_pipelines.components.core.data.row_keys import Reading
+from qlora_pipelines.components.core.data.turns import LeftOut
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 
@@ -18,6 +21,13 @@ START = 1 << 20
 """Bytes of a data file that are read for its first rows; more where they hold no whole row."""
 ROWS = 200
 """Rows that are tokenised."""
+
+BORDERS = 20
+"""Rows whose prompt is also tokenised by itself."""
+BORDER = (
+    "the chat template's prompt ends within a token of the answer, so a server that tokenises the prompt alone gives"
+    " the model other tokens than those it learns from"
+)
 
 T = TypeVar("T")
 Numbered = list[tuple[int, T]]
@@ -49,6 +59,8 @@ class Sample:
         checked: how many rows were read.
         unusable: how many of these cannot be used.
         reason: number of the first of these and why; '' where there is none.
+        left_out: how many ask not to be trained on.
+        notes: what of the others is not used as one might expect, and of how many rows.
     """
 
     form: str
@@ -59,6 +71,8 @@ class Sample:
     checked: int
     unusable: int
     reason: str
+    left_out: int = 0
+    notes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sample:
@@ -74,7 +88,7 @@ def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> 
     """
     file = listing.first_file(source)
     first = first_rows(file)
-    form, encoded, reasons = _encoded(first.rows[:ROWS], file.uri, config, tokenizer_files)
+    form, encoded, reasons, left_out, notes = _encoded(first.rows[:ROWS], file.uri, config, tokenizer_files)
     last = first.rows[:ROWS][-1][0]
     reasons = sorted([*reasons, *((number, reason) for number, reason in first.unreadable if number < last)])
     tokens = sum(len(item.input_ids) for item in encoded)
@@ -86,9 +100,11 @@ def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> 
         bytes_per_row=sum(len(json.dumps(row, default=str)) for _, row in first.rows) / len(first.rows),
         tokens_per_row=tokens / len(encoded),
         supervised=sum(item.supervised for item in encoded) / tokens,
-        checked=len(encoded) + len(reasons),
+        checked=len(encoded) + len(reasons) + left_out,
         unusable=len(reasons),
         reason="row {}: {}".format(*reasons[0]) if reasons else "",
+        left_out=left_out,
+        notes=dict(notes.most_common()),
     )
 
 
@@ -148,8 +164,10 @@ def _parquet(file: DataFile) -> FirstRows:
 
 def _encoded(
     rows: Numbered[dict[str, Any]], uri: str, config: RunConfig, files: Path
-) -> tuple[str, list[chat_template.Encoded], Numbered[str]]:
-    """A file's first rows as they will be trained on, their form, and why the others of them will be rejected.
+) -> tuple[str, list[chat_template.Encoded], Numbered[str], int, collections.Counter[str]]:
+    """A file's first rows as they will be trained on, and their form.
+
+    With them come why others will be rejected, how many ask to be left out, and notes on what is not used of the rows.
 
     Raises:
         InputError: they are of no known form, or all will be rejected.
@@ -167,18 +185,34 @@ def _encoded(
             " prepare_dataset.columns"
         )
     tokenizer = loading.load_tokenizer(files)
-    encoded, reasons = [], []
+    reading = Reading(prepare.consecutive_turns, chat_template.variables(tokenizer))
+    encoded, reasons, left_out, notes = [], [], 0, collections.Counter[str]()
     for number, row in rows:
         try:
-            conversation = formats.conversation(formats.renamed(row, prepare.columns), form)
+            conversation = formats.conversation(formats.renamed(row, prepare.columns), form, reading)
             item = formats.encode(tokenizer, conversation, config.max_length, prepare.supervise == "last")
             if not item.supervised:
                 raise ValueError(f"nothing of an answer within {config.max_length} tokens")
             encoded.append(item)
+            notes.update(formats.notes(tokenizer, conversation))
+            if conversation.messages and len(encoded) <= BORDERS:
+                notes.update([BORDER] * _joins_border(tokenizer, conversation, item))
+        except LeftOut:
+            left_out += 1
         except (ValueError, InputError) as error:
             reasons.append((number, str(error)))
     if not encoded:
-        raise InputError(
-            f"data {uri}: none of its first {len(rows)} rows can be used: row {{}}: {{}}".format(*reasons[0])
-        )
-    return form, encoded, reasons
+        first = "row {}: {}".format(*reasons[0]) if reasons else "all are marked as not trained"
+        raise InputError(f"data {uri}: none of its first {len(rows)} rows can be used: {first}")
+    return form, encoded, reasons, left_out, notes
+
+
+def _joins_border(tokenizer: Any, conversation: formats.Conversation, encoded: chat_template.Encoded) -> bool:
+    """Whether a token spans the end of the first prompt and the start of its answer."""
+    messages, tools, settings = conversation.messages, conversation.tools, conversation.settings
+    turn = next(turn for turn, message in enumerate(messages) if message["role"] == "assistant")
+    prompt = chat_template.render(
+        tokenizer, messages[:turn], tools=tools, settings=settings, add_generation_prompt=True
+    )
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return bool(encoded.input_ids[: len(ids)] != ids[: len(encoded.input_ids)])

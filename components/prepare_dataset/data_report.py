@@ -1,7 +1,7 @@
 """The data as a page: where every row went, how long rows are, and what the model sees."""
 
 import heapq
-import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,10 @@ from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.prepare_dataset.split import RowStatus, supervised
 
 SAMPLES = 12
+SHOWN_TOKENS = 400
+"""Tokens of a sample that are shown; each takes some 30 bytes of the page."""
+BROKEN, LONGEST_CHARACTER = "\ufffd", 4
+"""What part of a character decodes to, and how many tokens a character of UTF-8 has at most."""
 BATCH = 8
 """Rows per batch, for the estimate of what packing saves."""
 
@@ -109,7 +113,7 @@ def write_report(path: str, result: Any, read: Any, statuses: NDArray[np.uint8],
     _packing(report, train, kept.max_length)
     report.section(
         "As the model sees them",
-        f"{len(kept.samples)} training rows, special tokens included. Coloured tokens are supervised.",
+        f"{len(kept.samples)} training rows, token by token, special ones included. Coloured tokens are supervised.",
     )
     for sample in kept.samples:
         report.block(_marked(sample, kept.tokenizer))
@@ -124,14 +128,22 @@ def _rows(report: Report, read: Any, statuses: NDArray[np.uint8]) -> None:
         "left out: the same conversation is elsewhere": counts[RowStatus.EXACT_DUPLICATE],
         "left out: nearly the same is elsewhere": counts[RowStatus.NEAR_DUPLICATE],
         "left out: shares words with an evaluation row": counts[RowStatus.CONTAMINATED],
+        "left out: the rows ask for it": read.left_out,
         "rejected": read.rejected,
     }
     report.section("Where every row went")
     report.table(["", "rows", "share"], [(what, rows, f"{rows / read.rows:.1%}") for what, rows in parts.items()])
     report.table(["file", "form", "rows read"], read.files)
-    if read.rejected:
-        report.section("Why rows were rejected", "File and line of each are in the artifact `rejected`.")
-        report.table(["reason", "rows"], read.reasons.most_common(50))
+    if read.reasons:
+        report.section("Why rows were rejected or left out", "File and line of each are in the artifact `rejected`.")
+        report.table(["reason", "rows", "such as"], _counted(read.reasons, read))
+    if read.notes:
+        report.section("What of the rows is not used", "These rows are used, without what is named here.")
+        report.table(["", "rows", "such as"], _counted(read.notes, read))
+
+
+def _counted(counter: Any, read: Any) -> list[tuple[str, int, str]]:
+    return [(what, rows, ", ".join(read.examples[what])) for what, rows in counter.most_common(50)]
 
 
 def _tokens(report: Report, kept: Kept) -> None:
@@ -204,12 +216,24 @@ def packed_rows(lengths: NDArray[np.int64]) -> int:
 
 
 def _marked(sample: _Sample, tokenizer: Any) -> Markup:
-    """The text of a sample with its supervised and its special tokens marked; what belongs together is decoded so."""
+    """The text of a sample, each token with its id, the supervised and the special ones marked."""
     special = set(tokenizer.added_tokens_decoder)
     parts = []
-    tokens = zip(sample.ids, sample.supervised, strict=True)
-    for (marked, is_special), group in itertools.groupby(tokens, key=lambda token: (token[1], token[0] in special)):
-        text = tokenizer.decode([token for token, _ in group])
-        text = Markup("<i>{}</i>").format(text) if is_special else text
-        parts.append(Markup("<mark>{}</mark>").format(text) if marked else text)
-    return Markup("").join(parts)
+    shown = list(zip(sample.ids, sample.supervised, strict=True))[:SHOWN_TOKENS]
+    for ids, marked in _characters(shown, tokenizer):
+        content = Markup("<i>{}</i>" if ids[0] in special else "{}").format(tokenizer.decode(ids))
+        form = '<mark title="{}">{}</mark>' if marked else '<span title="{}">{}</span>'
+        parts.append(Markup(form).format(" ".join(map(str, ids)), content))
+    more = len(sample.ids) - len(shown)
+    return Markup("").join([*parts, Markup("<i>{}</i>").format(f" ... {more} more tokens") if more else ""])
+
+
+def _characters(tokens: list[tuple[int, bool]], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
+    """The tokens one by one; those that hold a character only together are given together."""
+    ids: list[int] = []
+    for place, (token, marked) in enumerate(tokens):
+        ids.append(token)
+        last = place + 1 == len(tokens) or tokens[place + 1][1] != marked
+        if last or len(ids) == LONGEST_CHARACTER or not tokenizer.decode(ids).endswith(BROKEN):
+            yield ids, marked
+            ids = []

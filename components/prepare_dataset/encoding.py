@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_pipelines.components.core.data import chat_template, formats
+from qlora_pipelines.components.core.data import chat_template, formats, template_coverage
 from qlora_pipelines.components.core.data.formats import Conversation
 from qlora_pipelines.components.core.errors import InputError
 
@@ -60,15 +60,15 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, max_length: int, last_only: bool, fast: bool = True) -> None:
         """See the class."""
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
         self.tokenizer, self.max_length, self.last_only = tokenizer, max_length, last_only
         # What apply_chat_template renders with; `check` shows whether anything else that it does matters here.
-        self._template = _compile_jinja_template(tokenizer.get_chat_template())
-        given = {"tools": None, "documents": None, "add_generation_prompt": False}
+        self._template = chat_template.compiled(tokenizer)
+        given: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": False}
+        given["strftime_now"] = chat_template.strftime_now
         self._variables = {**self._template.globals, **given, **tokenizer.special_tokens_map}
         self._special_tokens = _special_tokens(tokenizer)
         self._answer_format = self._find_answer_format()
+        self.variables = chat_template.variables(tokenizer)
         self._cache: dict[str, bytes] = {}
         self._fast = _fastokens(tokenizer) if fast else None
 
@@ -172,14 +172,17 @@ class Encoder:
         return text.rindex(found[-1], done, start) + len(found[-1]) if found else done
 
     def _rendered(self, conversation: Conversation) -> tuple[str, list[chat_template.Span]]:
-        messages, tools, *_ = conversation
-        if self._answer_format and not tools and all(len(message) == 2 for message in messages):
+        messages, tools, settings = conversation.messages, conversation.tools, conversation.settings
+        text, spans = None, None
+        if self._answer_format and not tools and not settings and all(len(message) == 2 for message in messages):
             text = self._render(messages)
             contents = [message["content"] for message in messages if message["role"] == "assistant"]
             spans = _answer_spans(text, self._answer_format, contents)
-            if spans:
-                return text, spans[-1:] if self.last_only else spans
-        return chat_template.answers(self.tokenizer, messages, tools=tools, last_only=self.last_only)
+        if lost := template_coverage.check(self.tokenizer, messages, tools, settings, text).lost:
+            raise InputError(lost)
+        if text and spans:
+            return text, spans[-1:] if self.last_only else spans
+        return chat_template.answers(self.tokenizer, messages, tools=tools, settings=settings, last_only=self.last_only)
 
     def _render(self, messages: list[chat_template.Message]) -> str:
         import jinja2

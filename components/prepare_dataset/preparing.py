@@ -17,6 +17,8 @@ from qlora_pipelines.components.core.config.steps import PrepareConfig
 from qlora_pipelines.components.core.data import formats, readers
 from qlora_pipelines.components.core.data.formats import Conversation
 from qlora_pipelines.components.core.data.listing import DataFile
+from qlora_pipelines.components.core.data.row_keys import Reading
+from qlora_pipelines.components.core.data.turns import LeftOut, RowError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.runtime import quiet_libraries
 from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row
@@ -34,7 +36,7 @@ chunk by bytes, which bounds memory.
 NO_JSON = "holds a value that JSON has no form for"
 
 Records = list[readers.Record]
-Content = tuple[bytes, bytes]
+Content = tuple[bytes, ...]
 
 
 class Chunk(NamedTuple):
@@ -46,6 +48,16 @@ class Chunk(NamedTuple):
     records: Records
 
 
+class Rejected(NamedTuple):
+    """A row that is not used: its number, why, where in the row that is, its own id, and whether it asks for it."""
+
+    line: int
+    reason: str
+    key: str = ""
+    id: str = ""
+    left_out: bool = False
+
+
 class Prepared(NamedTuple):
     """What became of a chunk.
 
@@ -54,7 +66,8 @@ class Prepared(NamedTuple):
         ids: sha256 of each conversation, of shape (rows, 32).
         signatures: MinHash signatures, of shape (rows, PERMUTATIONS); zeros where only exact duplicates are looked for.
         ngrams: hashes of the rows' n-grams and the offsets of each row's; None without decontamination.
-        rejected: number and reason of each row that cannot be used.
+        rejected: the rows that are not used.
+        notes: what of a used row is not used as one might expect, with the row's number.
         slow: fastokens gave other ids than the tokenizer on the chunk's first row, and so was not used on the chunk.
     """
 
@@ -62,7 +75,8 @@ class Prepared(NamedTuple):
     ids: NDArray[np.uint8]
     signatures: NDArray[np.uint32]
     ngrams: tuple[NDArray[np.uint64], NDArray[np.uint64]] | None
-    rejected: list[tuple[int, str]]
+    rejected: list[Rejected]
+    notes: list[tuple[str, int]]
     slow: bool
 
 
@@ -71,7 +85,7 @@ def staged_schema() -> Any:
     import pyarrow as pa
 
     ids = pa.list_(pa.field("element", pa.int32()))
-    text = dict.fromkeys(("messages", "tools", "group", "slice"), pa.string())
+    text = dict.fromkeys(("messages", "tools", "chat_template_kwargs", "group", "slice"), pa.string())
     return pa.schema({"id": pa.string(), "input_ids": ids, "spans": ids, "tokens": pa.int32()} | text)
 
 
@@ -109,17 +123,17 @@ def _decoded(records: Records, columns: dict[Any, str]) -> Iterator[readers.Row]
             yield formats.renamed(readers.decode(record), columns)
 
 
-def conversations(chunk: Chunk, config: PrepareConfig) -> Iterator[Conversation]:
+def conversations(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Iterator[Conversation]:
     """The usable conversations of a chunk."""
     for _, record in chunk.records:
         with contextlib.suppress(ValueError):
-            yield _parse(record, chunk.form, config)[0]
+            yield _parse(readers.decode(record), chunk.form, config, encoder)[0]
 
 
-def _parse(record: readers.Raw, form: str, config: PrepareConfig) -> tuple[Conversation, Content]:
-    row = formats.renamed(readers.decode(record), config.columns)
+def _parse(row: readers.Row, form: str, config: PrepareConfig, encoder: Encoder) -> tuple[Conversation, Content]:
+    row = formats.renamed(row, config.columns)
     try:
-        conversation = formats.conversation(row, form)
+        conversation = formats.conversation(row, form, Reading(config.consecutive_turns, encoder.variables))
         (conversation.group + conversation.slice).encode()
         return conversation, _content(conversation)
     except UnicodeEncodeError:
@@ -130,24 +144,31 @@ def _parse(record: readers.Raw, form: str, config: PrepareConfig) -> tuple[Conve
 
 def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
     """Turns a chunk's rows into token ids, spans, hashes and signatures; each row comes out or is rejected."""
-    rejected, parsed = [], []
+    rejected: list[Rejected] = []
+    parsed: list[tuple[int, Conversation, Content]] = []
+    names: dict[int, str] = {}
     for number, record in chunk.records:
+        row: readers.Row = {}
         try:
-            parsed.append((number, *_parse(record, chunk.form, config)))
+            row = readers.decode(record)
+            parsed.append((number, *_parse(row, chunk.form, config, encoder)))
+            names[number] = _own_id(row)
         except ValueError as error:
-            rejected.append((number, str(error)))
+            key = error.key if isinstance(error, RowError) else ""
+            rejected.append(Rejected(number, str(error), key, _own_id(row), isinstance(error, LeftOut)))
     texts = [_text(conversation) for _, conversation, _ in parsed]
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         # numpy and rensa release the interpreter's lock, which the templates hold.
         signing = executor.submit(signatures, texts) if config.near_duplicate_threshold else None
         encoded, slow = encoder.encode_checked([conversation for _, conversation, _ in parsed])
-    kept, rows = [], []
-    for place, (row, (number, conversation, content)) in enumerate(zip(encoded, parsed, strict=True)):
-        if reason := row if isinstance(row, str) else _unsupervised(row, config.max_length):
-            rejected.append((number, reason))
+    kept, rows, notes = [], [], []
+    for place, (made, (number, conversation, content)) in enumerate(zip(encoded, parsed, strict=True)):
+        if isinstance(made, str) or (unused := _unsupervised(made, config.max_length)):
+            rejected.append(Rejected(number, made if isinstance(made, str) else unused, id=names[number]))
         else:
             kept.append(place)
-            rows.append((hashlib.sha256(b"\n".join(content)), row, content, conversation))
+            rows.append((hashlib.sha256(b"\n".join(content)), made, content, conversation))
+            notes += [(note, number) for note in formats.notes(encoder.tokenizer, conversation)]
     words = config.decontaminate_words
     return Prepared(
         rows=_staged(rows),
@@ -155,17 +176,25 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
         signatures=signing.result()[kept] if signing else np.zeros((len(kept), PERMUTATIONS), np.uint32),
         ngrams=shingles([texts[place] for place in kept], words) if words else None,
         rejected=sorted(rejected),
+        notes=notes,
         slow=slow,
     )
 
 
+def _own_id(row: readers.Row) -> str:
+    """The id that a row gives itself, for people who look for it in their data."""
+    found = next((row[key] for key in ("id", "uuid", "prompt_id") if isinstance(row.get(key), str | int)), "")
+    return str(found)[:200]
+
+
 def _content(conversation: Conversation) -> Content:
-    """Messages and tools as JSON, in the order in which the template will see them; the row's id is their hash."""
+    """Messages, tools and settings as JSON, in the order in which the template will see them; their hash is the id."""
     calls_tools = any("tool_calls" in message for message in conversation.messages)
     tools = _json_of_any(conversation.tools) if conversation.tools else b""
     if not conversation.messages:
         return _json(conversation.text), tools
-    return (_json_of_any if calls_tools else _json)(conversation.messages), tools
+    messages = (_json_of_any if calls_tools else _json)(conversation.messages)
+    return (messages, tools, _json_of_any(conversation.settings)) if conversation.settings else (messages, tools)
 
 
 def _json_of_any(value: Any) -> bytes:
@@ -206,13 +235,19 @@ def _text(conversation: Conversation) -> bytes:
 def _staged(rows: list[tuple[Any, Any, Content, Conversation]]) -> Any:
     import pyarrow as pa
 
+    # What there is of messages, tools and settings of each row; plain text has none.
+    parts = [
+        [*content, b"", b""][:3] if conversation.messages else [b"[]", b"", b""] for *_, content, conversation in rows
+    ]
+
     columns = {
         "id": [sha256.hexdigest() for sha256, *_ in rows],
         "input_ids": [row.ids for _, row, *_ in rows],
         "spans": [[bound for span in row.spans for bound in span] for _, row, *_ in rows],
         "tokens": [row.tokens for _, row, *_ in rows],
-        "messages": [messages if conversation.messages else b"[]" for *_, (messages, _), conversation in rows],
-        "tools": [tools for *_, (_, tools), _ in rows],
+        "messages": [messages for messages, _, _ in parts],
+        "tools": [tools for _, tools, _ in parts],
+        "chat_template_kwargs": [settings for *_, settings in parts],
         "group": [conversation.group for *_, conversation in rows],
         "slice": [conversation.slice for *_, conversation in rows],
     }

@@ -35,6 +35,9 @@ Config = PrepareConfig
 CHECKED_ROWS = 128
 """Rows on which fastokens is compared with the model's own tokenizer."""
 FIRST_REASONS = 10
+LOGGED_NOTES = 10
+EXAMPLES = 3
+"""Rows that the report names for each reason and each note."""
 
 
 class Result(NamedTuple):
@@ -49,14 +52,27 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass
 class Read:
-    """What the first pass counted."""
+    """What the first pass counted.
+
+    `rejected` rows cannot be used, `left_out` ones ask for it themselves. `reasons` and `notes` are counts by text;
+    `examples` has the first rows of each.
+    """
 
     rows: int = 0
     rejected: int = 0
+    left_out: int = 0
     reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    notes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     first: list[str] = dataclasses.field(default_factory=list)
     files: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
     slow_chunks: int = 0
+
+    def count(self, counter: collections.Counter[str], what: str, where: str) -> None:
+        """Counts a row, and keeps where it is if it is among the first."""
+        counter[what] += 1
+        if counter[what] <= EXAMPLES:
+            self.examples.setdefault(what, []).append(where)
 
 
 def run(
@@ -78,7 +94,8 @@ def run(
         tokenizer_uri: folder of the base model's tokenizer.
         train_set: Parquet file to write: id, input_ids, labels, messages and tools (JSON), group, slice.
         eval_set: Parquet file to write, of the same columns.
-        rejected: JSONL file to write: file, line and reason of each row that cannot be used.
+        rejected: JSONL file to write: file, line and reason of each row that is not used, its id, and the key that
+            the reason is about.
         report: HTML page to write.
         data_key: names what comes out, which is kept in the store under this key; empty: it is neither looked for nor
             kept.
@@ -155,15 +172,18 @@ def _prepare(
         dataset_digest=digest,
         train_rows=int((statuses == RowStatus.TRAIN).sum()),
         eval_rows=int((statuses == RowStatus.EVAL).sum()),
-        rejected_rows=read.rejected,
+        rejected_rows=read.rejected + read.left_out,
         duplicate_rows=int((statuses >= RowStatus.EXACT_DUPLICATE).sum()),
     )
     note += f"; on {read.slow_chunks} chunks of {preparing.CHUNK_ROWS} rows it was not" if read.slow_chunks else ""
     write_report(report, result, read, statuses, kept, note)
     log(
         f"{result.train_rows} rows to train on, {result.eval_rows} to evaluate on;"
-        f" {result.duplicate_rows} duplicates, {result.rejected_rows} rejected"
+        f" {result.duplicate_rows} duplicates, {read.rejected} rejected"
+        + (f", {read.left_out} left out as their rows ask" if read.left_out else "")
     )
+    for note, rows in read.notes.most_common(LOGGED_NOTES):
+        log(f"{note}: {rows} rows, such as {', '.join(read.examples[note])}", "warning")
     return result
 
 
@@ -173,7 +193,7 @@ def _choose_tokenizer(encoder: Encoder, files: dict[str, list[DataFile]], folder
     for side in sorted(files):
         file = files[side][0]
         for chunk in itertools.islice(preparing.chunks(file, file.fetch(folder), side == "eval", config), 1):
-            rows += itertools.islice(preparing.conversations(chunk, config), CHECKED_ROWS)
+            rows += itertools.islice(preparing.conversations(chunk, config, encoder), CHECKED_ROWS)
     own = "the model's own tokenizer"
     if not encoder.fast:
         note = f"tokenised by {own}: fastokens does not take it"
@@ -205,13 +225,19 @@ def _read(
         contamination.add(done.ngrams, chunk.held_out, index.rows)
         index.add(done.ids, done.signatures, chunk.held_out)
         staged.write_batch(done.rows)
-        for line, reason in done.rejected:
-            rejections.write(json.dumps({"file": chunk.file, "line": line, "reason": reason}) + "\n")
-            read.reasons[reason] += 1
-            if len(read.first) < FIRST_REASONS:
-                read.first.append(f"{Path(chunk.file).name}:{line} {reason}")
+        name = Path(chunk.file).name
+        for row in done.rejected:
+            line = {"file": chunk.file, "line": row.line, "id": row.id, "key": row.key, "reason": row.reason}
+            rejections.write(json.dumps({key: value for key, value in line.items() if value}) + "\n")
+            read.count(read.reasons, row.reason, f"{name}:{row.line}{row.id and f' ({row.id})'}")
+            if not row.left_out and len(read.first) < FIRST_REASONS:
+                read.first.append(f"{name}:{row.line} {row.key and f'{row.key}: '}{row.reason}")
+        for note, number in done.notes:
+            read.count(read.notes, note, f"{name}:{number}")
         read.rows += len(chunk.records)
-        read.rejected += len(done.rejected)
+        left_out = sum(row.left_out for row in done.rejected)
+        read.left_out += left_out
+        read.rejected += len(done.rejected) - left_out
         read.slow_chunks += done.slow
         if not read.files or read.files[-1][0] != chunk.file:
             read.files.append((chunk.file, chunk.form or "none", 0))

@@ -40,6 +40,10 @@ class PrepareConfig(StepConfig):
     )
     columns: dict[Column, str] = Field({}, description="the data's own column names, by the names known here")
     supervise: Literal["all", "last"] = Field("all", description="all answers of a conversation, or only the last")
+    consecutive_turns: Literal["reject", "join", "keep"] = Field(
+        "reject", description="rows in which one role speaks twice in a row: reject them, join such turns with an empty"
+        " line, or keep them as the chat template takes them, also where the assistant speaks first",
+    )  # fmt: skip
     near_duplicate_threshold: float = Field(
         0.75, ge=0, le=1, description="Jaccard similarity of 5-word runs from which rows are duplicates; 0: exact only"
     )

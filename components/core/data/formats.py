@@ -1,13 +1,14 @@
 """Conversations out of rows: what the columns of a row mean."""
 
 import collections
-import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.data import chat_template, row_keys, template_coverage, turn_order, turns
 from qlora_pipelines.components.core.data.chat_template import Message, Tools
+from qlora_pipelines.components.core.data.row_keys import Reading
+from qlora_pipelines.components.core.data.turns import WEIGHT, LeftOut, RowError
+from qlora_pipelines.components.core.errors import InputError
 
 Row = dict[str, Any]
 
@@ -19,7 +20,8 @@ COLUMNS = {
     "text": ("text",),
 }
 """By form, the columns that it is known by; where a row has those of several forms, the first counts."""
-ROLES = ("system", "developer", "user", "assistant", "tool")
+PAIR = ("chosen", "rejected")
+"""Columns of a preference pair."""
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -33,13 +35,19 @@ SHAREGPT_ROLES = {
 
 
 class Conversation(NamedTuple):
-    """What a row holds: a conversation, or plain text where there are no messages."""
+    """What a row holds: a conversation, or plain text where there are no messages.
+
+    `settings` are the row's own variables of the chat template. `notes` say what of the row is not used as one might
+    expect.
+    """
 
     messages: list[Message]
     tools: Tools
     text: str
     group: str
     slice: str
+    settings: dict[str, Any] = {}  # noqa: RUF012, nobody writes to it
+    notes: tuple[str, ...] = ()
 
 
 def form_of(row: Row) -> str | None:
@@ -60,33 +68,50 @@ def renamed(row: Row, columns: Mapping[Any, str]) -> Row:
     """The row with the user's column names replaced by those known here.
 
     Raises:
-        ValueError: the row has no such column.
+        RowError: the row has no such column.
     """
     for ours, theirs in columns.items():
         if theirs not in row:
-            raise ValueError(f"no column {theirs}, which columns names for {ours}")
-    return row | {ours: row[theirs] for ours, theirs in columns.items()} if columns else row
+            raise RowError(f"no column {theirs}, which columns names for {ours}", theirs)
+    if not columns:
+        return row
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return others | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
-def conversation(row: Row, form: str) -> Conversation:
+def conversation(row: Row, form: str, reading: Reading = Reading()) -> Conversation:  # noqa: B008, it is immutable
     """The conversation a row of this form stands for.
 
     Raises:
-        ValueError: why the row cannot be used; quotes nothing of it.
+        LeftOut: the row says that it is not to be trained on.
+        RowError: why the row cannot be used; quotes nothing of it.
     """
     if not form or any(row.get(column) is None for column in COLUMNS[form]):
-        missing = ", ".join(column for column in COLUMNS.get(form, ()) if row.get(column) is None)
-        if form and (other := form_of(row)):
-            raise ValueError(f"of form {other} in a file of form {form}")
-        raise ValueError(f"no {missing}" if missing else "of no known form; name its columns in columns")
-    group, part = _label(row, "group"), _label(row, "slice")
+        raise _formless(row, form)
+    group, part = row_keys.label(row, "group"), row_keys.label(row, "slice")
+    settings, notes = row_keys.others(row, form, COLUMNS[form], reading)
     if form == "text":
-        return Conversation([], [], _text(row["text"], "text"), group, part)
-    messages = [_message(turn) for turn in _FORMS[form](row)]
-    if form != "messages" and row.get("system"):
-        messages.insert(0, _message({"role": "system", "content": row["system"]}))
-    _check_order(messages)
-    return Conversation(messages, _tools(row.get("tools")), "", group, part)
+        return Conversation([], [], turns.text(row["text"], "text", "text"), group, part, settings, tuple(notes))
+    column, given = COLUMNS[form][0], _FORMS[form](row)
+    messages = []
+    for place, turn in enumerate(given):
+        try:
+            message, told = turns.message(turn)
+        except RowError as error:
+            raise RowError(str(error), f"{column}[{place}]{'.' if error.key else ''}{error.key}") from None
+        messages.append(message)
+        notes += [f"{column}.{note}" for note in told]
+    messages = turn_order.checked(turn_order.with_system(row, messages), reading.consecutive_turns, column)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        chosen = (
+            ": its answers are in chosen and rejected, and pairs are not trained on; keep the chosen answer as a turn"
+        )
+        raise RowError(f"no assistant turn{chosen if 'chosen' in row else ''}", column)
+    if all(WEIGHT in message for message in answers):
+        raise LeftOut("every answer is marked as not trained", column)
+    schemas = turns.tools(row.get("tools")) or turns.tools(row.get("functions"))
+    return Conversation(messages, schemas, "", group, part, settings, tuple(dict.fromkeys(notes)))
 
 
 def encode(tokenizer: Any, conversation: Conversation, max_length: int, last_only: bool) -> chat_template.Encoded:
@@ -99,112 +124,73 @@ def encode(tokenizer: Any, conversation: Conversation, max_length: int, last_onl
         last_only: whether only the last answer is supervised.
 
     Raises:
-        InputError: the chat template cannot be used on it.
+        InputError: the chat template cannot be used on it, or does not write all of it.
     """
-    if not conversation.messages:
-        return chat_template.encode_text(tokenizer, conversation.text, max_length)
-    return chat_template.encode(
-        tokenizer, conversation.messages, max_length, tools=conversation.tools, last_only=last_only
-    )
+    messages, tools, text, *_ = conversation
+    if not messages:
+        return chat_template.encode_text(tokenizer, text, max_length)
+    settings = conversation.settings
+    if lost := template_coverage.check(tokenizer, messages, tools, settings).lost:
+        raise InputError(lost)
+    return chat_template.encode(tokenizer, messages, max_length, tools=tools, settings=settings, last_only=last_only)
 
 
-def _label(row: Row, column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, dict | list):
-        raise ValueError(f"{column} is not text or a number")
-    return "" if value is None else str(value)
+def notes(tokenizer: Any, conversation: Conversation) -> list[str]:
+    """What to tell about a row that can be used: what of it is not used as one might expect.
+
+    Args:
+        tokenizer: has the chat template.
+        conversation: what the row holds.
+    """
+    found = [*conversation.notes]
+    if conversation.messages and chat_template.reads_clock(tokenizer):
+        found.append(f"the chat template prints a date, which is always {chat_template.TODAY:%Y-%m-%d} here")
+    if any(len(message) > 2 for message in conversation.messages):
+        covered = template_coverage.check(tokenizer, conversation.messages, conversation.tools, conversation.settings)
+        found += [f"{key} is not written by the chat template" for key in covered.links]
+    return found
 
 
-def _text(value: Any, what: str) -> str:
-    if isinstance(value, list):  # parts, as OpenAI's chat format allows; only text can be trained on
-        texts: list[Any] = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
-        if len(texts) < len(value) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{what} has a part that is not text")
-        value = "".join(texts)
-    if not isinstance(value, str):
-        raise ValueError(f"{what} is not text")
-    if not value or value.isspace():
-        raise ValueError(f"{what} is empty")
-    return value
+def _formless(row: Row, form: str) -> RowError:
+    missing = ", ".join(column for column in COLUMNS.get(form, ()) if row.get(column) is None)
+    if form and (other := form_of(row)):
+        return RowError(f"of form {other} in a file of form {form}")
+    if all(column in row for column in PAIR):
+        return RowError(
+            "a pair of answers, chosen and rejected, which is not trained on: to train on the chosen ones, set columns"
+            ' to {"completion": "chosen"}, or {"messages": "chosen"} where they are conversations',
+            "chosen",
+        )
+    return RowError(f"no {missing}" if missing else "of no known form; name its columns in columns", missing)
 
 
 def _from_messages(row: Row) -> list[Any]:
     messages = row["messages"]
-    return _turns(_parsed(messages, "messages") if isinstance(messages, str) else messages)
+    return _turns(turns.parsed(messages, "messages", "messages") if isinstance(messages, str) else messages, "messages")
 
 
-def _turns(messages: Any) -> list[Any]:
+def _turns(messages: Any, column: str) -> list[Any]:
     if not isinstance(messages, list) or not messages:
-        raise ValueError("messages is not a list of turns")
+        raise RowError(f"{column} is not a list of turns", column)
     return messages
 
 
-def _message(message: Any) -> Message:
-    if not isinstance(message, dict):
-        raise ValueError("a turn is not an object with role and content")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        known = isinstance(role, str) and re.fullmatch(r"\w{1,20}", role)
-        raise ValueError(f"unknown role {role}" if known else "unknown role")
-    if len(message) == 2 and type(content) is str and content and not content.isspace():
-        return {"role": role, "content": content}
-    calls = message.get("tool_calls")
-    if calls and role != "assistant":
-        raise ValueError(f"the {role} calls tools")
-    turn: Message = {"role": role}
-    if content or not calls:
-        turn["content"] = _text(content, f"the {role}'s content")
-    if calls:
-        turn["tool_calls"] = [_call(call) for call in _turns(calls)]
-        turn.setdefault("content", "")
-    optional = ("name", "tool_call_id", "reasoning_content")
-    return turn | {name: message[name] for name in optional if isinstance(message.get(name), str)}
-
-
-def _call(call: Any) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ValueError("a tool call names no function")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        # OpenAI's format has a string of JSON; templates write the object.
-        arguments = _parsed(arguments or "{}", "a tool call's arguments")
-    if not isinstance(arguments, dict | None):
-        raise ValueError("a tool call's arguments are not an object")
-    # Parquet gives every struct all keys, null where there was none.
-    arguments = {key: value for key, value in (arguments or {}).items() if value is not None}
-    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return made | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
-
-
-def _tools(tools: Any) -> Tools:
-    if isinstance(tools, str):
-        tools = _parsed(tools, "tools") if tools.strip() else []
-    tools = tools or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise ValueError("tools is not a list of objects")
-    return tools
-
-
-def _parsed(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{what} is text, but not JSON") from None
-
-
 def _from_sharegpt(row: Row) -> list[Any]:
-    return [_sharegpt_turn(turn) for turn in _turns(row["conversations"])]
+    column = "conversations"
+    given = row[column]
+    given = turns.parsed(given, column, column) if isinstance(given, str) else given
+    return [_sharegpt_turn(turn) for turn in _turns(given, column)]
 
 
 def _sharegpt_turn(turn: Any) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
         return turn
+    others = {key: value for key, value in turn.items() if key not in ("from", "value")}
     role = SHAREGPT_ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
     if turn["from"] == "function_call":
-        calls = _parsed(_text(turn.get("value"), "a function_call"), "a function_call")
-        return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}
-    return {"role": role or turn["from"], "content": turn.get("value")}
+        value = turns.text(turn.get("value"), "a function_call", "value")
+        return others | {"role": role, "tool_calls": turns.parsed(value, "a function_call", "value")}
+    return others | {"role": role or turn["from"], "content": turn.get("value")}
 
 
 def _from_prompt_completion(row: Row) -> list[Any]:
@@ -218,29 +204,15 @@ def _as_turns(value: Any, role: str) -> list[Any]:
 
 
 def _from_alpaca(row: Row) -> list[Any]:
-    question = _text(row["instruction"], "instruction")
+    question = turns.text(row["instruction"], "instruction", "instruction")
     if row.get("input") not in (None, ""):
-        question = f"{question}\n\n{_text(row['input'], 'input')}"
-    turns: list[Any] = []
-    for past in row.get("history") or []:
-        if not isinstance(past, list) or len(past) != 2:
-            raise ValueError("history is not a list of pairs")
-        turns += [{"role": "user", "content": past[0]}, {"role": "assistant", "content": past[1]}]
-    return [*turns, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
-
-
-def _check_order(messages: list[Message]) -> None:
-    """Turns as serving will see them: the assistant answers someone, and only tools speak twice in a row."""
-    previous = ""
-    for message in messages:
-        role = message["role"]
-        if role == previous and role != "tool":
-            raise ValueError(f"two {role} turns in a row")
-        if role == "assistant" and previous in ("", "system", "developer"):
-            raise ValueError("the assistant speaks first, before any question")
-        previous = role
-    if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("no assistant turn")
+        question = f"{question}\n\n{turns.text(row['input'], 'input', 'input')}"
+    past: list[Any] = []
+    for pair in row.get("history") or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowError("history is not a list of pairs", "history")
+        past += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return [*past, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
 
 
 _FORMS = {

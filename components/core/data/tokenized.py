@@ -13,6 +13,8 @@ from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.errors import InputError, first_line
 from qlora_pipelines.components.core.store import keys, local_files
 
+TEXTS = ("messages", "tools", "chat_template_kwargs", "group", "slice")
+"""Columns of text."""
 ROW_GROUP = 10_000
 """Rows per row group: what reading and writing keep in memory at a time.
 
@@ -24,7 +26,8 @@ ROW_GROUP = 10_000
 class Sample:
     """A kept row; `id` is the sha256 of its conversation.
 
-    A row of plain text has no messages. `group` and `slice` are the row's own, for the evaluation's scores.
+    A row of plain text has no messages. `group` and `slice` are the row's own, for the evaluation's scores; `settings`
+    are its variables of the chat template.
     """
 
     id: str
@@ -33,15 +36,16 @@ class Sample:
     tools: chat_template.Tools = dataclasses.field(default_factory=list)
     group: str = ""
     slice: str = ""
+    settings: chat_template.Settings = dataclasses.field(default_factory=dict)
 
 
 def schema() -> Any:
-    """The Arrow schema of a side: token ids and labels of shape (tokens,), messages and tools as JSON."""
+    """The Arrow schema of a side: token ids and labels of shape (tokens,), messages, tools, settings as JSON."""
     import pyarrow as pa
 
     ids = pa.list_(pa.field("element", pa.int32()))
     columns = {"id": pa.string(), "input_ids": ids, "labels": ids}
-    return pa.schema(columns | dict.fromkeys(("messages", "tools", "group", "slice"), pa.string()))
+    return pa.schema(columns | dict.fromkeys(TEXTS, pa.string()))
 
 
 class Digest:
@@ -201,4 +205,5 @@ def _samples(batch: Any) -> Iterator[Sample]:
             json.loads(row["tools"] or "[]"),
             row["group"],
             row["slice"],
+            json.loads(row["chat_template_kwargs"] or "{}"),
         )

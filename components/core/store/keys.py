@@ -22,15 +22,19 @@ from qlora_pipelines.components.core.config.base import StepConfig
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.config.steps import EvaluateConfig, MergeConfig, PrepareConfig, TrainConfig
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the same inputs would give another result than before, or when an option's name changes.
 
-1: version 0.1. 2: options are named as in transformers; the keys hash their names too.
+1: version 0.1. 2: options are named as in transformers; the keys hash their names too. 3: marks of turns and rows are
+obeyed, and a token at the border of prompt and answer is supervised.
 """
 
 
-EVALUATION_FORMAT = 1
-"""Raise it when the same evaluation would give other figures, another verdict or another report than before."""
+EVALUATION_FORMAT = 2
+"""Raise it when the same evaluation would give other figures, another verdict or another report than before.
+
+2: a generated answer is compared with the trained text, both without their thoughts.
+"""
 
 
 def digest(value: Any) -> str:

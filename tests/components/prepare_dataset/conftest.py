@@ -62,10 +62,16 @@ class Prepared:
 
 @pytest.fixture
 def prepared(tmp_path: Path, tiny_model: Path) -> Callable[..., Prepared]:
-    """Prepares a file; further options by name."""
+    """Prepares a file, by another template than the tiny model's where one is given; further options by name."""
     count = iter(range(100))
 
-    def make(data: Path, evaluation: Path | None = None, **options: Any) -> Prepared:
-        return Prepared(tmp_path / f"out{next(count)}", tiny_model, data, evaluation, **options)
+    def make(data: Path, evaluation: Path | None = None, template: str = "", **options: Any) -> Prepared:
+        tokenizer = tiny_model
+        if template:
+            made = loading.load_tokenizer(tiny_model)
+            made.chat_template = template
+            tokenizer = tmp_path / f"tokenizer{next(count)}"
+            made.save_pretrained(tokenizer)
+        return Prepared(tmp_path / f"out{next(count)}", tokenizer, data, evaluation, **options)
 
     return make

@@ -13,6 +13,7 @@ from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.prepare_dataset import preparing
 from qlora_pipelines.pipelines.cli.main import main
+from tests.components.prepare_dataset import templates
 from tests.conftest import conversation, write_jsonl
 
 WORDS = ["cat", "mat", "one", "two", "three", "four", "five", "system", "user", "sat", "on", "the"]
@@ -97,7 +98,10 @@ def test_training_rows_that_share_words_with_evaluation_rows_go_where_asked(tmp_
 def test_group_and_slice_and_tools_reach_the_reader(tmp_path: Path, prepared: Callable) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     rows = [row | {"group": f"g{place % 3}", "slice": "s", "tools": tools} for place, row in enumerate(distinct(40))]
-    samples = prepared(write_jsonl(tmp_path / "rows.jsonl", rows)).side("train")
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InputError, match=r"rows\.jsonl:1 the chat template does not write tools"):
+        prepared(data)
+    samples = prepared(data, template=templates.QWEN, max_length=500).side("train")
     assert {sample.group for sample in samples} == {"g0", "g1", "g2"}
     assert all(sample.slice == "s" and sample.tools == tools for sample in samples)
 
@@ -188,7 +192,7 @@ def test_the_report_shows_where_rows_went_and_what_the_model_sees(tmp_path: Path
     rows = [*distinct(60), conversation("<script>alert(1)</script>", "<b>one</b>"), *distinct(2)]
     report = prepared(write_jsonl(tmp_path / "rows.jsonl", rows)).report
     assert "left out: the same conversation is elsewhere" in report
-    assert report.count("<pre>") == 12 and "<mark>" in report and "<i>&lt;|im_end|&gt;</i>" in report
+    assert report.count("<pre>") == 12 and "<mark title=" in report and "<i>&lt;|im_end|&gt;</i>" in report
     assert "tokenised by fastokens" in report and "<script>" not in report
     assert "http" not in report.replace("http-equiv", "")
 

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,81 @@ def test_a_folder_that_holds_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"tokenizer in {tmp_path} cannot be read: ") as error:
         loading.load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def with_template(tokenizer: Any, template: str) -> Any:
+    made = copy.copy(tokenizer)
+    made.chat_template = template
+    return made
+
+
+def supervised(tokenizer: Any, encoded: chat_template.Encoded) -> str:
+    return str(tokenizer.decode([label for label in encoded.labels if label != chat_template.IGNORED]))
+
+
+@pytest.mark.parametrize("space", [" ", "  ", "\n", ""])
+def test_the_first_token_of_an_answer_is_trained_though_it_begins_in_the_prompt(tokenizer: Any, space: str) -> None:
+    made = with_template(
+        tokenizer,
+        "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} ASSISTANT:" + space + "{% else %}"
+        "{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+    )
+    for answer in ("yes", "No, never."):
+        encoded = chat_template.encode(made, [user("Is it?"), assistant(answer)], 100)
+        assert supervised(made, encoded).lstrip() == f"{answer}<|im_end|>"
+
+
+def test_an_answer_that_ends_within_a_token_is_trained_to_its_end(tokenizer: Any) -> None:
+    made = with_template(tokenizer, "{% for m in messages %}{{ m.role }}: {{ m.content }}ing\n{% endfor %}"
+                         "{% if add_generation_prompt %}assistant: {% endif %}")  # fmt: skip
+    encoded = chat_template.encode(made, [user("q"), assistant("walk"), user("q"), assistant("go")], 100)
+    assert supervised(made, encoded).replace("\n", "") == "walkinggoing"
+
+
+def test_text_that_has_its_own_beginning_gets_no_second_one(tokenizer: Any) -> None:
+    from tokenizers import processors
+
+    made = copy.deepcopy(tokenizer)
+    begin = "<|im_start|>"
+    made.add_special_tokens({"bos_token": begin})
+    template = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, made.convert_tokens_to_ids(begin))]
+    )
+    made.backend_tokenizer.post_processor = template
+    bare, own = (chat_template.encode_text(made, text, 50) for text in ("once upon", f"{begin}once upon"))
+    assert bare == own and own.input_ids.count(made.bos_token_id) == 1
+    twice = chat_template.encode_text(made, f"{begin}{begin}once", 50)  # what the text says twice stays
+    assert twice.input_ids.count(made.bos_token_id) == 2
+
+
+def test_a_template_that_prints_the_date_gives_the_same_text_on_any_day(tokenizer: Any) -> None:
+    made = with_template(tokenizer, "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert chat_template.render(made, [user("q")]) == "01 Jan 2026q"
+    assert chat_template.reads_clock(made) and not chat_template.reads_clock(tokenizer)
+
+
+def test_a_turn_that_is_not_trained_is_only_read(tokenizer: Any) -> None:
+    turns = [user("one"), assistant("two") | {"weight": 0}, user("three"), assistant("four")]
+    for last_only in (False, True):
+        encoded = chat_template.encode(tokenizer, turns, 100, last_only=last_only)
+        assert supervised(tokenizer, encoded) == "four<|im_end|>"
+        assert "two" in tokenizer.decode(encoded.input_ids)
+    last = [user("one"), assistant("two"), user("three"), assistant("four") | {"weight": 0}]
+    assert supervised(tokenizer, chat_template.encode(tokenizer, last, 100, last_only=True)) == "two<|im_end|>"
+
+
+def test_an_answer_without_words_is_never_trained(tokenizer: Any) -> None:
+    made = with_template(tokenizer, "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' %}"
+                         "{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+                         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")  # fmt: skip
+    with pytest.raises(InputError, match="writes nothing of the assistant's turn"):
+        chat_template.encode(made, [user("one"), assistant("two")], 100)
+
+
+def test_the_names_that_a_template_reads(tokenizer: Any) -> None:
+    made = with_template(tokenizer, "{{ bos_token }}{% if enable_thinking is defined %}x{% endif %}"
+                         "{% set a = 1 %}{{ a }}"
+                         "{% for m in messages %}{% generation %}{{ m.content }}{{ tools }}{% endgeneration %}"
+                         "{% endfor %}{{ strftime_now('%Y') }}{{ raise_exception('x') if add_generation_prompt }}"
+                         "{{ date_string }}")  # fmt: skip
+    assert chat_template.variables(made) - {"bos_token"} == {"enable_thinking", "date_string"}
