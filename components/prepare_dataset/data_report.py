@@ -104,7 +104,7 @@ def write_report(path: str, result: Any, read: Any, statuses: NDArray[np.uint8],
             ("rows to train on", result.train_rows),
             ("rows to evaluate on", result.eval_rows),
             ("duplicates left out", result.duplicate_rows),
-            ("rows rejected", result.rejected_rows),
+            ("rows rejected or left out", result.rejected_rows),
             ("of the tokens supervised", f"{train.supervised_share:.0%}"),
         ]
     )
@@ -135,7 +135,7 @@ def _rows(report: Report, read: Any, statuses: NDArray[np.uint8]) -> None:
     report.table(["", "rows", "share"], [(what, rows, f"{rows / read.rows:.1%}") for what, rows in parts.items()])
     report.table(["file", "form", "rows read"], read.files)
     if read.reasons:
-        report.section("Why rows were rejected or left out", "File and line of each are in the artifact `rejected`.")
+        report.section("Why rows were rejected or left out", "File and line of each are in the artifact rejected.")
         report.table(["reason", "rows", "such as"], _counted(read.reasons, read))
     if read.notes:
         report.section("What of the rows is not used", "These rows are used, without what is named here.")

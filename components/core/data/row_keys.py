@@ -1,5 +1,6 @@
 """The columns of a row that hold no turns: each is used, known to be harmless, or named."""
 
+import functools
 from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.data import turns
@@ -59,10 +60,10 @@ def others(row: Row, form: str, columns: tuple[str, ...], reading: Reading) -> t
         LeftOut: one says that the row is not to be trained on.
         RowError: one says what cannot be done.
     """
-    known = {*columns, *READ, *MORE.get(form, ()), *(CHAT if form != "text" else ())}
-    if len(row) == len(columns):  # nothing else is there
+    given = {key: row[key] for key in row.keys() - _known(form, columns) if not turns.empty(row[key])}
+    if not given and "chat_template_kwargs" not in row:
         return {}, []
-    given = {key: value for key, value in row.items() if key not in known and not turns.empty(value)}
+    given = {key: given[key] for key in row if key in given}  # in the row's order: the notes are
     settings, notes = _settings(row, reading)
     for key in reading.variables & given.keys():
         settings[key] = given.pop(key)
@@ -80,6 +81,11 @@ def _judges(value: Any, form: str) -> bool:
     if isinstance(value, bool) or str(value).strip().lower() in ("true", "false"):
         return True
     return form != "text" and isinstance(value, int | float) and value in (0, 1)
+
+
+@functools.cache
+def _known(form: str, columns: tuple[str, ...]) -> frozenset[str]:
+    return frozenset({*columns, *READ, *MORE.get(form, ()), *(CHAT if form != "text" else ())})
 
 
 def _settings(row: Row, reading: Reading) -> tuple[dict[str, Any], Notes]:
