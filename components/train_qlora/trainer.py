@@ -1,15 +1,22 @@
 """TRL's trainer on packed rows, with the head computed at supervised positions only."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from transformers import get_scheduler
 from trl import SFTTrainer
 
 from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.train_qlora import launch, shard
+
+
+def _next(rate: Callable[[int], float]) -> Callable[[int], float]:
+    """The rates of a schedule from its second step on."""
+    return lambda step: rate(step + 1)
 
 
 class PackedTrainer(SFTTrainer):
@@ -33,6 +40,29 @@ class PackedTrainer(SFTTrainer):
         super().create_accelerator_and_postprocess()
         if self.sharded:
             shard.configure(self)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of transformers without its first step, at which the rate is 0.
+
+        Its rise of w steps gives step s, from 0, s/w of the peak: the first step learns nothing, which is the whole
+        training where there is only one. Here it gives (s + 1) / (w + 1), as torchtitan and nanoGPT do, and the peak
+        comes at the same step. What falls does so as before, and is above 0 at the last step too.
+
+        Args:
+            num_training_steps: optimiser steps.
+            optimizer: whose rate it sets; None: the trainer's own.
+        """
+        if self.lr_scheduler is None:
+            whole = get_scheduler(
+                self.args.lr_scheduler_type,
+                optimizer or self.optimizer,
+                num_warmup_steps=self.args.get_warmup_steps(num_training_steps) + 1,
+                num_training_steps=num_training_steps + 1,
+            )
+            rates = [_next(rate) for rate in whole.lr_lambdas]
+            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(whole.optimizer, rates)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.sharded:

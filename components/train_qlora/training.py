@@ -98,6 +98,9 @@ def train(job: Job) -> Trained:
             trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
             resumed = f", going on after step {done}" if done else ""
             _log(f"training {trainable:,} parameters for {steps} steps{resumed}")
+            if config.warmup_steps >= 1 and (rise := int(config.warmup_steps)) >= steps:
+                _log(f"warmup_steps is {rise} and training has {steps}: the rate reaches {steps / (rise + 1):.0%} of"
+                     f" learning_rate; give fewer, or a fraction")  # fmt: skip
             # Autocast casts inputs. peft would cast each layer's to float32 first: it sees the autocast of CUDA only.
             with disable_input_dtype_casting(trainer.model):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -135,9 +138,10 @@ def _trainer(job: Job, model: Any, tokenizer: Any, rows: Any, steps: int, run: M
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.lr_scheduler_type,
-            # The rate rises linearly from 0: Adam's second moments rest on few gradients at first, so its early updates
-            # vary widely (Liu et al. 2020, On the Variance of the Adaptive Learning Rate and Beyond). Below 1 this is a
+            # The rate rises linearly: Adam's second moments rest on few gradients at first, so its early updates vary
+            # widely (Liu et al. 2020, On the Variance of the Adaptive Learning Rate and Beyond). Below 1 this is a
             # fraction of all steps, rounded up; from 1 on, steps (TrainingArguments.get_warmup_steps).
+            # PackedTrainer.create_scheduler has no step at 0.
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,

@@ -26,7 +26,7 @@ FORMAT = 3
 """Raise it when the same inputs would give another result than before, or when an option's name changes.
 
 1: version 0.1. 2: options are named as in transformers; the keys hash their names too. 3: marks of turns and rows are
-obeyed, and a token at the border of prompt and answer is supervised.
+obeyed, and a token at the border of prompt and answer is supervised; the first step of training has a learning rate.
 """
 
 
