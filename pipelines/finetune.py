@@ -126,6 +126,7 @@ def finetune(
                 learning_rate=learning_rate,
                 lora_r=lora_r,
                 seed=seed,
+                tokenizer_uri=plan["tokenizer_uri"],
                 planned_gpu_mib=plan["planned_gpu_mib"],
                 planned_host_mib=plan["planned_host_mib"],
                 options=plan["train_options"],

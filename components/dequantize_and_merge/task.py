@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, base_weights, loading
+from qlora_pipelines.components.core.models import base_model, base_weights, loading, model_files, stop_tokens
 from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import integrity
@@ -19,8 +19,6 @@ from qlora_pipelines.components.dequantize_and_merge import layout, parameter_na
 Config = MergeConfig
 MODEL = "model"
 """The model is in this folder below `merged_uri`, so that MLflow's files fit next to it."""
-GENERATION = "generation_config.json"
-NOT_TOKENIZER = {"config.json", GENERATION, "adapter_config.json", attempts.MANIFEST}
 
 
 class Result(NamedTuple):
@@ -84,11 +82,9 @@ def run(
         log(f"merging into the {merge_base} base: {merged.size / 1e9:,.2f} GB in {len(merged.shards)} files")
         with attempts.attempt(key_uri, wait=True) as attempt:
             streaming.write(merged, Quantization(**trained.info["quantization"]), attempt, MODEL, _note(trained.info))
-            configs = {"config.json": layout.merged_config(base_config, merged), GENERATION: _generation_config(folder)}
-            for name, content in configs.items():
-                attempt.write(f"{MODEL}/{name}", json.dumps(content, indent=2).encode())
-            for file in _tokenizer_files(folder, held.folder):
-                attempt.write(f"{MODEL}/{file.name}", file.read_bytes())
+            held.check_unchanged()  # the weights took their time
+            for name, content in _other_files(folder, held.folder, merged).items():
+                attempt.write(f"{MODEL}/{name}", content)
             held.check_unchanged()  # before anything counts as finished
             finished = attempt.commit(
                 {"merge_key": merge_key, "training_key": trained.info["training_key"], "merge_base": merge_base}
@@ -131,14 +127,16 @@ def _note(info: dict[str, Any]) -> str:
     return "another base"
 
 
-def _generation_config(base: Path) -> dict[str, Any]:
-    """The base's. Where it leaves sampling open, answers are not sampled; transformers' pipeline would sample them."""
-    path = base / GENERATION
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return {"do_sample": False} | found
+def _other_files(base: Path, adapter: Path, merged: layout.MergedLayout) -> dict[str, bytes]:
+    """All files of the merged model but its weights, by path: what the base had that still holds, and its own configs.
 
-
-def _tokenizer_files(base: Path, adapter: Path) -> list[Path]:
-    """The tokenizer that training used: the adapter's, or else the base's."""
+    The tokenizer is the one that training used, byte for byte: the adapter's, or else the base's.
+    """
     tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    return [path for path in base_model.tokenizer_files(tokenizer) if path.name not in NOT_TOKENIZER]
+    files = model_files.carried(base, tokenizer)
+    config = layout.merged_config(json.loads(files["config.json"]), merged)
+    if not config.get("architectures"):  # without it vLLM and MLflow do not know what the model is
+        config["architectures"] = [type(loading.empty_model(base)).__name__]
+    generation = stop_tokens.generation_config(base, loading.load_tokenizer(tokenizer))
+    made = {"config.json": config, stop_tokens.GENERATION: generation}
+    return files | {name: json.dumps(content, indent=2).encode() for name, content in made.items()}

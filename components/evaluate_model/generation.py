@@ -7,6 +7,7 @@ from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.data.turns import WEIGHT
+from qlora_pipelines.components.core.models import stop_tokens
 from qlora_pipelines.components.core.runtime import Progress
 from qlora_pipelines.components.evaluate_model import metrics
 from qlora_pipelines.components.evaluate_model.answer_words import AnswerWords
@@ -35,7 +36,7 @@ def generate(model: Any, tokenizer: Any, samples: Sequence[Sample], config: Eval
         max_new_tokens=config.max_new_tokens,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=_end_tokens(model, tokenizer),
+        eos_token_id=stop_tokens.eos_token_ids(tokenizer, model.generation_config.eos_token_id),
     )
     words = AnswerWords(tokenizer)
     prompts = []
@@ -101,8 +102,3 @@ def last_answer(sample: Sample) -> int:
     """Which turn of a row is the last answer that is trained."""
     trained = [turn for turn, message in enumerate(sample.messages) if WEIGHT not in message]
     return max(turn for turn in trained if sample.messages[turn]["role"] == "assistant")
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    known = model.generation_config.eos_token_id
-    return sorted({*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None})

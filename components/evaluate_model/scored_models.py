@@ -10,7 +10,7 @@ from typing import Any
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models import loading, stop_tokens
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import champion
 from qlora_pipelines.components.core.runtime import load_libraries, log
@@ -48,7 +48,8 @@ def base_and_adapter(
     log("loading the base in 4 bit")
     trained = attempts.read(adapter).info
     model = loading.load_quantized(base, Quantization(**trained["quantization"])).eval()
-    tokenizer = loading.load_tokenizer(base)
+    tokenizer = _tokenizer(base, adapter)
+    model.generation_config.eos_token_id = stop_tokens.of_folder(base, tokenizer)
     prompted = prompts.with_baseline_messages(config.baseline_messages, samples, tokenizer)
     reference = score_model("base", config, model, tokenizer, prompted, swaps=True)
     tuned = PeftModel.from_pretrained(model, adapter).eval()
@@ -66,6 +67,11 @@ def base_and_adapter(
     return reference, candidate, today
 
 
+def _tokenizer(base: Path, adapter: str) -> Any:
+    """The tokenizer that training used: the adapter's, whose chat template may be another, or else the base's."""
+    return loading.load_tokenizer(Path(adapter) if Path(adapter, "tokenizer_config.json").is_file() else base)
+
+
 def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, adapter: str) -> ScoredModel | None:
     """The adapter on the base in 16 bit, scores only; None where that is offloaded, and this adapter cannot be."""
     log("loading the base in 16 bit")
@@ -74,7 +80,7 @@ def on_original(config: EvaluateConfig, samples: Sequence[Sample], base: Path, a
             log("this adapter needs its base whole, which does not fit the GPU: it is not scored on the original")
             return None
         tuned = offloading.attach(model, adapter, offloaded)
-        tokenizer = loading.load_tokenizer(base)
+        tokenizer = _tokenizer(base, adapter)
         found = score_model("tuned on the original", config, tuned, tokenizer, samples, answers=False)
         del model, tuned
     _free()
@@ -86,6 +92,7 @@ def merged(config: EvaluateConfig, samples: Sequence[Sample], folder: Path, name
     log(f"loading the {name} model")
     tokenizer = loading.load_tokenizer(folder)
     with offloading.load_16bit(folder) as (model, offloaded):
+        model.generation_config.eos_token_id = stop_tokens.of_folder(folder, tokenizer)
         return score_model(name, config, model.eval(), tokenizer, samples, answers=not offloaded)
 
 

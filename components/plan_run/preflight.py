@@ -27,6 +27,7 @@ from qlora_pipelines.components.plan_run import (
     host_memory,
     nodes,
     sampling,
+    stopping,
     weight_files,
 )
 
@@ -142,8 +143,10 @@ def _base(checks: Checks, config: PlacedRun, folder: Path) -> None:
         checks.note("ok", "base model", f"{config.base_model} can be read at {checks.revision[:19]}, in safetensors")
         checks.files = files
         with checks.collect_errors("tokenizer"):
-            loading.load_tokenizer(files)
+            tokenizer = loading.load_tokenizer(files)
             checks.note("ok", "tokenizer", "can be read and has a chat template")
+            for level, text in stopping.check(files, tokenizer, config.base_model):
+                checks.note(level, "tokenizer", text)
         described = loading.empty_model(files)
         for level, text in base_checks.check(files, described, config):
             checks.note(level, "base model", text)
@@ -196,6 +199,8 @@ def _samples(checks: Checks, config: PlacedRun, files: Path) -> None:
                 checks.note("warning", "data", f"{side}: {text}")
             for note, rows in sample.notes.items():
                 checks.note("warning", "data", f"{side}: {note}: {rows} of the first {sample.checked} rows")
+            for level, text in stopping.check_rows(files, sample.encoded, config.max_length):
+                checks.note(level, "data", f"{side}: {text}")
     if evaluated := checks.samples.get("eval") or checks.samples.get("train"):
         rows = evaluated.rows if "eval" in checks.listing else round(evaluated.rows * prepare.eval_share)
         needed = groups_needed(1 - config.for_step("evaluate_model").confidence)
@@ -233,7 +238,7 @@ def _stored_work(checks: Checks, config: PlacedRun, run_keys: keys.RunKeys) -> N
         text = f"training goes on from step {step}" if step else "none; training starts at the first step"
         checks.note("ok", "checkpoint", text)
     if base_model.is_on_hub(config.base_model):
-        checks.staged = attempts.find(base_model.place_in_store(config.base_model, checks.revision)) is not None
+        checks.staged = base_model.staged(config.base_model, checks.revision) is not None
         size = checks.weights.size / fit.GIB if checks.weights else 0.0
         text = "is in the store already" if checks.staged else f"will be copied into the store, {size:.1f} GiB"
         checks.note("ok", "base model", f"{config.base_model} {text}")

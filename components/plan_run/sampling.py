@@ -61,6 +61,7 @@ class Sample:
         reason: number of the first of these and why; '' where there is none.
         left_out: how many ask not to be trained on.
         notes: what of the others is not used as one might expect, and of how many rows.
+        encoded: those that can be used, as they will be trained on.
     """
 
     form: str
@@ -73,6 +74,7 @@ class Sample:
     reason: str
     left_out: int = 0
     notes: dict[str, int] = dataclasses.field(default_factory=dict)
+    encoded: tuple[chat_template.Encoded, ...] = ()
 
 
 def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sample:
@@ -105,6 +107,7 @@ def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> 
         reason="row {}: {}".format(*reasons[0]) if reasons else "",
         left_out=left_out,
         notes=dict(notes.most_common()),
+        encoded=tuple(encoded),
     )
 
 

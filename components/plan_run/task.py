@@ -137,6 +137,6 @@ def _record(config: PlacedRun, checks: preflight.Checks, run_keys: keys.RunKeys)
 def _keep_tokenizer(files: Path, digest: str) -> str:
     """Puts the tokenizer into the store, where steps without the hub's token read it; returns its address."""
     uri = storage.join(storage.root(), "tokenizers", digest)
-    for path in base_model.tokenizer_files(files):
-        storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
+    for name in base_model.tokenizer_files(files):
+        storage.write_bytes(storage.join(uri, name), (files / name).read_bytes())
     return uri

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from qlora_pipelines.components.core.models import model_files
 from qlora_pipelines.components.core.registry import integrity
 
-TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges", "added_tokens")
 COPIES = "components/tokenizer"
 REQUIREMENTS = ("mlflow", "transformers", "torch", "accelerate")
 CHAT = "llm/v1/chat"
@@ -44,7 +44,7 @@ def make(uri: str, files: dict[str, dict[str, Any]], created: int, identity: str
 def tokenizer_copies(files: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Where the tokenizer's files are copied to, and from which of a version's files."""
     names = [name.removeprefix("model/") for name in files if name.startswith("model/")]
-    return {f"{COPIES}/{name}": f"model/{name}" for name in names if name.startswith(TOKENIZER)}
+    return {f"{COPIES}/{name}": f"model/{name}" for name in names if model_files.is_tokenizer(name)}
 
 
 def _mlmodel(config: dict[str, Any], size: int, created: int, identity: str) -> str:

@@ -32,17 +32,15 @@ def run(config: StageConfig) -> Result:
         log(f"base {config.base_model} is used in place")
         uri = config.base_model
         return Result(uri if storage.is_remote(uri) else str(storage.local_path(uri)))
-    revision, place = config.base_revision, ""
-    if hub.is_commit(revision):
-        place = base_model.place_in_store(config.base_model, revision)
-    staged = attempts.find(place) if place else None
+    revision = config.base_revision
+    staged = base_model.staged(config.base_model, revision) if hub.is_commit(revision) else None
     if staged is None:
         revision, files = base_model.hub_files(config.base_model, config.base_revision)
-        place = base_model.place_in_store(config.base_model, revision)
-        staged = attempts.find(place)
+        staged = base_model.staged(config.base_model, revision)
     if staged is None:
-        uri = storage.join(place, "files")
+        uri = storage.join(base_model.place_in_store(config.base_model, revision), "files")
         copied = copying.copy(config.base_model, revision, files, uri)
-        staged = attempts.finish(uri, {"base_model": config.base_model, "revision": revision}, copied)
+        info = {"base_model": config.base_model, "revision": revision, "layout": base_model.LAYOUT}
+        staged = attempts.finish(uri, info, copied)
     log(f"base is at {staged.uri}")
     return Result(staged.uri)

@@ -20,6 +20,7 @@ def train_qlora(
     learning_rate: float = 0.0002,
     lora_r: int = 16,
     seed: int = 42,
+    tokenizer_uri: str = "",
     planned_gpu_mib: int = 0,
     planned_host_mib: int = 0,
     options: str = "{}",
@@ -40,6 +41,7 @@ def train_qlora(
         learning_rate: Peak learning rate.
         lora_r: Rank of the adapter.
         seed: Seed of order, initialisation and dropout.
+        tokenizer_uri: Folder of the tokenizer that made the rows, as plan_run keeps it; empty is the base model's.
         planned_gpu_mib: Memory that plan_run said training needs on a GPU, for the report; 0 is not known.
         planned_host_mib: The same where there is no GPU.
         options: Further options, a JSON object.
@@ -67,6 +69,7 @@ def train_qlora(
             training_key=training_key,
             adapter=adapter.path,
             report=report.path,
+            tokenizer_uri=tokenizer_uri,
             planned_gpu_mib=planned_gpu_mib,
             planned_host_mib=planned_host_mib,
         )

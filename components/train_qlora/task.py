@@ -53,6 +53,7 @@ def run(
     training_key: str,
     adapter: str,
     report: str,
+    tokenizer_uri: str = "",
     planned_gpu_mib: int = 0,
     planned_host_mib: int = 0,
 ) -> Result:
@@ -67,6 +68,7 @@ def run(
         training_key: names the adapter, which is kept in the store under this key, and its checkpoints.
         adapter: folder to write: peft's adapter, the tokenizer and a manifest.
         report: HTML page to write.
+        tokenizer_uri: folder of the tokenizer that made the data set; empty: the base's.
         planned_gpu_mib: memory that plan_run said training needs on a GPU; 0: not known.
         planned_host_mib: the same where there is no GPU.
 
@@ -100,6 +102,8 @@ def run(
             base = base_model.fetch(base_uri, Path(name) / "base", base_revision)
             base_model.check_names(str(base), (path.name for path in base.glob("*")))
 
+            tokenizer = copies.download(tokenizer_uri, Path(name) / "tokenizer") if tokenizer_uri else base
+
             def begin(folder: Path) -> tuple[training.Job]:
                 watchdog.start(config.setup_limit_minutes)
                 _empty(attempt.folder)
@@ -109,6 +113,7 @@ def run(
                     dataset_digest=dataset_digest,
                     base=str(base),
                     base_uri=base_uri,
+                    tokenizer=str(tokenizer),
                     output=str(attempt.folder),
                     scratch=str(folder / "scratch"),
                     training_key=training_key,

@@ -10,7 +10,7 @@ from typing import Any
 from qlora_pipelines.components.core.config.steps import TrainConfig
 from qlora_pipelines.components.core.data import packing, tokenized
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import loading, lora, packed_attention, quantization
+from qlora_pipelines.components.core.models import loading, lora, model_files, packed_attention, quantization
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.runtime import load_libraries, log
 from qlora_pipelines.components.train_qlora import launch, memory, watchdog
@@ -22,8 +22,9 @@ from qlora_pipelines.components.train_qlora.mlflow_run import MlflowRun
 class Job:
     """What a training process needs to know: options, the prepared set, the base, and where results go.
 
-    `base` is a folder, `base_uri` where it came from. `scratch` is one folder for all processes. `resumed` is the step
-    of the checkpoint to resume from and its folder; None: from the start.
+    `base` is a folder, `base_uri` where it came from, `tokenizer` the folder of the run's tokenizer. `scratch` is one
+    folder for all processes. `resumed` is the step of the checkpoint to resume from and its folder; None: from the
+    start.
     """
 
     config: TrainConfig
@@ -31,6 +32,7 @@ class Job:
     dataset_digest: str
     base: str
     base_uri: str
+    tokenizer: str
     output: str
     scratch: str
     training_key: str
@@ -70,12 +72,13 @@ def train(job: Job) -> Trained:
         from transformers import set_seed
 
         base = Path(job.base)
-        tokenizer = loading.load_tokenizer(base)
+        tokenizer = loading.load_tokenizer(Path(job.tokenizer))
         samples = tokenized.read(job.train_set, job.dataset_digest)
         made_by = tokenized.tokenizer_digest(job.train_set)
         if made_by and made_by != loading.tokenizer_digest(tokenizer):
             raise InputError(
-                f"data set {job.train_set} was tokenised for another tokenizer than that of {base}: prepare it again"
+                f"data set {job.train_set} was tokenised for another tokenizer than that of {job.tokenizer}: prepare"
+                " it again"
             )
         encoded = [sample.encoded for sample in samples if sample.encoded.supervised]
         if not encoded:
@@ -109,7 +112,7 @@ def train(job: Job) -> Trained:
             watchdog.start(config.step_limit_minutes)
             trainer.save_adapter(job.output, job.base_uri)
             if launch.rank() == 0:
-                tokenizer.save_pretrained(job.output)
+                model_files.copy_tokenizer(Path(job.tokenizer), Path(job.output))
         losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
         return Trained(losses, digests, memory.peak_mib(), loading.device())
 

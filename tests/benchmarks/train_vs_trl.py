@@ -69,7 +69,7 @@ def our_trainer(rows: int = ROWS, **options: Any) -> Any:
     packed = packing.rows(rows_of.encoded(0, rows, MAX_LENGTH), config.batch_tokens)
     steps = config.max_steps or len(packed)
     trainer = training._trainer(config, model, loading.load_tokenizer(MODEL), packed, steps, scratch)
-    job = training.Job(config, "", "", "", "", "", scratch, "", Checkpoints(scratch, 1), None, 0)
+    job = training.Job(config, "", "", "", "", "", "", scratch, "", Checkpoints(scratch, 1), None, 0, 0)
     training._watch(trainer, job, steps, 0, MlflowRun("", {}, muted=True))
     return trainer
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from qlora_pipelines.components.core.data import hub
 from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import model_files
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import addresses, attempts, copies, keys, local_files, storage
 
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-"""What a tokenizer and a config consist of; weights are safetensors."""
+LAYOUT = 2
+"""Of a staged base, which files are copied; 2: also named chat templates, licence and code."""
 CACHE_VARIABLE = "QLORA_BASE_CACHE"
 """Names a folder that outlives a pod and keeps bases, such as a mounted volume."""
 DIGEST = "sha256-"
@@ -163,6 +164,11 @@ def place_in_store(base_model: str, revision: str) -> str:
     return storage.join(storage.root(), "bases", base_model.replace("/", "--"), revision)
 
 
+def staged(base_model: str, revision: str) -> attempts.Finished | None:
+    """A revision of a hub's base that the store has whole; one that an earlier version copied has not all its files."""
+    return attempts.find(place_in_store(base_model, revision), layout=LAYOUT)
+
+
 def hub_files(base_model: str, revision: str) -> tuple[str, list[storage.Entry]]:
     """The commit that a revision means now, and the files of it that a model consists of.
 
@@ -177,15 +183,16 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[storage.Entry]]
         )
     files = hub.files(info)
     check_names(base_model, [file.path for file in files])
-    return hub.commit(info), [file for file in files if "/" not in file.path and _is_wanted(file.path)]
+    return hub.commit(info), [file for file in files if model_files.is_small(file.path) or _is_weights(file.path)]
 
 
-def _is_wanted(name: str) -> bool:
-    return any(Path(name).match(pattern) for pattern in [*SMALL_FILES, "*.safetensors"])
+def _is_weights(path: str) -> bool:
+    # `consolidated` are the same weights once more, in Mistral's own format.
+    return "/" not in path and path.endswith(".safetensors") and not path.startswith("consolidated")
 
 
 def small_files(base_model: str, revision: str, folder: Path) -> Path:
-    """A local folder with the config and the tokenizer of a base, without its weights.
+    """A local folder with the files of a base that are small: all but its weights.
 
     Raises:
         InputError: they cannot be read.
@@ -206,17 +213,15 @@ def small_files(base_model: str, revision: str, folder: Path) -> Path:
 
 
 def _is_small(entry: storage.Entry) -> bool:
-    return "/" not in entry.path and any(Path(entry.path).match(pattern) for pattern in SMALL_FILES)
+    return model_files.is_small(entry.path)
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """What to keep of a base for steps that need its tokenizer only, its config.json included."""
-    found = {path for pattern in SMALL_FILES for path in folder.glob(pattern)}
-    return sorted(path for path in found if "index.json" not in path.name)
+def tokenizer_files(folder: Path) -> list[str]:
+    """What to keep of a base for steps that need its tokenizer only, its config.json included; paths in the folder."""
+    return [name for name in model_files.descriptions(folder) if not name.endswith("index.json")]
 
 
 def tokenizer_digest(folder: Path) -> str:
     """Names the tokenizer of a base by the content of its files."""
-    return keys.digest(
-        {path.name: storage.sha256_file(path) for path in tokenizer_files(folder) if path.name != "config.json"}
-    )
+    names = (name for name in tokenizer_files(folder) if name != "config.json")
+    return keys.digest({name: storage.sha256_file(folder / name) for name in names})

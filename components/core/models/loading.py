@@ -33,8 +33,14 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"tokenizer in {folder} cannot be read: {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise InputError(f"tokenizer in {folder} has no chat template: take the model's chat or instruct version")
+    if tokenizer.pad_token is None:  # padding is masked: any token will do that is no text
+        special = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        tokenizer.pad_token = tokenizer.eos_token or next(iter(special), None)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise InputError(
+            f"tokenizer in {folder} has no special token, so nothing ends an answer: set eos_token in its"
+            " tokenizer_config.json"
+        )
     return tokenizer
 
 

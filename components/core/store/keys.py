@@ -26,14 +26,16 @@ FORMAT = 3
 """Raise it when the same inputs would give another result than before, or when an option's name changes.
 
 1: version 0.1. 2: options are named as in transformers; the keys hash their names too. 3: marks of turns and rows are
-obeyed, and a token at the border of prompt and answer is supervised; the first step of training has a learning rate.
+obeyed, and a token at the border of prompt and answer is supervised; the first step of training has a learning rate;
+the merged model has the base's files, and all tokens that end an answer.
 """
 
 
 EVALUATION_FORMAT = 2
 """Raise it when the same evaluation would give other figures, another verdict or another report than before.
 
-2: a generated answer is compared with the trained text, both without their thoughts.
+2: a generated answer is compared with the trained text, both without their thoughts; generation stops at all tokens
+that end an answer.
 """
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.models import base_model, loading, stop_tokens
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import task
 from tests.components.conftest import TinyRun, digest, sealed
@@ -58,9 +58,11 @@ def test_answers_are_not_sampled_unless_the_base_says_so(merged_uri: str, tmp_pa
     question = [{"role": "user", "content": "the cat sat on mat"}]
     assert pipeline.model.generation_config.do_sample is False
     assert len({str(pipeline(question, max_new_tokens=8, min_new_tokens=8)) for _ in range(3)}) == 1
-    assert task._generation_config(tmp_path) == {"do_sample": False}
+    tokenizer = loading.load_tokenizer(folder)
+    assert stop_tokens.generation_config(tmp_path, tokenizer) == {"do_sample": False, "eos_token_id": 2}
     (tmp_path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6}')
-    assert task._generation_config(tmp_path) == {"do_sample": True, "temperature": 0.6}
+    made = {"do_sample": True, "temperature": 0.6, "eos_token_id": 2}
+    assert stop_tokens.generation_config(tmp_path, tokenizer) == made
 
 
 def test_it_computes_what_the_adapter_on_nf4_computes(merged_uri: str, adapter: Path, tiny_model: Path) -> None:
