@@ -14,7 +14,7 @@ from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.data.listing import Listing
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer
 from qlora_pipelines.components.core.registry import champion, mlflow_client, references
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
@@ -139,14 +139,10 @@ def _mlflow(checks: Checks, config: PlacedRun, _folder: Path) -> None:
 def _base(checks: Checks, config: PlacedRun, folder: Path) -> None:
     with checks.collect_errors("base model"):
         checks.revision = base_model.resolve(config.base_model, config.base_revision)
-        files = base_model.small_files(config.base_model, checks.revision, folder)
+        files = base_model.small_files(config.base_model, checks.revision, folder / "base")
         checks.note("ok", "base model", f"{config.base_model} can be read at {checks.revision[:19]}, in safetensors")
-        checks.files = files
         with checks.collect_errors("tokenizer"):
-            tokenizer = loading.load_tokenizer(files)
-            checks.note("ok", "tokenizer", "can be read and has a chat template")
-            for level, text in stopping.check(files, tokenizer, config.base_model):
-                checks.note(level, "tokenizer", text)
+            _tokenizer(checks, config, files, folder)
         described = loading.empty_model(files)
         for level, text in base_checks.check(files, described, config):
             checks.note(level, "base model", text)
@@ -156,6 +152,18 @@ def _base(checks: Checks, config: PlacedRun, folder: Path) -> None:
             checks.note(level, "weights", f"base model {config.base_model}: {text}")
         checks.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
         _memory(checks, checks.plan, config.gpu_memory_gib)
+
+
+def _tokenizer(checks: Checks, config: PlacedRun, files: Path, folder: Path) -> None:
+    chat_template = config.for_step("prepare_dataset").chat_template
+    files = run_tokenizer.make(files, chat_template, folder / "tokenizer")
+    tokenizer = loading.load_tokenizer(files)
+    checks.files = files
+    templates = f"the chat template {chat_template}" if chat_template else "a chat template"
+    found = f"has {templates}" if tokenizer.chat_template else "has no chat template: for plain text only"
+    checks.note("ok", "tokenizer", f"can be read and {found}")
+    for level, text in stopping.check(files, tokenizer, config.base_model):
+        checks.note(level, "tokenizer", text)
 
 
 def _memory(checks: Checks, plan: fit.Plan, gib: float) -> None:

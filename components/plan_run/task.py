@@ -8,7 +8,7 @@ from qlora_pipelines.components.core.config.base import json_text
 from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import listing
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.models import base_model, run_tokenizer
 from qlora_pipelines.components.core.registry import references
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import claims, keys, outcomes, storage
@@ -89,6 +89,7 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
         claims.settle(place, claims.parse(claim), run_id, claimed)
     _record(config, checks, checks.run_keys)
     outcomes.tell(training_key=checks.run_keys.training_key, merge_key=checks.run_keys.merge_key)
+    fixed = _fixed(config, checks.revision, tokenizer_uri)
     result = Result(
         base_revision=checks.revision,
         tokenizer_uri=tokenizer_uri,
@@ -96,12 +97,12 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
         data_digest=checks.data_digest,
         champion_version=checks.champion,
         **checks.run_keys._asdict(),
-        prepare_options=config.options_of("prepare_dataset"),
+        prepare_options=fixed.options_of("prepare_dataset"),
         train_options=config.options_of("train_qlora"),
         evaluate_options=config.options_of("evaluate_model"),
         merge_options=config.options_of("dequantize_and_merge"),
         # The base at the revision that its name means now: so the same configuration makes the same model again.
-        run_config=json_text(config.model_copy(update={"base_revision": checks.revision}).run_config()),
+        run_config=json_text(fixed.run_config()),
         planned_gpu_mib=round(checks.plan.estimate.total / MIB) if checks.plan else 0,
         planned_host_mib=round(host / MIB),
         accelerator=config.resource(),
@@ -118,6 +119,15 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
     ]
     plan_report.write(config, checks, shown, host, report)
     return result
+
+
+def _fixed(config: PlacedRun, revision: str, tokenizer_uri: str) -> PlacedRun:
+    """The run as it is now, whatever becomes of a branch of the base and of a file with a chat template."""
+    options = dict(config.options)
+    if run_tokenizer.is_address(config.for_step("prepare_dataset").chat_template):
+        address = storage.join(tokenizer_uri, run_tokenizer.TEMPLATE)
+        options["prepare_dataset"] = options["prepare_dataset"] | {"chat_template": address}
+    return config.model_copy(update={"base_revision": revision, "options": options})
 
 
 def _record(config: PlacedRun, checks: preflight.Checks, run_keys: keys.RunKeys) -> None:

@@ -21,7 +21,7 @@ from qlora_pipelines.components.core.config.steps import PrepareConfig
 from qlora_pipelines.components.core.data import formats, listing, tokenized
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import copies, keys, local_files, outputs, storage
 from qlora_pipelines.components.prepare_dataset import preparing
@@ -111,7 +111,8 @@ def run(
     for path in written.values():  # a folder that cannot be made fails now, not at the end
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = copies.download(tokenizer_uri, Path(scratch, "tokenizer"))
+        given = copies.download(tokenizer_uri, Path(scratch, "given"))
+        tokenizer = run_tokenizer.make(given, config.chat_template, Path(scratch, "tokenizer"))
         if not data_key:
             return _prepare(config, listed, tokenizer, Path(scratch), **written)
         key = keys.data_key(listing.data_digest(listed), config, base_model.tokenizer_digest(tokenizer))

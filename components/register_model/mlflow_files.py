@@ -13,8 +13,12 @@ from qlora_pipelines.components.core.registry import integrity
 
 COPIES = "components/tokenizer"
 REQUIREMENTS = ("mlflow", "transformers", "torch", "accelerate")
-CHAT = "llm/v1/chat"
-EXAMPLE = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 32}
+CHAT, COMPLETIONS = "llm/v1/chat", "llm/v1/completions"
+"""What is asked of a model: messages, or where it has no chat template the beginning of a text."""
+EXAMPLES = {
+    CHAT: {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 32},
+    COMPLETIONS: {"prompt": "What I can do is", "max_tokens": 32},
+}
 """Made up: a row of the data could be private."""
 
 
@@ -31,9 +35,10 @@ def make(uri: str, files: dict[str, dict[str, Any]], created: int, identity: str
     made = {copy: integrity.read_file(uri, name, files) for copy, name in tokenizer_copies(files).items()}
     requirements = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
-    example = json.dumps(EXAMPLE).encode()
+    task = CHAT if _chats(uri, files) else COMPLETIONS
+    example = json.dumps(EXAMPLES[task]).encode()
     return made | {
-        "MLmodel": _mlmodel(config, sum(file["size"] for file in files.values()), created, identity).encode(),
+        "MLmodel": _mlmodel(config, sum(file["size"] for file in files.values()), created, identity, task).encode(),
         "requirements.txt": requirements.encode(),
         "python_env.yaml": yaml.safe_dump(environment, sort_keys=False).encode(),
         "input_example.json": example,
@@ -47,23 +52,33 @@ def tokenizer_copies(files: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {f"{COPIES}/{name}": f"model/{name}" for name in names if model_files.is_tokenizer(name)}
 
 
-def _mlmodel(config: dict[str, Any], size: int, created: int, identity: str) -> str:
-    """Two flavors: transformers, a text-generation pipeline; pyfunc, which speaks the chat protocol for serving."""
+def _chats(uri: str, files: dict[str, dict[str, Any]]) -> bool:
+    """Whether the tokenizer has a chat template: in a file of its own, or in its config."""
+    if any(name.startswith("model/chat_template.") for name in files):
+        return True
+    name = "model/tokenizer_config.json"
+    return name in files and bool(json.loads(integrity.read_file(uri, name, files)).get("chat_template"))
+
+
+def _mlmodel(config: dict[str, Any], size: int, created: int, identity: str, task: str) -> str:
+    """Two flavors: transformers, a text-generation pipeline; pyfunc, which speaks the protocol of `task`."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+    from mlflow.types import llm
 
+    kind = "CHAT" if task == CHAT else "COMPLETIONS"
+    inputs, outputs = (getattr(llm, f"{kind}_MODEL_{side}_SCHEMA") for side in ("INPUT", "OUTPUT"))
     model = Model(
         utc_time_created=datetime.fromtimestamp(created / 1000, UTC).replace(tzinfo=None),
         model_uuid=identity[:32],
         model_size_bytes=size,
-        signature=ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA),
+        signature=ModelSignature(inputs=inputs, outputs=outputs),
         saved_input_example_info={
             "artifact_path": "input_example.json",
             "type": "json_object",
             "serving_input_path": "serving_input_example.json",
         },
-        metadata={"task": CHAT},
+        metadata={"task": task},
     )
     model.add_flavor(
         "transformers",
@@ -77,7 +92,7 @@ def _mlmodel(config: dict[str, Any], size: int, created: int, identity: str) -> 
         components=["tokenizer"],
         tokenizer_type="PreTrainedTokenizerFast",
         torch_dtype=f"torch.{config.get('dtype') or config.get('torch_dtype') or 'bfloat16'}",
-        inference_task=CHAT,
+        inference_task=task,
     )
     pyfunc.add_to_model(model, loader_module="mlflow.transformers", python_env="python_env.yaml")
     return str(model.to_yaml())

@@ -50,6 +50,10 @@ class PrepareConfig(StepConfig):
     decontaminate_words: Int = Field(
         0, ge=0, le=100, description="drop training rows that share so many words in a row with evaluation; 0: none"
     )
+    chat_template: str = not_in_key(
+        "", description="chat template in place of the base's, for a base that has none: alpaca, chatml, gemma, llama3,"
+        " mistral, or the address of a Jinja file; the keys have its content, and the model is saved with it"
+    )  # fmt: skip
     processes: Int = not_in_key(1, ge=1, le=64, description="processes to prepare with")
 
 

@@ -55,10 +55,13 @@ def variables(tokenizer: Any) -> frozenset[str]:
 
 
 def compiled(tokenizer: Any, tools: Tools | None = None) -> Any:
-    """The chat template as transformers compiles it, once per process: it keeps what it has compiled."""
+    """The chat template as transformers compiles it, once per process: it keeps what it has compiled.
+
+    A base without one is trained on plain text: its template is empty.
+    """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    return _compile_jinja_template(tokenizer.get_chat_template(tools=tools or None))
+    return _compile_jinja_template(tokenizer.get_chat_template(tools=tools or None) if tokenizer.chat_template else "")
 
 
 def reads_clock(tokenizer: Any) -> bool:
@@ -107,6 +110,11 @@ def render(
     """
     import jinja2
 
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the base's tokenizer has no chat template: take the model's chat or instruct version, or set"
+            " prepare_dataset.chat_template"
+        )
     try:
         if reads_clock(tokenizer):
             # transformers makes a text of every variable of ours that is a function; so the template itself gets it.

@@ -18,10 +18,10 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model, checked to be one that chats.
+    """The tokenizer of a model, with or without a chat template.
 
     Raises:
-        InputError: it cannot be read, or has no chat template.
+        InputError: it cannot be read, or has no special token.
     """
     from transformers import AutoTokenizer
 
@@ -31,8 +31,6 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # the library raises errors of its own for torn files
         raise InputError(f"tokenizer in {folder} cannot be read: {first_line(error)}") from None
-    if not tokenizer.chat_template:
-        raise InputError(f"tokenizer in {folder} has no chat template: take the model's chat or instruct version")
     if tokenizer.pad_token is None:  # padding is masked: any token will do that is no text
         special = [token.content for token in tokenizer.added_tokens_decoder.values()]
         tokenizer.pad_token = tokenizer.eos_token or next(iter(special), None)

@@ -81,8 +81,10 @@ def test_a_tokenizer_without_template_or_pad_token(tiny_model: Path, tmp_path: P
     assert loading.load_tokenizer(tmp_path / "no_pad").pad_token == "<|im_end|>"
     bare.chat_template = None
     bare.save_pretrained(tmp_path / "no_template")
+    plain = loading.load_tokenizer(tmp_path / "no_template")
     with pytest.raises(InputError, match="has no chat template: take the model's chat or instruct version"):
-        loading.load_tokenizer(tmp_path / "no_template")
+        chat_template.render(plain, [{"role": "user", "content": "hi"}])
+    assert chat_template.encode_text(plain, "one", 8).input_ids[-1] == plain.eos_token_id
 
 
 def test_a_folder_that_holds_no_tokenizer(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ MADE: dict[type[StepConfig], set[str]] = {
 }
 """The keys that an option of a step takes part in, unless it is marked NOT_IN_KEY."""
 NOT_IN_ANY = {
-    PrepareConfig: {"processes"},
+    PrepareConfig: {"processes", "chat_template"},
     EvaluateConfig: {"eval_batch_tokens", "use_cpu"},
     TrainConfig: {
         "use_cpu",
@@ -43,6 +43,7 @@ NOT_IN_ANY = {
 OPTIONS = [(config, name) for config in MADE for name in config.model_fields]
 OTHER: dict[str, Any] = {
     "columns": {"prompt": "question"},
+    "chat_template": "chatml",
     "target_modules": "q_proj",
     "modules_to_save": "embed_tokens",
     "answer_metrics": ["chrf"],
