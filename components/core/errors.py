@@ -14,4 +14,4 @@ class TransientError(InputError):
 
 def first_line(error: Exception) -> str:
     """What an exception of a library says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return str(error).strip().split("\n")[0].rstrip() or type(error).__name__

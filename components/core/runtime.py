@@ -180,7 +180,7 @@ def step(name: str, ended: Callable[[str], None] = lambda line: None) -> Iterato
         if not (line := explain(error)):
             # Not the user's fault: the traceback goes to the log, and its last line to where people look.
             traceback.print_exc()
-            line = traceback.format_exception_only(error)[0].splitlines()[0]
+            line = traceback.format_exception_only(error)[0].split("\n")[0]
         log(line, "error")
         terminated(line)
         ended(line)

@@ -76,12 +76,12 @@ def _weights(adapter: str) -> dict[str, Any]:
 
 def free_memory() -> int:
     """Bytes of main memory that this process may still take: what the machine has left, or its container."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text().split("\n")
     free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
     limit = CGROUP / "memory.max"
     if not limit.exists() or limit.read_text().strip() == "max":  # no container, or one without a limit
         return free
     used = int((CGROUP / "memory.current").read_text())
-    pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().strip().split("\n"))
     # The kernel drops cached pages of files when memory is needed, though it counts them as used.
     return min(free, max(0, int(limit.read_text()) - used + int(pages["file"])))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.errors import InputError, first_line
 
 Floats = NDArray[np.float64]
 Strings = NDArray[np.str_]
@@ -127,7 +127,7 @@ def write(folder: str, models: Sequence[ScoredModel]) -> None:
         columns[field.name] = values.astype(np.int64) if field.name in COUNTS else values
     pa.parquet.write_table(pa.table(columns), Path(folder, SCORES), compression="zstd")
     lines = [{"subject": model.name} | dataclasses.asdict(answer) for model in models for answer in model.answers]
-    Path(folder, ANSWERS).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    Path(folder, ANSWERS).write_bytes(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
 
 
 def read(folder: str, name: str) -> ScoredModel:
@@ -141,9 +141,9 @@ def read(folder: str, name: str) -> ScoredModel:
 
     try:
         rows = pyarrow.parquet.read_table(Path(folder, SCORES), filters=[("subject", "=", name)]).to_pylist()
-        answers = [json.loads(line) for line in Path(folder, ANSWERS).read_text().splitlines()]
+        answers = [json.loads(line) for line in Path(folder, ANSWERS).read_bytes().split(b"\n") if line]
     except (OSError, pyarrow.ArrowException, json.JSONDecodeError) as error:
-        raise InputError(f"scores {folder}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"scores {folder}: {first_line(error)}") from None
     if not rows:
         raise InputError(f"scores {folder}: they hold no {name} model")
     scores = Scores.from_rows(tuple(row[field.name] for field in dataclasses.fields(Scores)) for row in rows)

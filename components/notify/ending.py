@@ -157,5 +157,5 @@ def _of_node(nodes: list[dict[str, Any]], step: str = "") -> str:
     """What Argo says of the node of a step, or of the first node that failed; '' where it says nothing."""
     for node in nodes:
         if not step or str(node.get("templateName", "")).startswith(step.replace("_", "-")):
-            return outcomes.without_secrets(f"{node.get('displayName', '')}: {node['message']}".splitlines()[0])
+            return outcomes.without_secrets(f"{node.get('displayName', '')}: {node['message']}".split("\n")[0])
     return ""

@@ -33,7 +33,7 @@ def main(folder: Path, parent: int) -> int:
             result = InputError(line)
         else:
             traceback.print_exc()
-            line = traceback.format_exception_only(error)[0].splitlines()[0]
+            line = traceback.format_exception_only(error)[0].split("\n")[0]
             result = TransientError(f"the training process failed: {line}")
     written = folder / f"{RESULT}.part"
     written.write_bytes(pickle.dumps(result))

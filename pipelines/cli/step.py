@@ -98,7 +98,7 @@ def make(name: str) -> click.Command:
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print the results as one line of JSON."),
     ]
-    return _Command(name, params=options, callback=call, help=(task.__doc__ or "").strip().splitlines()[0])
+    return _Command(name, params=options, callback=call, help=(task.__doc__ or "").strip().split("\n")[0])
 
 
 def _argument_option(argument: inspect.Parameter, description: str) -> click.Option:

@@ -37,7 +37,7 @@ def described(values: str) -> Iterator[tuple[str, str, str]]:
     Raises:
         ValueError: a value has no comment.
     """
-    lines = values.splitlines()
+    lines = values.split("\n")
     for path, line, default in _leaves(yaml.compose(values)):
         comment: list[str] = []
         while line > 0 and lines[line - 1].lstrip().startswith("#"):

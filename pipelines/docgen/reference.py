@@ -62,7 +62,7 @@ def step_readme(step: str) -> str:
 def returns(docstring: str | None) -> dict[str, str]:
     """What a component's docstring says of each output, under `Returns:`."""
     section = (docstring or "").partition("Returns:")[2]
-    pairs = (line.strip().partition(": ") for line in section.strip().splitlines())
+    pairs = (line.strip().partition(": ") for line in section.strip().split("\n"))
     return {name: text for name, _, text in pairs if text}
 
 

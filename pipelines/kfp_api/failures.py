@@ -95,10 +95,10 @@ def _killed(server: Server, run: V2beta1Run, pipeline: Compiled, steps: dict[str
 def _log(server: Server, run: V2beta1Run, task: Task) -> list[str]:
     """The lines of a step's last pod of which the server gives any."""
     for pod in reversed(task.pods):
-        if lines := [line.rstrip() for line in server.log(run.run_id, pod).splitlines() if line.strip()]:
+        if lines := [line.rstrip() for line in server.log(run.run_id, pod).split("\n") if line.strip()]:
             return lines
     return []
 
 
 def _lines(reason: str) -> list[str]:
-    return reason.splitlines()[:LAST_LINES]
+    return reason.strip().split("\n")[:LAST_LINES] if reason.strip() else []

@@ -32,7 +32,7 @@ def make(name: str, root: Path) -> list[Path]:
     for template, path in zip(FILES, made, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         text = (TEMPLATES / template).read_text().replace("NAME", name)
-        path.write_text(IMPORTS.sub(lambda block: "".join(sorted(block[0].splitlines(keepends=True))), text))
+        path.write_text(IMPORTS.sub(lambda block: "".join(sorted(re.findall(r".*\n", block[0]))), text))
     for folder in ("components", "tests/components"):
         (root / folder / name / "__init__.py").touch()
     _list_package(root / "pyproject.toml", f"qlora_pipelines.components.{name}")
@@ -43,7 +43,7 @@ def _list_package(pyproject: Path, package: str) -> None:
     """Adds a package to the sorted list of those that the wheel holds."""
     before, start, rest = pyproject.read_text().partition('packages = [\n    "qlora_pipelines.')
     listed, end, after = (f'    "qlora_pipelines.{rest}').partition("\n]\n")
-    lines = sorted([*listed.splitlines(), f'    "{package}",'])
+    lines = sorted([*listed.strip("\n").split("\n"), f'    "{package}",'])
     pyproject.write_text(before + start.partition("\n")[0] + "\n" + "\n".join(lines) + end + after)
 
 

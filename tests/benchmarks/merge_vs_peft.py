@@ -200,7 +200,7 @@ def fidelity(adapter: Path, revision: str, scratch: Path) -> dict[str, float]:
 
     os.environ["QLORA_STORE"] = str(scratch / "store")
     tokenizer = loading.load_tokenizer(MODEL)
-    lines = Path("pipelines/demo/tickets_heldout.jsonl").read_text().splitlines()
+    lines = Path("pipelines/demo/tickets_heldout.jsonl").read_text().split("\n")
     rows = [json.loads(line)["messages"] for line in lines[:16]]
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
     batches = [tokenizer(text, return_tensors="pt").input_ids for text in texts]

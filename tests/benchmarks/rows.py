@@ -25,7 +25,7 @@ def encoded(first: int, rows: int, max_length: int, last_only: bool = False) -> 
 def _conversations(path: Path) -> Iterator[Any]:
     """Of a JSON or JSONL file with messages, or with instruction, input and output."""
     text = path.read_text()
-    for row in json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines()):
+    for row in json.loads(text) if path.suffix == ".json" else map(json.loads, filter(None, text.split("\n"))):
         if "messages" in row:
             yield row["messages"]
         else:

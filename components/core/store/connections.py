@@ -234,12 +234,12 @@ def _explained(uri: str, error: Exception) -> InputError:
 
 def _tag(name: str, text: str) -> str:
     found = re.search(rf"<{name}>([^<]*)</{name}>", text)
-    return found[1].strip().splitlines()[0] if found and found[1].strip() else ""
+    return found[1].strip().split("\n")[0] if found and found[1].strip() else ""
 
 
 def _reason(text: str) -> str:
     """What an error without an answer says: its first line, without what repeats the address and counts retries."""
-    line = (text.strip().replace(":\n", ": ").splitlines() or ["no answer"])[0]
+    line = text.strip().replace(":\n", ": ").split("\n")[0] or "no answer"
     if "without LOCATION" in line:
         return "the bucket is in another region; set AWS_DEFAULT_REGION"
     return re.sub(r"^Generic \w+ error: |Error performing .*? - |, after \d+ retries.*?(?= - )", "", line)
