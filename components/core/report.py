@@ -9,6 +9,8 @@ from markupsafe import Markup
 
 BARS = 60
 """Bars a histogram has at most."""
+MOST_ROWS = 200
+"""Rows of a table that grows with the data, such as that of its files; see `Report.long_table`."""
 LONG = 40
 """Characters from which a cell's text keeps some width on a narrow screen, where the table then scrolls."""
 
@@ -37,6 +39,12 @@ class Report:
     def verdict(self, good: bool, text: str) -> None:
         """Says in colour how it ended."""
         self._parts.append({"kind": "verdict", "good": good, "text": text})
+
+    def long_table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table of what may be any number of things: the first of them, and how many more there are."""
+        left = len(rows) - MOST_ROWS
+        more = [(f"and {left:,} more", *[""] * (len(head) - 1))] if left > 0 else []
+        self.table(head, [*rows[:MOST_ROWS], *more])
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table; numbers are flush right, fractions of a column have as many decimals. An empty head is left out."""

@@ -37,7 +37,7 @@ def write(config: PlacedRun, checks: Checks, shown: list[tuple[str, object]], ho
         report.table(["", ""], [("base model", config.base_model), *shown])
     for side, source in checks.listing.items():
         report.section("Training data" if side == "train" else "Evaluation data", source["uri"])
-        report.table(["file", "bytes", "content"], source["files"])
+        report.long_table(["file", "bytes", "content"], source["files"])
     report.section("Options")
     for step in OPTION_STEPS:
         report.table([step, ""], [(name, str(value)) for name, value in config.for_step(step).model_dump().items()])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_pipelines.components.core.config.run import RunConfig
-from qlora_pipelines.components.core.data import chat_template, formats, listing, readers
+from qlora_pipelines.components.core.data import arrow_rows, chat_template, formats, listing, readers
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.data.row_keys import Reading
 from qlora_pipelines.components.core.data.turns import LeftOut
@@ -19,6 +19,10 @@ from qlora_pipelines.components.core.models import loading
 
 START = 1 << 20
 """Bytes of a data file that are read for its first rows; more where they hold no whole row."""
+MOST = 64 << 20
+"""Bytes of rows, no longer compressed, after which no more are read."""
+DOCUMENTS = 32
+"""Documents that are looked into: each may be a request."""
 ROWS = 200
 """Rows that are tokenised."""
 
@@ -89,16 +93,17 @@ def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> 
         InputError: the first rows cannot be read, are of no known form, or none of them can be used.
     """
     file = listing.first_file(source)
-    first = first_rows(file)
+    are_documents = listing.kind_of(file.entry.path) in listing.DOCUMENTS
+    first = _documents(source) if are_documents else first_rows(file)
     form, encoded, reasons, left_out, notes = _encoded(first.rows[:ROWS], file.uri, config, tokenizer_files)
     last = first.rows[:ROWS][-1][0]
     reasons = sorted([*reasons, *((number, reason) for number, reason in first.unreadable if number < last)])
     tokens = sum(len(item.input_ids) for item in encoded)
     # The other files are taken to have as many rows per byte.
-    rows = first.total_rows * sum(entry[1] for entry in source["files"]) / file.entry.size
+    files = 1.0 if are_documents else sum(entry[1] for entry in source["files"]) / file.entry.size
     return Sample(
         form=form,
-        rows=max(1, round(rows)),
+        rows=max(1, round(first.total_rows * files)),
         bytes_per_row=sum(len(json.dumps(row, default=str)) for _, row in first.rows) / len(first.rows),
         tokens_per_row=tokens / len(encoded),
         supervised=sum(item.supervised for item in encoded) / tokens,
@@ -117,14 +122,14 @@ def first_rows(file: DataFile) -> FirstRows:
     Raises:
         InputError: there is none.
     """
-    if ".parquet" in file.entry.path.lower():
-        return _parquet(file)
+    if listing.kind_of(file.entry.path) in (".parquet", ".arrow"):
+        return _in_place(file)
     size = START
     while True:
         with file.open() as opened:
             data = opened.read(size)
         whole = len(data) >= file.entry.size
-        rows, unreadable = _rows(data, file.uri, whole)
+        rows, unreadable, used = _rows(data, file.uri, whole)
         if rows or whole or size > readers.LONGEST_LINE:
             break
         size *= 16
@@ -132,24 +137,42 @@ def first_rows(file: DataFile) -> FirstRows:
         raise InputError(f"data {file.uri}: its first rows cannot be read; see the README for the kinds that are read")
     read = len(rows) + len(unreadable)
     # The row that the data ends in is read to a half, on average.
-    return FirstRows(rows, unreadable, read if whole else (read + 0.5) * file.entry.size / len(data))
+    return FirstRows(rows, unreadable, read if used == file.entry.size else (read + 0.5) * file.entry.size / used)
 
 
-def _rows(data: bytes, name: str, whole: bool) -> tuple[Numbered[dict[str, Any]], Numbered[str]]:
-    """The rows at the start of a file, and why others cannot be read. If the file goes on, the last one may be cut."""
+def _documents(source: dict[str, Any]) -> FirstRows:
+    """The first documents of a side, each of which is a file, with the number of the file."""
     rows, unreadable = [], []
-    records = readers.records(io.BufferedReader(io.BytesIO(data)), name)
+    for number, file in enumerate(listing.first_files(source, DOCUMENTS), 1):
+        found = first_rows(file)
+        rows += [(number, row) for _, row in found.rows]
+        unreadable += [(number, reason) for _, reason in found.unreadable]
+    return FirstRows(rows, unreadable, len(source["files"]))
+
+
+def _rows(data: bytes, name: str, whole: bool) -> tuple[Numbered[dict[str, Any]], Numbered[str], int]:
+    """The rows at the start of a file, why others cannot be read, and of how many bytes of `data` these are all.
+
+    If the file goes on, the last one may be cut.
+    """
+    rows, unreadable, size = [], [], 0
+    source = io.BytesIO(data)
+    files = readers.files(io.BufferedReader(source), name)
+    records = itertools.chain.from_iterable(found for _, found in files)
     with contextlib.nullcontext() if whole else contextlib.suppress(InputError):
         for number, record in records if whole else (record for record, _ in itertools.pairwise(records)):
             try:
                 rows.append((number, readers.decode(record)))
             except ValueError as error:
                 unreadable.append((number, str(error)))
-    return rows, unreadable
+            size += len(record) if isinstance(record, bytes) else 0
+            if size > MOST:  # a little compressed data may stand for much
+                return rows, unreadable, source.tell()
+    return rows, unreadable, len(data)
 
 
-def _parquet(file: DataFile) -> FirstRows:
-    """The first rows, and how many the file's metadata says there are; those of a compressed file are not read."""
+def _in_place(file: DataFile) -> FirstRows:
+    """The first rows of Parquet or Arrow, and how many there are by its metadata; in a compressed file, not by that."""
     import pyarrow
     import pyarrow.parquet
 
@@ -157,9 +180,11 @@ def _parquet(file: DataFile) -> FirstRows:
         records = itertools.islice(readers.records(opened, file.uri), ROWS)
         rows = [(number, readers.decode(record)) for number, record in records]
         total_rows = len(rows)
-        if file.uri.lower().endswith(".parquet"):
-            with contextlib.suppress(OSError, pyarrow.ArrowException):
+        with contextlib.suppress(OSError, pyarrow.ArrowException):
+            if file.uri.lower().endswith(".parquet"):
                 total_rows = pyarrow.parquet.read_metadata(opened).num_rows
+            elif file.uri.lower().endswith(".arrow"):
+                total_rows = max(total_rows, arrow_rows.count(opened, file.entry.size))
     if not rows:
         raise InputError(f"data {file.uri}: it has no rows")
     return FirstRows(rows, [], total_rows)

@@ -133,7 +133,7 @@ def _rows(report: Report, read: Any, statuses: NDArray[np.uint8]) -> None:
     }
     report.section("Where every row went")
     report.table(["", "rows", "share"], [(what, rows, f"{rows / read.rows:.1%}") for what, rows in parts.items()])
-    report.table(["file", "form", "rows read"], read.files)
+    report.long_table(["file", "form", "rows read"], read.files)
     if read.reasons:
         report.section("Why rows were rejected or left out", "File and line of each are in the artifact rejected.")
         report.table(["reason", "rows", "such as"], _counted(read.reasons, read))

@@ -90,11 +90,12 @@ def staged_schema() -> Any:
 
 
 def chunks(file: DataFile, path: Path, held_out: bool, config: PrepareConfig) -> Iterator[Chunk]:
-    """One file in chunks. The form of most of the first chunk's rows is the file's."""
-    form: str = "" if config.form == "auto" else config.form
-    for records in _chunked(readers.records(path, file.uri)):
-        form = form or formats.most_common_form(_decoded(records, config.columns))
-        yield Chunk(file.uri, form, held_out, records)
+    """One file in chunks. The form of most of the first chunk's rows is the file's; in an archive each has its own."""
+    for name, found in readers.files(path, file.uri):
+        form: str = "" if config.form == "auto" else config.form
+        for records in _chunked(found):
+            form = form or formats.most_common_form(_decoded(records, config.columns))
+            yield Chunk(name, form, held_out, records)
 
 
 def _chunked(records: Iterator[readers.Record]) -> Iterator[Records]:

@@ -22,7 +22,7 @@ from qlora_pipelines.components.core.data import formats, listing, tokenized
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer
-from qlora_pipelines.components.core.runtime import log
+from qlora_pipelines.components.core.runtime import Progress, log
 from qlora_pipelines.components.core.store import copies, keys, local_files, outputs, storage
 from qlora_pipelines.components.prepare_dataset import preparing
 from qlora_pipelines.components.prepare_dataset.data_report import Kept, write_report
@@ -38,6 +38,8 @@ FIRST_REASONS = 10
 LOGGED_NOTES = 10
 EXAMPLES = 3
 """Rows that the report names for each reason and each note."""
+FIRST_FILES = 100
+"""So many files are each named in the log as they are read."""
 
 
 class Result(NamedTuple):
@@ -208,9 +210,13 @@ def _choose_tokenizer(encoder: Encoder, files: dict[str, list[DataFile]], folder
 
 def _chunks(files: dict[str, list[DataFile]], folder: Path, config: PrepareConfig) -> Iterator[Chunk]:
     for side in sorted(files):  # eval before train: training rows are compared with it
-        for file in files[side]:
+        progress = Progress(f"reading files of {side}", len(files[side]))
+        for number, file in enumerate(files[side], 1):
             with tempfile.TemporaryDirectory(dir=folder) as copies:
-                log(f"reading {file.uri}")
+                if len(files[side]) <= FIRST_FILES:
+                    log(f"reading {file.uri}")
+                else:  # documents, perhaps: a line each would be all of the log
+                    progress.at(number)
                 yield from preparing.chunks(file, file.fetch(Path(copies)), side == "eval", config)
 
 

@@ -96,7 +96,8 @@ def _count(uri: str, entry: Entry, enough: float) -> int:
     root = uri[: uri.index("@")] if uri.startswith(hub.PREFIX) else ""
     name = f"{root}/{entry.path}" if root else storage.file_uri(uri, entry)
     with tempfile.TemporaryDirectory() as folder:
-        rows = readers.records(DataFile(name, uri, entry).fetch(Path(folder)), name)
+        files = readers.files(DataFile(name, uri, entry).fetch(Path(folder)), name)
+        rows = itertools.chain.from_iterable(records for _, records in files)
         return sum(1 for _ in itertools.islice(rows, math.floor(enough) + 1))
 
 

@@ -7,7 +7,7 @@ commit, so that the content of the address cannot change.
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,10 +111,14 @@ def parse(uri: str) -> Source | None:
     return Source(match["name"], (match["revision"] or "main").replace("%2F", "/"), match["path"] or "")
 
 
-def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]]:
+def listing(source: Source, data_of: Callable[[list[Entry]], list[Entry]]) -> tuple[str, list[Entry]]:
     """The address at its commit, and the data files there.
 
     Of a whole data set with files of several splits, those whose path says `train` are taken.
+
+    Args:
+        source: the data set.
+        data_of: which of its files are data.
 
     Raises:
         InputError: the hub does not give it.
@@ -125,10 +129,11 @@ def listing(source: Source, suffixes: tuple[str, ...]) -> tuple[str, list[Entry]
         info = huggingface_hub.HfApi().dataset_info(
             source.name, revision=source.revision, files_metadata=True, timeout=20
         )
-    data = [entry for entry in files(info) if entry.path.endswith(suffixes) and not entry.path.endswith(DESCRIPTIONS)]
+    found = [entry for entry in files(info) if not entry.path.endswith(DESCRIPTIONS)]
     uri = f"{PREFIX}{source.name}@{commit(info)}"
     if path := source.path.rstrip("/"):
-        return f"{uri}/{path}", sorted(entry for entry in data if f"{entry.path}/".startswith(f"{path}/"))
+        return f"{uri}/{path}", sorted(data_of([e for e in found if f"{e.path}/".startswith(f"{path}/")]))
+    data = data_of(found)
     train = [entry for entry in data if re.search(r"(^|[/_.-])train([/_.-]|$)", entry.path)]
     return uri, sorted(train or data)
 

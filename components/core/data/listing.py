@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +20,23 @@ from qlora_pipelines.components.core.store.storage import Entry
 Listing = dict[str, dict[str, Any]]
 """`{"train": {"uri": ..., "files": [[path, size, etag], ...]}, "eval": {...}}`; `eval` may be missing."""
 
-KINDS = (".jsonl", ".json", ".csv", ".parquet")
-COMPRESSIONS = ("", ".gz", ".zst")
-SUFFIXES = tuple(kind + compression for kind in KINDS for compression in COMPRESSIONS)
-"""Endings of the files that are read."""
+TABLES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+ARCHIVE = ".tar"
+DOCUMENTS = (".txt", ".md")
+"""Plain text, each file a row; they are not read next to files of rows, where they are a README or a licence."""
+KINDS = (*TABLES, ARCHIVE, *DOCUMENTS)
+COMPRESSIONS = ("", ".gz", ".zst", ".bz2", ".xz")
+ACCEPTED = f"{', '.join(KINDS)}, plain or {', '.join(COMPRESSIONS[1:-1])} or {COMPRESSIONS[-1]}"
+
+
+def kind_of(name: str) -> str:
+    """A file's kind by its ending, one of `KINDS`; '' where it is none that is read."""
+    plain = name.lower()
+    for compression in COMPRESSIONS[1:]:
+        if plain.endswith(compression):
+            plain = plain.removesuffix(compression)
+            break
+    return next((kind for kind in KINDS if plain.endswith(kind)), "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,22 +118,51 @@ def make(dataset_uri: str, eval_dataset_uri: str = "") -> Listing:
 def _source(uri: str) -> dict[str, Any]:
     source = hub.parse(uri)
     if source:
-        absolute, entries = hub.listing(source, SUFFIXES)
+        absolute, entries = hub.listing(source, _rows_first)
     else:
         absolute = uri if storage.is_remote(uri) else str(storage.local_path(uri))
-        entries = storage.listing(uri, hidden=True)
+        entries = _without_descriptions(uri, storage.listing(uri, hidden=True))
     if not entries:
         accepted = f"a file, a folder, {addresses.KINDS} or a Hugging Face data set"
         raise InputError(f"data {uri}: nothing there; give {accepted}")
+    documents = all(kind_of(entry.path) in DOCUMENTS for entry in entries)
     for entry in entries:
         name = entry.path if source else storage.file_uri(uri, entry)
         if storage.is_hidden(entry.path) and not source:
             raise InputError(f"data {name}: hidden files are not read; remove it, or rename it if it is data")
-        if not entry.path.lower().endswith(SUFFIXES):
-            raise InputError(f"data {name}: this kind is not read; give {', '.join(KINDS)}, plain or .gz or .zst")
+        if not (kind := kind_of(entry.path)):
+            raise InputError(f"data {name}: this kind is not read; give {ACCEPTED}")
+        if kind in DOCUMENTS and not documents:
+            raise InputError(
+                f"data {name}: this kind is not read next to files of rows; documents need a folder of their own"
+            )
         if entry.size == 0:
             raise InputError(f"data {name}: the file is empty")
     return {"uri": absolute, "files": [[entry.path, entry.size, entry.etag] for entry in entries]}
+
+
+def _rows_first(entries: list[Entry]) -> list[Entry]:
+    """Of the files of a data set on the hub those that hold its rows; its card and licence are no documents."""
+    for kinds in (TABLES, (ARCHIVE,)):
+        if found := [entry for entry in entries if kind_of(entry.path) in kinds]:
+            return found
+    return [
+        entry for entry in entries if kind_of(entry.path) and not re.match(r"(README|LICEN[CS]E)\b", entry.path, re.I)
+    ]
+
+
+def _without_descriptions(uri: str, entries: list[Entry]) -> list[Entry]:
+    """The files without what `datasets` writes next to its `.arrow` files.
+
+    Raises:
+        InputError: it is a `DatasetDict`, of several splits.
+    """
+    if not any(kind_of(entry.path) == ".arrow" for entry in entries):
+        return entries
+    if any(entry.path == "dataset_dict.json" for entry in entries):
+        splits = sorted({entry.path.partition("/")[0] for entry in entries if "/" in entry.path})
+        raise InputError(f"data {uri}: it is several splits ({', '.join(splits)}); give the folder of one")
+    return [entry for entry in entries if entry.path.rpartition("/")[2] not in hub.DESCRIPTIONS]
 
 
 def data_digest(listing: Listing) -> str:
@@ -165,8 +208,13 @@ def load(uri: str) -> dict[str, list[DataFile]]:
 
 def first_file(source: dict[str, Any]) -> DataFile:
     """The first file of one side of a listing."""
-    entry = Entry(*source["files"][0])
-    return DataFile(storage.file_uri(source["uri"], entry), source["uri"], entry)
+    return first_files(source, 1)[0]
+
+
+def first_files(source: dict[str, Any], number: int) -> list[DataFile]:
+    """The first files of one side of a listing."""
+    entries = [Entry(*file) for file in source["files"][:number]]
+    return [DataFile(storage.file_uri(source["uri"], entry), source["uri"], entry) for entry in entries]
 
 
 def _files(uri: str, entries: list[Entry]) -> list[DataFile]:

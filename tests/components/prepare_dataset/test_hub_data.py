@@ -47,6 +47,11 @@ def test_a_name_is_resolved_to_its_commit_and_its_training_split(hub: Hub) -> No
     assert [file[0] for file in other["train"]["files"]] == [TEST]
 
 
+def test_documents_are_read_where_there_is_nothing_else_without_card_and_licence(place: Path) -> None:
+    with serve(Hub({name: b"text" for name in ("README.md", "LICENSE.txt", "train.py", "a.txt", "sub/README.md")})):
+        assert [file[0] for file in listing.make("org/model")["train"]["files"]] == ["a.txt", "sub/README.md"]
+
+
 def test_it_is_prepared_as_the_same_rows_from_a_file_are(
     hub: Hub, rows: list[dict[str, Any]], place: Path, prepared: Callable[..., Any]
 ) -> None:

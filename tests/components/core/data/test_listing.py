@@ -63,6 +63,31 @@ def test_what_cannot_be_data_is_named(data: Path, name: str, message: str) -> No
         listing.make(str(data))
 
 
+def test_a_folder_of_documents_is_read_and_one_with_rows_too_is_not(data: Path, place: Path) -> None:
+    (place / "texts").mkdir()
+    for name in ("a.txt", "README.md", "b.md.gz"):
+        (place / "texts" / name).write_text("x")
+    assert [file[0] for file in listing.make(str(place / "texts"))["train"]["files"]] == [
+        "README.md",
+        "a.txt",
+        "b.md.gz",
+    ]
+    (place / "texts" / "c.jsonl").write_text("{}")
+    with pytest.raises(InputError, match=r"README\.md: this kind is not read next to files of rows; documents need"):
+        listing.make(str(place / "texts"))
+
+
+def test_what_datasets_saves_is_read_split_by_split(place: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"text": "a"}])
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(place / "saved"))
+    [[name, *_]] = listing.make(str(place / "saved" / "train"))["train"]["files"]
+    assert name.endswith(".arrow")
+    with pytest.raises(InputError, match=r"saved: it is several splits \(test, train\); give the folder of one"):
+        listing.make(str(place / "saved"))
+
+
 def test_nothing_there_says_what_to_give(place: Path) -> None:
     with pytest.raises(
         InputError, match="nothing there; give a file, a folder, an s3://, gs:// or az:// prefix or a Hugging Face"

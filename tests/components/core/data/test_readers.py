@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import lzma
 import math
 import tempfile
 from pathlib import Path
@@ -18,7 +19,10 @@ ROWS = [{"prompt": f"question {number}", "completion": "né 中"} for number in 
 
 
 def compressed(path: Path, data: bytes) -> Path:
-    kinds = {".gz": "gzip", ".zst": "zstd"}
+    kinds = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+    if path.suffix == ".xz":
+        path.write_bytes(lzma.compress(data))
+        return path
     with pa.output_stream(str(path), compression=kinds.get(path.suffix)) as stream:
         stream.write(data)
     return path
@@ -38,22 +42,26 @@ def content(kind: str, folder: Path) -> bytes:
             writer = csv.DictWriter(file, ["prompt", "completion"])
             writer.writeheader()
             writer.writerows(ROWS)
+    elif kind == "arrow":
+        table = pa.Table.from_pylist(ROWS)
+        with pa.ipc.new_stream(str(folder / "rows"), table.schema) as stream:
+            stream.write_table(table)
     else:
         pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), folder / "rows")
     return (folder / "rows").read_bytes()
 
 
-@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow"])
 def test_every_kind_gives_the_same_rows(kind: str, compression: str, tmp_path: Path) -> None:
     found = rows(compressed(tmp_path / f"data.{kind}{compression}", content(kind, tmp_path)))
     assert [row for _, row in found] == ROWS
     assert found[0][0] == (2 if kind == "csv" else 1)
 
 
-@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("compression", [".gz", ".zst", ".bz2", ".xz"])
 def test_compressed_data_cut_short_names_the_file_and_the_row(compression: str, tmp_path: Path) -> None:
-    noise = [{"text": str(math.sin(number))} for number in range(50_000)]
+    noise = [{"text": str(math.sin(number))} for number in range(150_000)]
     whole = compressed(tmp_path / "whole.gz".replace(".gz", compression), "\n".join(map(json.dumps, noise)).encode())
     cut = tmp_path / f"cut.jsonl{compression}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -69,6 +77,10 @@ def test_compressed_data_cut_short_names_the_file_and_the_row(compression: str, 
         ("a.json", b'{"a": 1}', "must hold one list of rows"),
         ("a.json", b'[{"a": 1}, {"a"', "damaged, or not .json after row 1"),
         ("a.parquet", b"PAR1 no", "damaged, or not .parquet after row 0"),
+        ("a.arrow", b"ARROW1\0\0 no", "damaged, or not .arrow after row 0"),
+        ("a.arrow", b"no", "damaged, or not .arrow after row 0"),
+        ("a.jsonl.xz", b"plain", "compressed data cut short or damaged after row 0"),
+        ("a.jsonl.bz2", b"plain", "compressed data cut short or damaged after row 0"),
         ("a.jsonl.gz", b"plain", "compressed data cut short or damaged after row 0"),
         ("a.csv", b'a,b\n"1,2', "damaged, or not .csv after row 0"),
         ("a.csv", b"a,b,a\n1,2,3\n", "two columns are called a; rename one"),
@@ -110,16 +122,22 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch
     assert records == [(1, b'{"a": 1}\n'), (2, "the line is longer than 0 MiB"), (3, b'{"a": 2}\n')]
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz"])
+@pytest.mark.parametrize(
+    "suffix", ["jsonl", "json", "csv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz", "arrow", "jsonl.xz", "tar", "md"]
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=300), start=st.sampled_from([b"", b'[{"a":', b'{"text": "', b"text\n", b"\x1f\x8b"]))
+@given(
+    data=st.binary(max_size=300),
+    start=st.sampled_from([b"", b'[{"a":', b'{"text": "', b"text\n", b"\x1f\x8b", b"ARROW1\0\0", b"\xff\xff\xff\xff"]),
+)
 def test_any_bytes_give_rows_reasons_or_one_clear_line(suffix: str, data: bytes, start: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"data.{suffix}")
         path.write_bytes(start + data)
         try:
-            for _, record in readers.records(path, str(path)):
-                _usable(record)
+            for _, records in readers.files(path, str(path)):
+                for _, record in records:
+                    _usable(record)
         except InputError as error:
             assert f"data.{suffix}" in str(error) and "\n" not in str(error)
 
@@ -189,3 +207,14 @@ def test_a_parquet_file_is_read_in_less_memory_than_its_row_group(tmp_path: Path
     for _ in readers.records(tmp_path / "a.parquet", "a.parquet"):
         most = max(most, pa.default_memory_pool().bytes_allocated())
     assert most - before < (tmp_path / "a.parquet").stat().st_size / 4
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.md.xz"])
+def test_a_document_is_a_row_of_text(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressed(tmp_path / name, "\ufeff# A\r\n\nb\u2028c\n".encode())
+    assert rows(tmp_path / name) == [(1, {"text": "# A\r\n\nb\u2028c\n"})]
+    compressed(tmp_path / name, b"\xff")
+    assert list(readers.records(tmp_path / name, name)) == [(1, "not UTF-8")]
+    monkeypatch.setattr(readers, "LONGEST_LINE", 5)
+    compressed(tmp_path / name, b"123456")
+    assert list(readers.records(tmp_path / name, name)) == [(1, "the document is longer than 0 MiB")]
