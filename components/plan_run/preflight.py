@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_pipelines.components.core.config.placement import PlacedRun
-from qlora_pipelines.components.core.data import listing
+from qlora_pipelines.components.core.data import duplicates, listing
 from qlora_pipelines.components.core.data.listing import Listing
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer
@@ -209,6 +209,8 @@ def _samples(checks: Checks, config: PlacedRun, files: Path) -> None:
                 checks.note("warning", "data", f"{side}: {note}: {rows} of the first {sample.checked} rows")
             for level, text in stopping.check_rows(files, sample.encoded, config.max_length):
                 checks.note(level, "data", f"{side}: {text}")
+            if sample.near_duplicates > duplicates.MANY:
+                checks.note("warning", "data", f"{side}, first rows: {duplicates.many(sample.near_duplicates)}")
     if evaluated := checks.samples.get("eval") or checks.samples.get("train"):
         rows = evaluated.rows if "eval" in checks.listing else round(evaluated.rows * prepare.eval_share)
         needed = groups_needed(1 - config.for_step("evaluate_model").confidence)

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -10,7 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_pipelines.components.core.config.run import RunConfig
-from qlora_pipelines.components.core.data import arrow_rows, chat_template, formats, listing, readers
+from qlora_pipelines.components.core.data import (
+    arrow_rows,
+    chat_template,
+    duplicates,
+    formats,
+    listing,
+    readers,
+    similarity,
+)
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.data.row_keys import Reading
 from qlora_pipelines.components.core.data.turns import LeftOut
@@ -66,6 +75,7 @@ class Sample:
         left_out: how many ask not to be trained on.
         notes: what of the others is not used as one might expect, and of how many rows.
         encoded: those that can be used, as they will be trained on.
+        near_duplicates: share of the usable ones that preparation would leave out as near duplicates of others.
     """
 
     form: str
@@ -79,6 +89,7 @@ class Sample:
     left_out: int = 0
     notes: dict[str, int] = dataclasses.field(default_factory=dict)
     encoded: tuple[chat_template.Encoded, ...] = ()
+    near_duplicates: float = 0.0
 
 
 def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> Sample:
@@ -95,7 +106,7 @@ def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> 
     file = listing.first_file(source)
     are_documents = listing.kind_of(file.entry.path) in listing.DOCUMENTS
     first = _documents(source) if are_documents else first_rows(file)
-    form, encoded, reasons, left_out, notes = _encoded(first.rows[:ROWS], file.uri, config, tokenizer_files)
+    form, encoded, reasons, left_out, notes, near = _encoded(first.rows[:ROWS], file.uri, config, tokenizer_files)
     last = first.rows[:ROWS][-1][0]
     reasons = sorted([*reasons, *((number, reason) for number, reason in first.unreadable if number < last)])
     tokens = sum(len(item.input_ids) for item in encoded)
@@ -113,6 +124,7 @@ def sample(source: dict[str, Any], config: RunConfig, tokenizer_files: Path) -> 
         left_out=left_out,
         notes=dict(notes.most_common()),
         encoded=tuple(encoded),
+        near_duplicates=near,
     )
 
 
@@ -192,10 +204,11 @@ def _in_place(file: DataFile) -> FirstRows:
 
 def _encoded(
     rows: Numbered[dict[str, Any]], uri: str, config: RunConfig, files: Path
-) -> tuple[str, list[chat_template.Encoded], Numbered[str], int, collections.Counter[str]]:
+) -> tuple[str, list[chat_template.Encoded], Numbered[str], int, collections.Counter[str], float]:
     """A file's first rows as they will be trained on, and their form.
 
-    With them come why others will be rejected, how many ask to be left out, and notes on what is not used of the rows.
+    With them come why others will be rejected, how many ask to be left out, notes on what is not used of the rows, and
+    which share of them are near duplicates of others.
 
     Raises:
         InputError: they are of no known form, or all will be rejected.
@@ -214,7 +227,7 @@ def _encoded(
         )
     tokenizer = loading.load_tokenizer(files)
     reading = Reading(prepare.consecutive_turns, chat_template.variables(tokenizer))
-    encoded, reasons, left_out, notes = [], [], 0, collections.Counter[str]()
+    encoded, reasons, texts, left_out, notes = [], [], [], 0, collections.Counter[str]()
     for number, row in rows:
         try:
             conversation = formats.conversation(formats.renamed(row, prepare.columns), form, reading)
@@ -225,6 +238,7 @@ def _encoded(
             notes.update(formats.notes(tokenizer, conversation))
             if conversation.messages and len(encoded) <= BORDERS:
                 notes.update([BORDER] * _joins_border(tokenizer, conversation, item))
+            texts.append(similarity.compared(conversation))
         except LeftOut:
             left_out += 1
         except (ValueError, InputError) as error:
@@ -232,7 +246,10 @@ def _encoded(
     if not encoded:
         first = "row {}: {}".format(*reasons[0]) if reasons else "all are marked as not trained"
         raise InputError(f"data {uri}: none of its first {len(rows)} rows can be used: {first}")
-    return form, encoded, reasons, left_out, notes
+    # By what is compared, which is not quite what is hashed: so exact duplicates are told from near ones.
+    ids = [hashlib.sha256(b"\n".join(text)).digest() for text in texts]
+    near = duplicates.near_share(ids, texts, prepare.near_duplicate_threshold)
+    return form, encoded, reasons, left_out, notes, near
 
 
 def _joins_border(tokenizer: Any, conversation: formats.Conversation, encoded: chat_template.Encoded) -> bool:

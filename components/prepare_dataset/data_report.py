@@ -1,13 +1,14 @@
 """The data as a page: where every row went, how long rows are, and what the model sees."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from qlora_pipelines.components.core.data import duplicates
 from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.prepare_dataset.split import RowStatus, supervised
 
@@ -86,7 +87,15 @@ class Kept:
         self.samples = heapq.nsmallest(SAMPLES, self.samples)
 
 
-def write_report(path: str, result: Any, read: Any, statuses: NDArray[np.uint8], kept: Kept, note: str) -> None:
+def write_report(
+    path: str,
+    result: Any,
+    read: Any,
+    statuses: NDArray[np.uint8],
+    kept: Kept,
+    note: str,
+    near: Sequence[tuple[list[int], list[int]]],
+) -> None:
     """Writes the page.
 
     Args:
@@ -96,6 +105,7 @@ def write_report(path: str, result: Any, read: Any, statuses: NDArray[np.uint8],
         statuses: the status of every prepared row.
         kept: figures and samples of the kept rows.
         note: how the text was tokenised.
+        near: token ids of a few near duplicates, each with those of the row that stays in its place.
     """
     train = kept.sides["train"]
     report = Report("Data", f"Every row read is accounted for. Data set {result.dataset_digest[:16]}, {note}.")
@@ -109,6 +119,7 @@ def write_report(path: str, result: Any, read: Any, statuses: NDArray[np.uint8],
         ]
     )
     _rows(report, read, statuses)
+    _near(report, read, statuses, [[kept.tokenizer.decode(ids) for ids in pair] for pair in near])
     _tokens(report, kept)
     _packing(report, train, kept.max_length)
     report.section(
@@ -144,6 +155,16 @@ def _rows(report: Report, read: Any, statuses: NDArray[np.uint8]) -> None:
 
 def _counted(counter: Any, read: Any) -> list[tuple[str, int, str]]:
     return [(what, rows, ", ".join(read.examples[what])) for what, rows in counter.most_common(50)]
+
+
+def _near(report: Report, read: Any, statuses: NDArray[np.uint8], examples: list[list[str]]) -> None:
+    if not examples:
+        return
+    share = float((statuses == RowStatus.NEAR_DUPLICATE).sum()) / read.rows
+    report.section("Near duplicates", f"{len(examples)} rows that were left out, each with the one that stays.")
+    if share > duplicates.MANY:
+        report.verdict(False, f"{duplicates.many(share)}.")
+    report.table(["left out", "stays in its place"], examples)
 
 
 def _tokens(report: Report, kept: Kept) -> None:

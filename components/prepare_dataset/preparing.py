@@ -1,12 +1,10 @@
-"""A chunk of rows, prepared: what one process does at a time, and the processes that do it."""
+"""A chunk of rows, prepared: what one process does at a time."""
 
-import collections
 import concurrent.futures
 import contextlib
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_pipelines.components.core.config.steps import PrepareConfig
-from qlora_pipelines.components.core.data import formats, readers
+from qlora_pipelines.components.core.data import formats, minhash, readers, similarity
 from qlora_pipelines.components.core.data.formats import Conversation
 from qlora_pipelines.components.core.data.listing import DataFile
+from qlora_pipelines.components.core.data.minhash import PERMUTATIONS, Sets, shingles
 from qlora_pipelines.components.core.data.row_keys import Reading
 from qlora_pipelines.components.core.data.turns import LeftOut, RowError
-from qlora_pipelines.components.core.models import loading
-from qlora_pipelines.components.core.runtime import quiet_libraries
 from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row
-from qlora_pipelines.components.prepare_dataset.minhash import PERMUTATIONS, shingles, signatures
 
 CHUNK_ROWS = 500
 CHUNK_BYTES = 8 << 20
@@ -33,6 +29,7 @@ fit a core's cache, and the fixed cost of a call to numpy, fastokens or rensa is
 chunk by bytes, which bounds memory.
 """
 
+NO_SETS = Sets(np.zeros(0, np.uint32), np.zeros(1, np.int64))
 NO_JSON = "holds a value that JSON has no form for"
 
 Records = list[readers.Record]
@@ -64,7 +61,8 @@ class Prepared(NamedTuple):
     Attributes:
         rows: a RecordBatch of `staged_schema()`.
         ids: sha256 of each conversation, of shape (rows, 32).
-        signatures: MinHash signatures, of shape (rows, PERMUTATIONS); zeros where only exact duplicates are looked for.
+        sets: the rows' shingles, by which near duplicates are found; none where only exact ones are looked for.
+        signatures: MinHash signatures, of shape (rows, PERMUTATIONS); zeros there.
         ngrams: hashes of the rows' n-grams and the offsets of each row's; None without decontamination.
         rejected: the rows that are not used.
         notes: what of a used row is not used as one might expect, with the row's number.
@@ -73,6 +71,7 @@ class Prepared(NamedTuple):
 
     rows: Any
     ids: NDArray[np.uint8]
+    sets: Sets
     signatures: NDArray[np.uint32]
     ngrams: tuple[NDArray[np.uint64], NDArray[np.uint64]] | None
     rejected: list[Rejected]
@@ -157,10 +156,10 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
         except ValueError as error:
             key = error.key if isinstance(error, RowError) else ""
             rejected.append(Rejected(number, str(error), key, _own_id(row), isinstance(error, LeftOut)))
-    texts = [_text(conversation) for _, conversation, _ in parsed]
+    texts = [similarity.compared(conversation) for _, conversation, _ in parsed]
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         # numpy and rensa release the interpreter's lock, which the templates hold.
-        signing = executor.submit(signatures, texts) if config.near_duplicate_threshold else None
+        signing = executor.submit(_signed, texts) if config.near_duplicate_threshold else None
         encoded, slow = encoder.encode_checked([conversation for _, conversation, _ in parsed])
     kept, rows, notes = [], [], []
     for place, (made, (number, conversation, content)) in enumerate(zip(encoded, parsed, strict=True)):
@@ -171,11 +170,13 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
             rows.append((hashlib.sha256(b"\n".join(content)), made, content, conversation))
             notes += [(note, number) for note in formats.notes(encoder.tokenizer, conversation)]
     words = config.decontaminate_words
+    sets, signatures = signing.result() if signing else (NO_SETS, np.zeros((len(parsed), PERMUTATIONS), np.uint32))
     return Prepared(
         rows=_staged(rows),
         ids=np.frombuffer(b"".join(sha256.digest() for sha256, *_ in rows), np.uint8).reshape(-1, 32),
-        signatures=signing.result()[kept] if signing else np.zeros((len(kept), PERMUTATIONS), np.uint32),
-        ngrams=shingles([texts[place] for place in kept], words) if words else None,
+        sets=sets.only(np.array(kept, np.int64)) if signing else sets,
+        signatures=signatures[kept],
+        ngrams=shingles([_text(parsed[place][1]) for place in kept], words) if words else None,
         rejected=sorted(rejected),
         notes=notes,
         slow=slow,
@@ -186,6 +187,11 @@ def _own_id(row: readers.Row) -> str:
     """The id that a row gives itself, for people who look for it in their data."""
     found = next((row[key] for key in ("id", "uuid", "prompt_id") if isinstance(row.get(key), str | int)), "")
     return str(found)[:200]
+
+
+def _signed(texts: list[tuple[bytes, bytes]]) -> tuple[Sets, NDArray[np.uint32]]:
+    sets = minhash.sets(texts)
+    return sets, minhash.signatures_of(sets)
 
 
 def _content(conversation: Conversation) -> Content:
@@ -225,7 +231,7 @@ def _unsupervised(row: Row, max_length: int) -> str:
 
 
 def _text(conversation: Conversation) -> bytes:
-    """The text by which near duplicates are found: without the system prompt, which many rows share."""
+    """The text in which runs of words are looked for: without the system prompt, which many rows share."""
     if not conversation.messages:
         return conversation.text.encode()
     parts = [message["content"] for message in conversation.messages if message["role"] not in ("system", "developer")]
@@ -253,47 +259,3 @@ def _staged(rows: list[tuple[Any, Any, Content, Conversation]]) -> Any:
         "slice": [conversation.slice for *_, conversation in rows],
     }
     return pa.RecordBatch.from_pydict(columns, schema=staged_schema())
-
-
-@contextlib.contextmanager
-def workers(config: PrepareConfig, tokenizer: Path, encoder: Encoder) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Gives a function that prepares chunks in order, in this process or in several.
-
-    Args:
-        config: the step's options.
-        tokenizer: folder of the tokenizer, which every process loads for itself.
-        encoder: the one of this process.
-    """
-    if config.processes == 1:
-        yield lambda given: ((chunk, prepare(chunk, config, encoder)) for chunk in given)
-        return
-    # Not forked: the threads of a tokenizer do not exist in a fork.
-    context = multiprocessing.get_context("spawn")
-    initial = (config, tokenizer, encoder.fast)
-    with concurrent.futures.ProcessPoolExecutor(config.processes, context, _init_worker, initial) as pool:
-        yield lambda given: _in_order(pool, given, 2 * config.processes)
-
-
-def _in_order(pool: Any, given: Iterable[Chunk], ahead: int) -> Iterator[tuple[Chunk, Prepared]]:
-    # At most so many chunks wait: the reader must not run ahead and fill the memory.
-    waiting: collections.deque[tuple[Chunk, Any]] = collections.deque()
-    for chunk in given:
-        waiting.append((chunk, pool.submit(_prepare_in_worker, chunk)))
-        if len(waiting) > ahead:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
-
-
-_worker: tuple[PrepareConfig, Encoder]
-
-
-def _init_worker(config: PrepareConfig, folder: Path, fast: bool) -> None:
-    global _worker
-    quiet_libraries()
-    _worker = (config, Encoder(loading.load_tokenizer(folder), config.max_length, config.supervise == "last", fast))
-
-
-def _prepare_in_worker(chunk: Chunk) -> Prepared:
-    return prepare(chunk, *_worker)

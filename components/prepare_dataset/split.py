@@ -1,7 +1,7 @@
 """The second pass: which prepared rows go to which side, and their labels."""
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_pipelines.components.core.data import chat_template, tokenized
-from qlora_pipelines.components.prepare_dataset.duplicates import DuplicateIndex
+from qlora_pipelines.components.core.data.duplicates import DuplicateIndex
 
 
 class RowStatus(enum.IntEnum):
@@ -58,8 +58,10 @@ class Contamination:
             self.rows.append(np.flatnonzero(shared) + first)
 
 
-def assign(index: DuplicateIndex, contamination: Contamination, eval_share: float | None) -> Statuses:
-    """The status of every row, of shape (rows,).
+def assign(
+    index: DuplicateIndex, contamination: Contamination, eval_share: float | None
+) -> tuple[Statuses, list[tuple[int, int]]]:
+    """The status of every row, of shape (rows,), and a few near duplicates, each with the row that stays for it.
 
     Args:
         index: holds all rows.
@@ -75,7 +77,23 @@ def assign(index: DuplicateIndex, contamination: Contamination, eval_share: floa
     statuses[rows.kept & held_out] = RowStatus.EVAL
     for numbers in contamination.rows:
         statuses[numbers[statuses[numbers] == RowStatus.TRAIN]] = RowStatus.CONTAMINATED
-    return statuses
+    return statuses, rows.examples
+
+
+def ids_of(path: Path, numbers: Iterable[int]) -> dict[int, list[int]]:
+    """The token ids of some staged rows, by the row's number."""
+    import pyarrow as pa
+
+    found: dict[int, list[int]] = {}
+    wanted, first = sorted(set(numbers)), 0
+    with pa.OSFile(str(path), "rb") as file, pa.ipc.open_file(file) as staged:
+        for number in range(staged.num_record_batches if wanted else 0):
+            batch = staged.get_batch(number)
+            for row in wanted:
+                if first <= row < first + batch.num_rows:
+                    found[row] = batch.column("input_ids")[row - first].as_py()
+            first += batch.num_rows
+    return found
 
 
 def select(path: Path, statuses: Statuses) -> Iterator[tuple[str, Any, Any]]:

@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qlora_pipelines.components.core.config.steps import PrepareConfig
-from qlora_pipelines.components.core.data import formats, listing, tokenized
+from qlora_pipelines.components.core.data import duplicates, formats, listing, tokenized
+from qlora_pipelines.components.core.data.duplicates import DuplicateIndex
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer
 from qlora_pipelines.components.core.runtime import Progress, log
 from qlora_pipelines.components.core.store import copies, keys, local_files, outputs, storage
-from qlora_pipelines.components.prepare_dataset import preparing
+from qlora_pipelines.components.prepare_dataset import preparing, workers
 from qlora_pipelines.components.prepare_dataset.data_report import Kept, write_report
-from qlora_pipelines.components.prepare_dataset.duplicates import DuplicateIndex
 from qlora_pipelines.components.prepare_dataset.encoding import Encoder
 from qlora_pipelines.components.prepare_dataset.preparing import Chunk, Prepared
-from qlora_pipelines.components.prepare_dataset.split import Contamination, RowStatus, assign, select
+from qlora_pipelines.components.prepare_dataset.split import Contamination, RowStatus, assign, ids_of, select
 
 Config = PrepareConfig
 CHECKED_ROWS = 128
@@ -154,7 +154,7 @@ def _prepare(
         index = stack.enter_context(contextlib.closing(DuplicateIndex(folder, config.near_duplicate_threshold)))
         contamination = Contamination()
         with (
-            preparing.workers(config, tokenizer_folder, encoder) as prepare,
+            workers.in_processes(config, tokenizer_folder, encoder) as prepare,
             # A run that stops later still leaves the reasons there.
             local_files.replacing(Path(rejected)) as unfinished,
             unfinished.open("w", encoding="utf-8") as rejections,
@@ -163,9 +163,10 @@ def _prepare(
         ):
             read = _read(prepare(_chunks(files, folder, config)), index, contamination, rejections, staged)
         _check_rejected(read, config)
-        statuses = assign(index, contamination, config.eval_share if "eval" not in files else None)
+        statuses, near = assign(index, contamination, config.eval_share if "eval" not in files else None)
         _check_left(statuses, read.rows)
         kept = Kept(tokenizer, config.max_length)
+        near_ids = ids_of(folder / "staged", itertools.chain(*near))
         with tokenized.Writer({"train": train_set, "eval": eval_set}, loading.tokenizer_digest(tokenizer)) as writer:
             for side, batch, rows in select(folder / "staged", statuses):
                 writer.write(side, batch)
@@ -179,7 +180,10 @@ def _prepare(
         duplicate_rows=int((statuses >= RowStatus.EXACT_DUPLICATE).sum()),
     )
     note += f"; on {read.slow_chunks} chunks of {preparing.CHUNK_ROWS} rows it was not" if read.slow_chunks else ""
-    write_report(report, result, read, statuses, kept, note)
+    write_report(report, result, read, statuses, kept, note, [(near_ids[row], near_ids[other]) for row, other in near])
+    share = float((statuses == RowStatus.NEAR_DUPLICATE).sum()) / read.rows
+    if share > duplicates.MANY:
+        log(f"{duplicates.many(share)}: the report shows some", "warning")
     log(
         f"{result.train_rows} rows to train on, {result.eval_rows} to evaluate on;"
         f" {result.duplicate_rows} duplicates, {read.rejected} rejected"
@@ -230,7 +234,7 @@ def _read(
     read = Read()
     for chunk, done in prepared:
         contamination.add(done.ngrams, chunk.held_out, index.rows)
-        index.add(done.ids, done.signatures, chunk.held_out)
+        index.add(done.ids, done.sets, done.signatures, chunk.held_out)
         staged.write_batch(done.rows)
         name = Path(chunk.file).name
         for row in done.rejected:

@@ -13,6 +13,7 @@ from qlora_pipelines.pipelines.demo import fetch_model
 from tests.benchmarks import (
     evaluate_vs_lm_eval,
     merge_vs_peft,
+    near_duplicates_vs_datatrove,
     page,
     plan_vs_measured,
     prepare_vs_trl,
@@ -28,7 +29,15 @@ def main() -> None:
     fetch_model.fetch(MODEL)
     started = time.monotonic()
     figures: dict[str, float] = {}
-    benchmarks = (train_vs_trl, prepare_vs_trl, plan_vs_measured, evaluate_vs_lm_eval, merge_vs_peft, store_vs_boto3)
+    benchmarks = (
+        train_vs_trl,
+        prepare_vs_trl,
+        near_duplicates_vs_datatrove,
+        plan_vs_measured,
+        evaluate_vs_lm_eval,
+        merge_vs_peft,
+        store_vs_boto3,
+    )
     for benchmark in benchmarks:
         figures |= benchmark.measure()
         print(json.dumps(figures, indent=1), flush=True)

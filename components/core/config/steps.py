@@ -45,7 +45,11 @@ class PrepareConfig(StepConfig):
         " line, or keep them as the chat template takes them, also where the assistant speaks first",
     )  # fmt: skip
     near_duplicate_threshold: float = Field(
-        0.75, ge=0, le=1, description="Jaccard similarity of 5-word runs from which rows are duplicates; 0: exact only"
+        0.75,
+        ge=0,
+        le=1,
+        description="Jaccard similarity of 5-word runs from which rows whose answers are the same too"
+        " are duplicates; 0: exact only",
     )
     decontaminate_words: Int = Field(
         0, ge=0, le=100, description="drop training rows that share so many words in a row with evaluation; 0: none"

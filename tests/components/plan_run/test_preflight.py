@@ -1,6 +1,7 @@
 """All that a run reaches for, tried at once: each bad thing has its message, and all of them come together."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -181,6 +182,19 @@ def levels(place: Path, config: dict[str, Any]) -> dict[str, str]:
     """What is not as it should be: the level of each text."""
     found = preflight.run(PlacedRun.parse(**config), place / "files").findings
     return {finding.text: finding.level for finding in found if finding.level != "ok"}
+
+
+def test_many_near_duplicates_are_a_warning(place: Path, config: dict[str, Any]) -> None:
+    rng = random.Random(0)
+    asked = [" ".join(rng.choices(["cat", "mat", "one", "two", "three", "four"], k=30)) for _ in range(60)]
+    rows = [conversation(f"{question}{end}", "cat") for question in asked for end in ("", " five")]
+    write_jsonl(Path(config["dataset_uri"]), rows)
+    [warning] = [text for text, level in levels(place, config).items() if level == "warning"]
+    assert warning == (
+        "train, first rows: 50% of the rows count as near duplicates of others and are left out; if they are"
+        " not, set prepare_dataset.near_duplicate_threshold higher, or to 0"
+    )
+    assert levels(place, config | {"options": {"prepare_dataset": {"near_duplicate_threshold": 0}}}) == {}
 
 
 def test_some_unusable_rows_are_a_warning(place: Path, config: dict[str, Any]) -> None:

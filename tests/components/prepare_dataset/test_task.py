@@ -245,3 +245,20 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, tiny_model: 
     assert result.output == (
         f"[prepare_dataset] error: {tmp_path}/file: File exists; give another place, or make room and rights there\n"
     )
+
+
+def test_reviews_under_one_instruction_stay_and_many_near_duplicates_are_a_warning(
+    tmp_path: Path, prepared: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(7)
+    instruction = " ".join(rng.choices(WORDS, k=30))
+    rows = [conversation(f"{instruction} {' '.join(rng.choices(WORDS, k=8))}", WORDS[n % 3]) for n in range(60)]
+    run = prepared(write_jsonl(tmp_path / "reviews.jsonl", rows))
+    assert run.result.duplicate_rows == 0 and "Near duplicates" not in run.report
+    asked = [" ".join(rng.choices(WORDS, k=50)) for _ in range(60)]
+    near = [conversation(f"{question}{end}", "cat") for question in asked for end in ("", " now")]
+    run = prepared(write_jsonl(tmp_path / "near.jsonl", near), max_length=256)
+    assert run.result.duplicate_rows == 60
+    said = "50% of the rows count as near duplicates of others and are left out"
+    assert f"warning: {said}" in capsys.readouterr().out and said in run.report
+    assert run.report.partition("stays in its place")[2].count(" now") >= 3

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qlora_pipelines.components.prepare_dataset import duplicates, minhash
-from qlora_pipelines.components.prepare_dataset.duplicates import Deduplicated, DuplicateIndex
+from qlora_pipelines.components.core.data import duplicates, minhash, row_files
+from qlora_pipelines.components.core.data.duplicates import Deduplicated, DuplicateIndex
 
 WORDS = [f"word{number}" for number in range(3000)]
 
@@ -25,10 +25,15 @@ def deduplicated(
             if part:
                 data = [t.encode() for t in part]
                 ids = np.frombuffer(b"".join(hashlib.sha256(t).digest() for t in data), np.uint8).reshape(-1, 32)
-                index.add(ids, minhash.signatures(data), side)
+                sets = minhash.sets([(t, b"") for t in data])
+                index.add(ids, sets, minhash.signatures_of(sets), side)
     found = index.deduplicate()
     index.close()
     return found
+
+
+def signatures(texts: list[bytes]) -> np.ndarray:
+    return minhash.signatures_of(minhash.sets([(text, b"") for text in texts]))
 
 
 def lowest(texts: list[str]) -> str:
@@ -78,8 +83,8 @@ def test_the_same_comes_out_however_rows_are_batched_and_partitioned(
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     whole = deduplicated(tmp_path / "a", texts)
-    monkeypatch.setattr(duplicates, "PARTITION", 40)
-    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    monkeypatch.setattr(row_files, "PARTITION", 40)
+    monkeypatch.setattr(row_files, "_BLOCK", 7)
     monkeypatch.setattr(duplicates, "_PART", 2)
     parts = deduplicated(tmp_path / "b", texts, batch=13)
     assert (
@@ -101,7 +106,7 @@ def test_signatures_estimate_the_jaccard_similarity_of_word_runs() -> None:
     two = [*one[:300], *text(rng, 100).split()]
     sets = [{tuple(words[at : at + 5]) for at in range(len(words) - 4)} for words in (one, two)]
     exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-    first, second = minhash.signatures([" ".join(one).encode(), " ".join(two).upper().encode()])
+    first, second = signatures([" ".join(one).encode(), " ".join(two).upper().encode()])
     assert (first == second).mean() == pytest.approx(exact, abs=0.12)  # three standard deviations of 128 places
 
 
@@ -115,5 +120,5 @@ def test_a_texts_shingles_do_not_hang_on_its_neighbours() -> None:
 
 
 def test_punctuation_tells_texts_apart_and_spaces_do_not() -> None:
-    plus, minus, spaced = minhash.signatures([b"is 1+2 right", b"is 1-2 right", b" IS  1+2\n right "])
+    plus, minus, spaced = signatures([b"is 1+2 right", b"is 1-2 right", b" IS  1+2\n right "])
     assert (plus == spaced).all() and not (plus == minus).all()

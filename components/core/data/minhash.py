@@ -3,7 +3,7 @@
 The words are found with numpy over a whole batch of rows at once; the signatures are rensa's.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,34 @@ SHINGLE = 5
 """Consecutive words that make one element of a text's set, as FineWeb takes them (Penedo et al. 2024)."""
 LONGEST_SHINGLE = 100
 SEED = 1
+_BEFORE, _AFTER = b"^" * (SHINGLE - 1), b"$" * (SHINGLE - 1)
 _LONGEST_WORD = 256
 """Bytes of a word that its hash is made of."""
+
+ANSWER = np.uint32(1 << 31)
+"""The bit of a shingle in `Sets` that says it is of an answer."""
+
+
+class Sets(NamedTuple):
+    """The shingles of rows, each row's without repetition and in order.
+
+    Attributes:
+        values: of all rows, of shape (all shingles,).
+        offsets: where each row's begin, of shape (rows + 1,); no row is without any.
+    """
+
+    values: NDArray[np.uint32]
+    offsets: NDArray[np.int64]
+
+    def only(self, rows: NDArray[np.int64]) -> "Sets":
+        """Those of some rows, in their order."""
+        if len(rows) == len(self.offsets) - 1:
+            return self
+        lengths = np.diff(self.offsets)
+        chosen = np.zeros(len(lengths), bool)
+        chosen[rows] = True
+        return Sets(self.values[np.repeat(chosen, lengths)], np.concatenate([[0], np.cumsum(lengths[chosen])]))
+
 
 _SPACE, _LETTER, _MARK, _LEAD, _CONTINUATION = range(5)
 
@@ -107,8 +133,31 @@ def mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return hashes ^ (hashes >> np.uint64(31))
 
 
-def signatures(texts: list[bytes]) -> NDArray[np.uint32]:
-    """MinHash signatures of shape (texts, PERMUTATIONS).
+def sets(rows: list[tuple[bytes, bytes]]) -> Sets:
+    """The shingles of each row, as 32-bit values: those of what is asked, then those of the answers, told by a bit.
+
+    Args:
+        rows: what is asked and what is answered, in UTF-8; plain text is all in the first.
+    """
+    # Between marks, so that the first and the last word are in as many shingles as any other.
+    hashes, offsets = shingles([text and _BEFORE + text + _AFTER for row in rows for text in row])
+    text = np.repeat(np.arange(2 * len(rows), dtype=np.uint64), np.diff(offsets).astype(np.int64))
+    # Above 32 bits the row, so that sorting keeps rows apart.
+    values = (text >> np.uint64(1)) << np.uint64(32) | (text & np.uint64(1)) << np.uint64(31) | hashes >> np.uint64(33)
+    # A text without words has the hash 0; a row without answers has no shingle of them.
+    values = np.sort(values[(hashes != 0) | (text & np.uint64(1) == 0)])
+    values = values[np.append(True, values[1:] != values[:-1])[: len(values)]]  # np.unique takes ten times as long
+    ends = np.searchsorted(values >> np.uint64(32), np.arange(len(rows)), side="right")
+    return Sets(values.astype(np.uint32), np.concatenate([[0], ends]).astype(np.int64))
+
+
+def signatures_of(rows: Sets) -> NDArray[np.uint32]:
+    """Signatures of rows by all their shingles; see `signatures`."""
+    return signatures(mix(rows.values.astype(np.uint64)), rows.offsets)
+
+
+def signatures(hashes: NDArray[np.uint64], offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """MinHash signatures of sets of hashes, of shape (sets, PERMUTATIONS).
 
     Under a random permutation, two sets have the same smallest element with probability |A and B| / |A or B|, their
     Jaccard similarity s (Broder 1997). So the share of equal values estimates s. It is the mean of PERMUTATIONS
@@ -117,8 +166,8 @@ def signatures(texts: list[bytes]) -> NDArray[np.uint32]:
     """
     import rensa
 
-    if not texts:
+    if len(offsets) < 2:
         return np.zeros((0, PERMUTATIONS), np.uint32)
-    hashes, offsets = shingles(texts)
-    matrix: Any = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
+    places = offsets.astype(np.uint64)
+    matrix: Any = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, places, PERMUTATIONS, SEED)
     return np.array(matrix.to_rows(), np.uint32)
