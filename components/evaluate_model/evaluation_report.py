@@ -44,7 +44,7 @@ def write(
     _checks(report, verdict)
     _tasks(report, models)
     _changes(report, reference, candidate, samples)
-    _answers(report, reference, candidate)
+    _answers(report, reference, candidate, samples)
     report.write(path)
 
 
@@ -117,6 +117,7 @@ def _changes(report: Report, reference: ScoredModel, candidate: ScoredModel, sam
                 f"{old[row]:.4f}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{new[row]:.4f}",
                 f"{new[row] - old[row]:+.4f}",
                 *([f"slice {part}"] if part else []),
+                *(f"{column} {_shortened(text)}" for column, text in _extra(sample[name])),
             ]
             texts = [_question(sample[name]), _right_answer(sample[name])]
             texts += [found.get(name, "not asked") for found in answers]
@@ -133,21 +134,29 @@ def _right_answer(sample: Sample) -> str:
     return str(message["content"] or json.dumps(message.get("tool_calls", []), ensure_ascii=False))
 
 
-def _answers(report: Report, reference: ScoredModel, candidate: ScoredModel) -> None:
+def _answers(report: Report, reference: ScoredModel, candidate: ScoredModel, samples: Sequence[Sample]) -> None:
     if not candidate.answers:
         return
     report.section("Answers", "The rows answered wrongly come first.")
     before = {answer.id: answer.answer for answer in reference.answers}
+    extra = {sample.id: _extra(sample) for sample in samples}
     for answer in sorted(candidate.answers, key=lambda item: item.scores["exact_match"])[:SAMPLES]:
         report.block(answer.prompt)
         lines = [("reference", answer.reference), (reference.name, before.get(answer.id, "not asked"))]
-        report.table(["", ""], [*lines, (candidate.name, answer.answer)])
+        shown = [(column, _shortened(text)) for column, text in extra.get(answer.id, [])]
+        report.table(["", ""], [*lines, (candidate.name, answer.answer), *shown])
 
 
 def _question(sample: Sample) -> str:
     """A row's last question, or '' where it is plain text."""
     asked = [str(message.get("content") or "") for message in sample.messages if message["role"] == "user"]
     return asked[-1] if asked else ""
+
+
+def _extra(sample: Sample) -> list[tuple[str, str]]:
+    """A row's extra columns, as far as it has them, as text."""
+    present = ((name, value) for name, value in sample.extra.items() if value is not None)
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in present]
 
 
 def _shortened(text: str) -> str:

@@ -1,7 +1,7 @@
 """What is known of each row under one model, and the files that keep it.
 
-scores.parquet   every model's rows, one model after another
-answers.jsonl    every model's generated answers
+scores.parquet   every model's rows, one model after another, with the data's extra columns as `extra.NAME`
+answers.jsonl    every model's generated answers, with these as `extra`
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.errors import InputError, first_line
 
 Floats = NDArray[np.float64]
@@ -115,8 +116,14 @@ class ScoredModel:
         return sum(values) / len(values) if values else -1.0
 
 
-def write(folder: str, models: Sequence[ScoredModel]) -> None:
-    """Writes both files."""
+def write(folder: str, models: Sequence[ScoredModel], samples: Sequence[Sample] = ()) -> None:
+    """Writes both files.
+
+    Args:
+        folder: to write them into.
+        models: all scored models.
+        samples: the rows, for their extra columns.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -125,8 +132,19 @@ def write(folder: str, models: Sequence[ScoredModel]) -> None:
     for field in dataclasses.fields(Scores):
         values = np.concatenate([getattr(model.scores, field.name) for model in models])
         columns[field.name] = values.astype(np.int64) if field.name in COUNTS else values
+    extra = {sample.id: sample.extra for sample in samples}
+    for name in {name: None for sample in samples for name in sample.extra}:
+        found = [extra[row].get(name) for row in columns["id"].tolist()]
+        texts = [value if isinstance(value, str | None) else json.dumps(value) for value in found]
+        columns[f"extra.{name}"] = pa.array(texts, pa.string())
     pa.parquet.write_table(pa.table(columns), Path(folder, SCORES), compression="zstd")
-    lines = [{"subject": model.name} | dataclasses.asdict(answer) for model in models for answer in model.answers]
+    lines = [
+        {"subject": model.name}
+        | dataclasses.asdict(answer)
+        | ({"extra": extra[answer.id]} if extra.get(answer.id) else {})
+        for model in models
+        for answer in model.answers
+    ]
     Path(folder, ANSWERS).write_bytes(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
 
 
@@ -147,4 +165,6 @@ def read(folder: str, name: str) -> ScoredModel:
     if not rows:
         raise InputError(f"scores {folder}: they hold no {name} model")
     scores = Scores.from_rows(tuple(row[field.name] for field in dataclasses.fields(Scores)) for row in rows)
-    return ScoredModel(name, scores, [Answer(**answer) for answer in answers if answer.pop("subject") == name])
+    fields = [field.name for field in dataclasses.fields(Answer)]
+    own = [Answer(**{field: answer[field] for field in fields}) for answer in answers if answer["subject"] == name]
+    return ScoredModel(name, scores, own)

@@ -128,7 +128,7 @@ def run(
         else:
             base = base_model.fetch(base_uri, Path(folder, "base"), str(work.info.get("base_revision", "")))
             models, verdict, merge_base = _judge_adapter(config, samples, base, work, Path(folder, "adapter"), found)
-    score_table.write(scores, models)
+    score_table.write(scores, models, samples)
     evaluation_report.write(config, verdict, models, samples, report)
     log(verdict.reason)
     reference, candidate, *_ = models

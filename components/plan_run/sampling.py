@@ -225,8 +225,12 @@ def _encoded(
             f"data {uri}: its rows are of no known form (columns {columns}); name theirs in options,"
             " prepare_dataset.columns"
         )
+    for name in prepare.extra_columns:
+        if renamed and not any(name in row for row in renamed):
+            columns = ", ".join(sorted(renamed[0]))
+            raise InputError(f"data {uri}: its first rows have no column {name}, which extra_columns names ({columns})")
     tokenizer = loading.load_tokenizer(files)
-    reading = Reading(prepare.consecutive_turns, chat_template.variables(tokenizer))
+    reading = Reading(prepare.consecutive_turns, chat_template.variables(tokenizer), frozenset(prepare.extra_columns))
     encoded, reasons, texts, left_out, notes = [], [], [], 0, collections.Counter[str]()
     for number, row in rows:
         try:

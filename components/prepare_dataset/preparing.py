@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_pipelines.components.core.config.steps import PrepareConfig
-from qlora_pipelines.components.core.data import formats, minhash, readers, similarity
+from qlora_pipelines.components.core.data import formats, minhash, readers, similarity, tokenized
 from qlora_pipelines.components.core.data.formats import Conversation
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.data.minhash import PERMUTATIONS, Sets, shingles
@@ -34,6 +34,7 @@ NO_JSON = "holds a value that JSON has no form for"
 
 Records = list[readers.Record]
 Content = tuple[bytes, ...]
+Extra = dict[str, Any]
 
 
 class Chunk(NamedTuple):
@@ -66,6 +67,7 @@ class Prepared(NamedTuple):
         ngrams: hashes of the rows' n-grams and the offsets of each row's; None without decontamination.
         rejected: the rows that are not used.
         notes: what of a used row is not used as one might expect, with the row's number.
+        extra: which of the extra columns a row has.
         slow: fastokens gave other ids than the tokenizer on the chunk's first row, and so was not used on the chunk.
     """
 
@@ -76,6 +78,7 @@ class Prepared(NamedTuple):
     ngrams: tuple[NDArray[np.uint64], NDArray[np.uint64]] | None
     rejected: list[Rejected]
     notes: list[tuple[str, int]]
+    extra: set[str]
     slow: bool
 
 
@@ -84,7 +87,7 @@ def staged_schema() -> Any:
     import pyarrow as pa
 
     ids = pa.list_(pa.field("element", pa.int32()))
-    text = dict.fromkeys(("messages", "tools", "chat_template_kwargs", "group", "slice"), pa.string())
+    text = dict.fromkeys(tokenized.TEXTS, pa.string())
     return pa.schema({"id": pa.string(), "input_ids": ids, "spans": ids, "tokens": pa.int32()} | text)
 
 
@@ -130,22 +133,26 @@ def conversations(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Iter
             yield _parse(readers.decode(record), chunk.form, config, encoder)[0]
 
 
-def _parse(row: readers.Row, form: str, config: PrepareConfig, encoder: Encoder) -> tuple[Conversation, Content]:
+def _parse(row: readers.Row, form: str, config: PrepareConfig, encoder: Encoder) -> tuple[Conversation, Content, Extra]:
     row = formats.renamed(row, config.columns)
     try:
-        conversation = formats.conversation(row, form, Reading(config.consecutive_turns, encoder.variables))
+        conversation = formats.conversation(row, form, _reading(config, encoder))
         (conversation.group + conversation.slice).encode()
-        return conversation, _content(conversation)
+        return conversation, _content(conversation), {name: row.get(name) for name in config.extra_columns}
     except UnicodeEncodeError:
         raise ValueError("not UTF-8") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
 
 
+def _reading(config: PrepareConfig, encoder: Encoder) -> Reading:
+    return Reading(config.consecutive_turns, encoder.variables, frozenset(config.extra_columns))
+
+
 def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
     """Turns a chunk's rows into token ids, spans, hashes and signatures; each row comes out or is rejected."""
     rejected: list[Rejected] = []
-    parsed: list[tuple[int, Conversation, Content]] = []
+    parsed: list[tuple[int, Conversation, Content, Extra]] = []
     names: dict[int, str] = {}
     for number, record in chunk.records:
         row: readers.Row = {}
@@ -156,18 +163,18 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
         except ValueError as error:
             key = error.key if isinstance(error, RowError) else ""
             rejected.append(Rejected(number, str(error), key, _own_id(row), isinstance(error, LeftOut)))
-    texts = [similarity.compared(conversation) for _, conversation, _ in parsed]
+    texts = [similarity.compared(conversation) for _, conversation, *_ in parsed]
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         # numpy and rensa release the interpreter's lock, which the templates hold.
         signing = executor.submit(_signed, texts) if config.near_duplicate_threshold else None
-        encoded, slow = encoder.encode_checked([conversation for _, conversation, _ in parsed])
+        encoded, slow = encoder.encode_checked([conversation for _, conversation, *_ in parsed])
     kept, rows, notes = [], [], []
-    for place, (made, (number, conversation, content)) in enumerate(zip(encoded, parsed, strict=True)):
+    for place, (made, (number, conversation, content, extra)) in enumerate(zip(encoded, parsed, strict=True)):
         if isinstance(made, str) or (unused := _unsupervised(made, config.max_length)):
             rejected.append(Rejected(number, made if isinstance(made, str) else unused, id=names[number]))
         else:
             kept.append(place)
-            rows.append((hashlib.sha256(b"\n".join(content)), made, content, conversation))
+            rows.append((hashlib.sha256(b"\n".join(content)), made, extra, content, conversation))
             notes += [(note, number) for note in formats.notes(encoder.tokenizer, conversation)]
     words = config.decontaminate_words
     sets, signatures = signing.result() if signing else (NO_SETS, np.zeros((len(parsed), PERMUTATIONS), np.uint32))
@@ -179,6 +186,7 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
         ngrams=shingles([_text(parsed[place][1]) for place in kept], words) if words else None,
         rejected=sorted(rejected),
         notes=notes,
+        extra={name for *_, extra in parsed for name, value in extra.items() if value is not None},
         slow=slow,
     )
 
@@ -239,7 +247,7 @@ def _text(conversation: Conversation) -> bytes:
     return "\n".join(parts + calls).encode()
 
 
-def _staged(rows: list[tuple[Any, Any, Content, Conversation]]) -> Any:
+def _staged(rows: list[tuple[Any, Any, Extra, Content, Conversation]]) -> Any:
     import pyarrow as pa
 
     # What there is of messages, tools and settings of each row; plain text has none.
@@ -257,5 +265,7 @@ def _staged(rows: list[tuple[Any, Any, Content, Conversation]]) -> Any:
         "chat_template_kwargs": [settings for *_, settings in parts],
         "group": [conversation.group for *_, conversation in rows],
         "slice": [conversation.slice for *_, conversation in rows],
+        # What JSON has no form for, such as a date, is text there.
+        "extra": [json.dumps(extra, default=str) if extra else "" for _, _, extra, *_ in rows],
     }
     return pa.RecordBatch.from_pydict(columns, schema=staged_schema())

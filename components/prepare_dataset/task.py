@@ -68,6 +68,7 @@ class Read:
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     first: list[str] = dataclasses.field(default_factory=list)
     files: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
+    extra: set[str] = dataclasses.field(default_factory=set)
     slow_chunks: int = 0
 
     def count(self, counter: collections.Counter[str], what: str, where: str) -> None:
@@ -94,7 +95,7 @@ def run(
         config: the step's options.
         listing_uri: the listing that plan_run wrote.
         tokenizer_uri: folder of the base model's tokenizer.
-        train_set: Parquet file to write: id, input_ids, labels, messages and tools (JSON), group, slice.
+        train_set: Parquet file to write: id, input_ids, labels, messages and tools (JSON), group, slice, extra (JSON).
         eval_set: Parquet file to write, of the same columns.
         rejected: JSONL file to write: file, line and reason of each row that is not used, its id, and the key that
             the reason is about.
@@ -163,6 +164,8 @@ def _prepare(
         ):
             read = _read(prepare(_chunks(files, folder, config)), index, contamination, rejections, staged)
         _check_rejected(read, config)
+        if missing := ", ".join(name for name in config.extra_columns if name not in read.extra):
+            raise InputError(f"extra_columns: no row has {missing}; name columns of the data")
         statuses, near = assign(index, contamination, config.eval_share if "eval" not in files else None)
         _check_left(statuses, read.rows)
         kept = Kept(tokenizer, config.max_length)
@@ -250,6 +253,7 @@ def _read(
         read.left_out += left_out
         read.rejected += len(done.rejected) - left_out
         read.slow_chunks += done.slow
+        read.extra |= done.extra
         if not read.files or read.files[-1][0] != chunk.file:
             read.files.append((chunk.file, chunk.form or "none", 0))
         read.files[-1] = (*read.files[-1][:2], read.files[-1][2] + len(chunk.records))

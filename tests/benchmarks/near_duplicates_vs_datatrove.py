@@ -3,9 +3,9 @@
     python -m venv peer && peer/bin/pip install 'datatrove[processing]==0.10.1' spacy
     DATATROVE=peer/bin/python python -m tests.benchmarks.near_duplicates_vs_datatrove
 
-datatrove has a Python of its own, as its dependencies differ. It compares whole texts; ours knows questions and answers.
-A row counts as found if it is left out. `precision` is the share of the rows left out that are copies of another row,
-`recall` the share of the copies that are left out. BENCH_DATA names rows to make the copies of, in place of generated
+datatrove has a Python of its own, as its dependencies differ. It compares whole texts; ours knows questions and
+answers. A row counts as found if it is left out. `precision` is the share of the rows left out that are copies of
+another row, `recall` the share of the copies that are left out. BENCH_DATA names rows to copy, in place of generated
 ones.
 """
 

@@ -5,7 +5,7 @@ against them or made from them. They are in one place because `plan_run` validat
 and steps do not import one another.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,9 @@ class PrepareConfig(StepConfig):
         "auto", description="what the columns mean; auto: found out from the first rows of each file"
     )
     columns: dict[Column, str] = Field({}, description="the data's own column names, by the names known here")
+    extra_columns: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="further columns to hand on into the scores and the evaluation's report; no model sees them"
+    )
     supervise: Literal["all", "last"] = Field("all", description="all answers of a conversation, or only the last")
     consecutive_turns: Literal["reject", "join", "keep"] = Field(
         "reject", description="rows in which one role speaks twice in a row: reject them, join such turns with an empty"

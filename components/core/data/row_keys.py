@@ -29,10 +29,12 @@ class Reading(NamedTuple):
         consecutive_turns: `reject`, `join` or `keep` turns of one role that follow one another.
         variables: names that the chat template reads, besides messages and tools: a row's columns of these names are
             handed to it.
+        extra: columns that are handed on to the scores.
     """
 
     consecutive_turns: str = "reject"
     variables: frozenset[str] = frozenset()
+    extra: frozenset[str] = frozenset()
 
 
 def label(row: Row, column: str) -> str:
@@ -73,7 +75,7 @@ def others(row: Row, form: str, columns: tuple[str, ...], reading: Reading) -> t
     found = turns.mark(given, "row")
     if found and not found[1]:
         raise LeftOut(f"{found[0]} is 0: the row is marked as not trained", found[0])
-    return settings, notes + [turns.unread(key) for key in given if key not in HARMLESS]
+    return settings, notes + [turns.unread(key) for key in given if key not in HARMLESS | reading.extra]
 
 
 def _judges(value: Any, form: str) -> bool:

@@ -13,7 +13,7 @@ from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.errors import InputError, first_line
 from qlora_pipelines.components.core.store import keys, local_files
 
-TEXTS = ("messages", "tools", "chat_template_kwargs", "group", "slice")
+TEXTS = ("messages", "tools", "chat_template_kwargs", "group", "slice", "extra")
 """Columns of text."""
 ROW_GROUP = 10_000
 """Rows per row group: what reading and writing keep in memory at a time.
@@ -26,8 +26,8 @@ ROW_GROUP = 10_000
 class Sample:
     """A kept row; `id` is the sha256 of its conversation.
 
-    A row of plain text has no messages. `group` and `slice` are the row's own, for the evaluation's scores; `settings`
-    are its variables of the chat template.
+    A row of plain text has no messages. `group` and `slice` are the row's own, for the evaluation's scores, and so
+    are the `extra` columns; `settings` are its variables of the chat template.
     """
 
     id: str
@@ -37,10 +37,11 @@ class Sample:
     group: str = ""
     slice: str = ""
     settings: chat_template.Settings = dataclasses.field(default_factory=dict)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def schema() -> Any:
-    """The Arrow schema of a side: token ids and labels of shape (tokens,), messages, tools, settings as JSON."""
+    """The Arrow schema of a side: token ids and labels of shape (tokens,), and `TEXTS`, JSON where not plain."""
     import pyarrow as pa
 
     ids = pa.list_(pa.field("element", pa.int32()))
@@ -206,4 +207,5 @@ def _samples(batch: Any) -> Iterator[Sample]:
             row["group"],
             row["slice"],
             json.loads(row["chat_template_kwargs"] or "{}"),
+            json.loads(row["extra"] or "{}"),
         )

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.data import listing
+from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.plan_run import sampling
 from tests.components.core.data.test_arrow_rows import ROUTE, WEATHER, row
 from tests.conftest import write_jsonl
@@ -99,3 +101,27 @@ def test_documents_are_trained_on_one_by_one(
     config = RunConfig.parse(base_model=str(tiny_model), dataset_uri=str(data), model_name="n", max_length=64)
     found = sampling.sample(listing.make(str(data))["train"], config, tiny_model)
     assert (found.form, found.rows, found.supervised) == ("text", len(texts), pytest.approx(1, abs=0.2))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_extra_columns_go_along_with_their_rows(
+    kind: str, tmp_path: Path, tiny_model: Path, prepared: Callable[..., Any]
+) -> None:
+    rows = [{"prompt": f"{place} {n}", "completion": place, "source": f"s{n}", "n": n, "more": "x"}
+            for place in PLACES for n in range(3)]  # fmt: skip
+    data = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        write_jsonl(data, rows)
+    else:
+        table = pa.Table.from_pylist(rows)
+        (pyarrow.parquet.write_table if kind == "parquet" else pyarrow.csv.write_csv)(table, data)
+    run = prepared(data, extra_columns=["source", "n"], near_duplicate_threshold=0)
+    for sample in [*run.side("train"), *run.side("eval")]:
+        number = sample.messages[0]["content"].split()[1]
+        assert sample.extra == {"source": f"s{number}", "n": number if kind == "csv" else int(number)}
+    with pytest.raises(InputError, match="extra_columns: no row has other; name columns of the data"):
+        prepared(data, extra_columns=["source", "other"])
+    options = {"prepare_dataset": {"extra_columns": ["other"]}}
+    config = RunConfig.parse(base_model=str(tiny_model), dataset_uri=str(data), model_name="n", options=options)
+    with pytest.raises(InputError, match=r"no column other, which extra_columns names \(completion, more, n, prompt"):
+        sampling.sample(listing.make(str(data))["train"], config, tiny_model)
