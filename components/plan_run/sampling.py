@@ -19,6 +19,7 @@ from qlora_pipelines.components.core.data import (
     listing,
     readers,
     similarity,
+    template_variables,
 )
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.data.row_keys import Reading
@@ -230,7 +231,7 @@ def _encoded(
             columns = ", ".join(sorted(renamed[0]))
             raise InputError(f"data {uri}: its first rows have no column {name}, which extra_columns names ({columns})")
     tokenizer = loading.load_tokenizer(files)
-    reading = Reading(prepare.consecutive_turns, chat_template.variables(tokenizer), frozenset(prepare.extra_columns))
+    reading = Reading(prepare.consecutive_turns, template_variables.of(tokenizer), frozenset(prepare.extra_columns))
     encoded, reasons, texts, left_out, notes = [], [], [], 0, collections.Counter[str]()
     for number, row in rows:
         try:

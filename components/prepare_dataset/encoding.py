@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_pipelines.components.core.data import chat_template, formats, template_coverage
+from qlora_pipelines.components.core.data import chat_template, formats, template_coverage, template_variables
 from qlora_pipelines.components.core.data.formats import Conversation
 from qlora_pipelines.components.core.errors import InputError
 
@@ -68,7 +68,7 @@ class Encoder:
         self._variables = {**self._template.globals, **given, **tokenizer.special_tokens_map}
         self._special_tokens = _special_tokens(tokenizer)
         self._answer_format = self._find_answer_format()
-        self.variables = chat_template.variables(tokenizer)
+        self.variables = template_variables.of(tokenizer)
         self._cache: dict[str, bytes] = {}
         self._fast = _fastokens(tokenizer) if fast else None
 

@@ -19,8 +19,6 @@ TODAY = datetime.datetime(2026, 1, 1)
 
 Whoever changes it raises `keys.FORMAT`.
 """
-GIVEN = frozenset({"messages", "tools", "add_generation_prompt"})
-"""Variables of a template that a conversation has anyway."""
 
 Message = turns.Message
 Tools = list[dict[str, Any]]
@@ -39,19 +37,6 @@ class Encoded:
     def supervised(self) -> int:
         """How many tokens are supervised; the first token of a sequence never is, nothing predicts it."""
         return sum(label != IGNORED for label in self.labels[1:])
-
-
-def variables(tokenizer: Any) -> frozenset[str]:
-    """The names that the chat template reads and that a row may set, such as `enable_thinking` or `documents`."""
-    import jinja2
-    import jinja2.meta
-
-    try:
-        parsed = compiled(tokenizer).environment.parse(tokenizer.get_chat_template())
-    except (jinja2.TemplateError, ValueError):
-        return frozenset()  # rendering says why
-    found = jinja2.meta.find_undeclared_variables(parsed)
-    return frozenset(found) - GIVEN - {"raise_exception", "strftime_now"} - set(tokenizer.special_tokens_map)
 
 
 def compiled(tokenizer: Any, tools: Tools | None = None) -> Any:
@@ -202,9 +187,12 @@ def _rewritten(
     goes from the generation prompt to the special token after its words; where it has no words (a tool call), to the
     special token with which the turn ended while it was the last. It may not reach into the next turn.
     """
-    start = len(before)
-    if not text.startswith(before):
-        raise InputError("the chat template asks for an answer in other words than it puts before one")
+    start = _end_of_prefix(text, before)
+    if not start:
+        raise InputError(
+            "the chat template asks for an answer in other words than it puts before one, so the model would be asked"
+            " otherwise than it was trained; another one can be given as chat_template"
+        )
     special = {token.content for token in tokenizer.added_tokens_decoder.values()}
     content = str(messages[turn].get("content") or "").strip()
     end = 0
@@ -218,6 +206,22 @@ def _rewritten(
     if not end or end > _next_turn(rendered, text, messages, turn):
         raise InputError("the chat template rewrites earlier turns: its answers cannot be told apart")
     return start, end
+
+
+def _end_of_prefix(text: str, before: str) -> int:
+    """Where a text goes on after the words of `before`; 0 where it does not begin with them.
+
+    The space between words may differ: Hermes' template ends the answer of a tool otherwise once a turn follows.
+    """
+    at = 0
+    for place, character in enumerate(before):
+        while at < len(text) and text[at] != character and text[at].isspace():
+            at += 1
+        if at < len(text) and text[at] == character:
+            at += 1
+        elif not character.isspace() or place + 1 == len(before):
+            return 0
+    return at
 
 
 def _next_turn(rendered: Callable[[list[Message]], str], text: str, messages: list[Message], turn: int) -> int:

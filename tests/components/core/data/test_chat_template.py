@@ -166,10 +166,12 @@ def test_an_answer_without_words_is_never_trained(tokenizer: Any) -> None:
         chat_template.encode(made, [user("one"), assistant("two")], 100)
 
 
-def test_the_names_that_a_template_reads(tokenizer: Any) -> None:
-    made = with_template(tokenizer, "{{ bos_token }}{% if enable_thinking is defined %}x{% endif %}"
-                         "{% set a = 1 %}{{ a }}"
-                         "{% for m in messages %}{% generation %}{{ m.content }}{{ tools }}{% endgeneration %}"
-                         "{% endfor %}{{ strftime_now('%Y') }}{{ raise_exception('x') if add_generation_prompt }}"
-                         "{{ date_string }}")  # fmt: skip
-    assert chat_template.variables(made) - {"bos_token"} == {"enable_thinking", "date_string"}
+def test_space_that_differs_before_an_answer_is_no_other_prompt(tokenizer: Any) -> None:
+    """Hermes 3 ends the answer of a tool by a line only where a turn follows."""
+    made = with_template(
+        tokenizer,
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'tool' and not loop.last %}\n"
+        "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    )
+    turns = [user("one"), {"role": "tool", "content": "two"}, assistant("three")]
+    assert supervised(made, chat_template.encode(made, turns, 100)) == "three<|im_end|>"
