@@ -99,8 +99,8 @@ def test_a_pod_with_a_gpu_uses_it(step: str) -> None:
 def test_the_place_is_in_no_key_and_the_keys_are_what_they_were(count: int) -> None:
     run = PlacedRun.parse(**REQUIRED, eval_dataset_uri="e", gpu_count=count, memory="64Gi")
     found = keys.of_run(run, base_revision="revision", data_digest="data", tokenizer_digest="tokenizer")
-    assert found.training_key == "ab5cb7c5962695841b6534d9a47111b742eea426c6a92ba0a910f6394eaec4f6"
-    assert found.merge_key == "be2f16cf85cf718ba90ad070709fa16bb3f378ae49778083693eb70b99e90c99"
+    assert found.training_key == "2f9c127f95ead9ea13c1e759cf8dfc11d444afa296ea6898aabf5fbcb90718a5"
+    assert found.merge_key == "f6fe2f0298b992128330d2946fcd8cf4e287f9e8361e865eada85623163f6780"
 
 
 def test_what_makes_the_same_model_again_says_nothing_of_the_place() -> None:
