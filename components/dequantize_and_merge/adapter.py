@@ -9,9 +9,9 @@ from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import safetensors_files
+from qlora_pipelines.components.core.models.parameter_names import Names
 from qlora_pipelines.components.core.models.safetensors_files import Stored
 from qlora_pipelines.components.core.store import streams
-from qlora_pipelines.components.dequantize_and_merge.parameter_names import Names
 from qlora_pipelines.components.dequantize_and_merge.updates import (
     EmbeddingLoraUpdate,
     LoraBiasUpdate,

@@ -6,9 +6,9 @@ from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
+from qlora_pipelines.components.core.models.parameter_names import Names
 from qlora_pipelines.components.core.models.safetensors_files import FLOATS, ITEM_BYTES, SINGLE, Stored
 from qlora_pipelines.components.dequantize_and_merge.adapter import Adapter, Edit
-from qlora_pipelines.components.dequantize_and_merge.parameter_names import Names
 from qlora_pipelines.components.dequantize_and_merge.updates import TokenUpdate, Update
 
 READ = 1 << 20
@@ -123,7 +123,8 @@ def _output(name: str, parameter: str, stored: Stored, edit: Edit, digest: str, 
             f"the adapter changes {name}, whose values are {stored.dtype} in the base: it cannot be merged"
         )
     known = bool(parameter) or any(name in made_of for made_of in names.converted.values())
-    if not known or not stored.is_float:
+    left = name in names.not_language and not (edit.update or edit.replacement or digest)
+    if not known or left or not stored.is_float:
         return OutputTensor(name, source.dtype, source)
     dtype = "F32" if name in names.full_precision and stored.dtype == "F32" else "BF16"
     digest = "" if edit.replacement else digest

@@ -7,14 +7,21 @@ from typing import Any, NamedTuple
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, base_weights, loading, model_files, stop_tokens
+from qlora_pipelines.components.core.models import (
+    base_model,
+    base_weights,
+    loading,
+    model_files,
+    parameter_names,
+    stop_tokens,
+)
 from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import integrity
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
-from qlora_pipelines.components.dequantize_and_merge import layout, parameter_names, streaming
+from qlora_pipelines.components.dequantize_and_merge import layout, streaming
 
 Config = MergeConfig
 MODEL = "model"

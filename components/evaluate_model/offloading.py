@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models import loading, lora
 from qlora_pipelines.components.core.runtime import log
 
 WEIGHT_SHARE = 0.8
@@ -54,13 +54,13 @@ def attach(model: Any, adapter: str, offloaded: bool) -> Any:
         offloaded: whether parts of the model are offloaded.
     """
     from accelerate.utils import set_module_tensor_to_device
-    from peft import PeftConfig, PeftModel, get_peft_model
+    from peft import PeftConfig
 
     if not offloaded:
-        return PeftModel.from_pretrained(model, adapter).eval()
+        return lora.load(model, adapter).eval()
     # peft would dispatch the model again, and cannot where weights are on disk. accelerate brings a layer's weight to
     # the device for that layer's forward pass only, so the adapter's weights are put there to stay.
-    adapted = get_peft_model(model, PeftConfig.from_pretrained(adapter), low_cpu_mem_usage=True)
+    adapted = lora.put_on(model, PeftConfig.from_pretrained(adapter), low_cpu_mem_usage=True)
     for name, values in _weights(adapter).items():
         target = name.removesuffix(".weight") + ".default.weight"
         set_module_tensor_to_device(adapted, target, loading.device(), values, dtype=values.dtype)

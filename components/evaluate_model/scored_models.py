@@ -10,7 +10,7 @@ from typing import Any
 from qlora_pipelines.components.core.config.steps import EvaluateConfig
 from qlora_pipelines.components.core.data.tokenized import Sample
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import loading, stop_tokens
+from qlora_pipelines.components.core.models import loading, lora, stop_tokens
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import champion
 from qlora_pipelines.components.core.runtime import load_libraries, log
@@ -43,8 +43,6 @@ def base_and_adapter(
         InputError: a loss that is not a number, or files that do not fit together.
     """
     load_libraries("peft")
-    from peft import PeftModel
-
     log("loading the base in 4 bit")
     trained = attempts.read(adapter).info
     model = loading.load_quantized(base, Quantization(**trained["quantization"])).eval()
@@ -52,11 +50,11 @@ def base_and_adapter(
     model.generation_config.eos_token_id = stop_tokens.of_folder(base, tokenizer)
     prompted = prompts.with_baseline_messages(config.baseline_messages, samples, tokenizer)
     reference = score_model("base", config, model, tokenizer, prompted, swaps=True)
-    tuned = PeftModel.from_pretrained(model, adapter).eval()
+    tuned = lora.load(model, adapter).eval()
     candidate = score_model("tuned", config, tuned, tokenizer, samples, swaps=True)
     today = None
     if found and (stored := found.adapter_for(trained)):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, lora.targets_as_named():
             tuned.load_adapter(str(copies.fetch_work(stored, Path(folder))), adapter_name="champion")
         tuned.set_adapter("champion", inference_mode=True)
         today = gate.Champion(score_model(found.name, config, tuned.eval(), tokenizer, samples), same_tokens=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_pipelines.components.core.data import chat_template, packing
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import packed_attention
+from qlora_pipelines.components.core.models import packable, packed_attention
 from qlora_pipelines.components.core.runtime import Progress
 
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 25}
@@ -42,13 +42,11 @@ def score(
     from qlora_pipelines.components.evaluate_model import prefix_cache
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = causal.get_decoder()
-    if decoder is causal:  # Llama 4 and Mllama
-        decoder = causal.model
+    decoder = packed_attention.decoder_of(causal)
     found: dict[int, tuple[float, int]] = {}
     progress = Progress(f"scoring {name}", len(encoded))
     # Where an architecture's layers would mix packed conversations, each goes alone, through the model's own attention.
-    packs = not packed_attention.unsupported(causal)
+    packs = not packable.why_alone(causal.config.to_dict())
     with packed_attention.enabled(causal) if packs else contextlib.nullcontext(), torch.inference_mode():
         start, cache = prefix_cache.prefill(causal, decoder, encoded, device) if packs else (0, None)
         items = [chat_template.Encoded(item.input_ids[start:], item.labels[start:]) for item in encoded]
@@ -68,7 +66,8 @@ def _score_row(
     inputs = {name: tensor.to(device) for name, tensor in packing.collate([packing.joined(items)]).items()}
     labels = inputs.pop("labels")[0]
     positions = (labels != chat_template.IGNORED).nonzero()[:, 0]
-    owner = torch.repeat_interleave(inputs["cu_seq_lens_q"].diff())[positions].cpu()
+    lengths = torch.tensor([len(item.input_ids) for item in items])
+    owner = torch.repeat_interleave(lengths)[positions.cpu()]
     nll = torch.zeros(len(items), dtype=torch.float64)
     right = torch.zeros(len(items), dtype=torch.int64)
     inputs["position_ids"] += start
@@ -79,6 +78,8 @@ def _score_row(
             here, owners = positions[first : first + chunk], owner[first : first + chunk]
             predicted_by = (here - 1).to(decoded.last_hidden_state.device)  # logits at a token are for the next one
             logits = causal(**inputs, logits_to_keep=predicted_by, use_cache=False).logits[0].float()
+            if len(logits) == len(labels):  # architectures that do not know `logits_to_keep` give all
+                logits = logits[predicted_by]
             if len(logits) != len(here):
                 raise InputError(f"{type(causal).__name__} gives logits at other positions than it is asked for")
             targets = labels[here].to(logits.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
-from qlora_pipelines.components.core.models import loading, lora
+from qlora_pipelines.components.core.models import linear_layers, loading, lora
 from qlora_pipelines.components.core.models.quantization import Quantization
 
 _EXPERTS = re.compile(r"\.experts\.")
@@ -35,7 +35,8 @@ class Weight:
 class Architecture:
     """What the arithmetic needs of a base model and the adapter that the run puts on it.
 
-    `adapter` holds the shape of every trainable tensor. `active_experts` is the share of the experts that a token
+    `adapter` holds the shape of every trainable tensor, `adapted` the names of the base's weights that have an adapter,
+    `not_text` those that text does not go through. `active_experts` is the share of the experts that a token
     passes through, 1 where there are none.
     """
 
@@ -47,6 +48,8 @@ class Architecture:
     vocabulary: int
     active_experts: float
     optimiser_bits: int = 32
+    adapted: frozenset[str] = frozenset()
+    not_text: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> int:
@@ -62,6 +65,29 @@ class Architecture:
     def in_fused_experts(self) -> int:
         """Parameters in fused experts: 3-dimensional tensors, which bitsandbytes leaves in 16 bit."""
         return sum(weight.numel for weight in self.weights if _EXPERTS.search(weight.name) and not weight.quantised)
+
+    @property
+    def without_adapter(self) -> dict[str, float]:
+        """Shares of the parameters in layers without an adapter, by what they are; embeddings and head do not count."""
+        layers = [weight for weight in self.weights if self.vocabulary not in weight.shape]
+        total = sum(weight.numel for weight in layers)
+        found: dict[str, float] = {}
+        for weight in layers:
+            if weight.name not in self.adapted and len(weight.shape) > 1:
+                kind = (
+                    "parts that do not read text"
+                    if weight.name in self.not_text
+                    else "experts"
+                    if _EXPERTS.search(weight.name)
+                    else "others"
+                )
+                found[kind] = found.get(kind, 0.0) + weight.numel / total
+        return found
+
+    @property
+    def in_16bit(self) -> float:
+        """The share of the parameters that training does not hold in 4 bit."""
+        return sum(weight.numel for weight in self.weights if not weight.quantised) / self.parameters
 
     @property
     def active_parameters(self) -> float:
@@ -84,7 +110,7 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
     """
     model = loading.empty_model(folder, train.compute_dtype)
     quantization = Quantization.of(train)
-    quantised = _quantised(model, quantization)
+    quantised = {f"{name}.weight" for name in linear_layers.quantised(model)}
     weights = tuple(
         Weight(name, tuple(weight.shape), quantization if name in quantised else None, weight.dtype.itemsize)
         for name, weight in model.named_parameters()
@@ -93,33 +119,20 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
     embeddings = model.get_input_embeddings().weight
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
+    not_text = frozenset(linear_layers.not_language(model))
     adapted = with_adapter(model, train)
     return Architecture(
         name=str((model.config.architectures or [type(model).__name__])[0]),
         weights=weights,
         adapter=tuple(tuple(p.shape) for p in adapted.parameters() if p.requires_grad),
+        adapted=frozenset(f"{name}.weight" for name in lora.adapted_layers(adapted)),
+        not_text=not_text,
         layers=int(config.num_hidden_layers),
         hidden=int(embeddings.shape[1]),
         vocabulary=int(embeddings.shape[0]),
         active_experts=chosen / experts if experts and chosen else 1.0,
         optimiser_bits=8 if train.optim == "paged_adamw_8bit" else 32,
     )
-
-
-def _quantised(model: Any, quantization: Quantization) -> set[str]:
-    """Names of the weights that bitsandbytes puts into 4 bit, by transformers' own rule."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-    from transformers.quantizers.auto import AutoHfQuantizer
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    quantizer = AutoHfQuantizer.from_config(quantization.as_transformers())
-    skipped = quantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    return {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped)
-    }
 
 
 def with_adapter(model: Any, train: TrainConfig) -> Any:
@@ -129,9 +142,8 @@ def with_adapter(model: Any, train: TrainConfig) -> Any:
         InputError: a target matches no layer.
     """
     import torch
-    from peft import get_peft_model
 
-    adapted = get_peft_model(model, lora.config(train, model), low_cpu_mem_usage=True)
+    adapted = lora.put_on(model, lora.config(train, model), low_cpu_mem_usage=True)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)

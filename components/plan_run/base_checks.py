@@ -22,9 +22,11 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
         yield "warning", f"{name}: it has code of its own (auto_map), which is not run"
     if described.get("quantization_config"):
         yield "fatal", f"{name}: its weights are quantised already; give the 16-bit model"
-    if _sees_what_follows(model.config):
+    if _has_an_encoder(files):
+        yield "fatal", f"{name}: {model.config.model_type} has an encoder for its input; give a decoder-only model"
+    elif _sees_what_follows(model.config):
         yield "fatal", f"{name}: {model.config.model_type} is an encoder, which sees what follows; give a decoder"
-    if config.for_step("train_qlora").packing and (why := packed_attention.unsupported(model)):
+    if config.for_step("train_qlora").packing is True and (why := packed_attention.unsupported(model)):
         yield "fatal", f"{name}: {why}"
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_length
     if config.max_length > positions:
@@ -34,6 +36,16 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
             "fatal" if learned else "warning",
             f"{name}: max_length is {config.max_length}, and its config.json says {positions} positions: {outcome}",
         )
+
+
+def _has_an_encoder(files: Path) -> bool:
+    """Whether it is of a type with encoder and decoder, such as BART, be it only its decoder."""
+    from transformers.models.auto import modeling_auto
+
+    described = loading.described(files)
+    translators = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
+    translators -= modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.keys()  # those that listen are decoders
+    return described.is_encoder_decoder or described.model_type in translators
 
 
 def _sees_what_follows(described: Any) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.placement import PlacedRun
-from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.models import base_model, loading, packable
 from qlora_pipelines.components.plan_run import (
     base_checks,
     compare,
@@ -92,6 +92,7 @@ def figures(
     """
     with tempfile.TemporaryDirectory() as folder:
         checks = preflight.run(config, Path(folder)) if reach else _base_alone(config, Path(folder))
+        config = checks.config
         work = time_and_cost.of_run(config, checks.samples)
         shown = {
             "work": dataclasses.asdict(work) if work else {},
@@ -139,8 +140,9 @@ def figures(
 
 def _base_alone(config: PlacedRun, folder: Path) -> Checks:
     """What can be found out from the base's config.json alone."""
-    checks = Checks()
     files = base_model.small_files(config.base_model, config.base_revision, folder)
+    config = packable.resolved(config, files)
+    checks = Checks(config)
     for level, text in base_checks.check(files, loading.empty_model(files), config):
         checks.note(level, "base model", text)
     checks.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)

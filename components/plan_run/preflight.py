@@ -14,7 +14,7 @@ from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import duplicates, listing
 from qlora_pipelines.components.core.data.listing import Listing
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer
+from qlora_pipelines.components.core.models import base_model, loading, packable, run_tokenizer
 from qlora_pipelines.components.core.registry import champion, mlflow_client, references
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
@@ -45,10 +45,12 @@ class Finding:
 class Checks:
     """What the checks found; what could not be found out is empty, and a finding says why.
 
-    `samples` holds what the first rows of each side tell, `weights` what the headers of the base's files do; `staged`
-    says whether a hub's base is in the store already. `run_keys` are there where nothing is fatal.
+    `config` is the run with all decided that is left to the base. `samples` holds what the first rows of each side
+    tell, `weights` what the headers of the base's files do; `staged` says whether a hub's base is in the store already.
+    `run_keys` are there where nothing is fatal.
     """
 
+    config: PlacedRun
     champion: str = ""
     registry: str = ""
     revision: str = ""
@@ -95,13 +97,14 @@ def run(config: PlacedRun, folder: Path) -> Checks:
         config: the whole run.
         folder: an empty folder, for the base's small files.
     """
-    checks = Checks()
+    checks = Checks(config)
     # Imported here once: two threads that import transformers at the same time can see it half made.
     load_libraries("peft", "transformers")
     independent = (_store, _mlflow, _base, _data, _nodes)
     with concurrent.futures.ThreadPoolExecutor(len(independent)) as pool:
         for job in [pool.submit(check, checks, config, folder) for check in independent]:
             job.result()
+    config = checks.config
     if checks.files and checks.listing:
         _samples(checks, config, checks.files)
     if checks.plan and config.on_cpu:
@@ -141,6 +144,7 @@ def _base(checks: Checks, config: PlacedRun, folder: Path) -> None:
         checks.revision = base_model.resolve(config.base_model, config.base_revision)
         files = base_model.small_files(config.base_model, checks.revision, folder / "base")
         checks.note("ok", "base model", f"{config.base_model} can be read at {checks.revision[:19]}, in safetensors")
+        checks.config = config = packable.resolved(config, files)
         with checks.collect_errors("tokenizer"):
             _tokenizer(checks, config, files, folder)
         described = loading.empty_model(files)
@@ -167,9 +171,15 @@ def _tokenizer(checks: Checks, config: PlacedRun, files: Path, folder: Path) -> 
 
 
 def _memory(checks: Checks, plan: fit.Plan, gib: float) -> None:
+    without = plan.architecture.without_adapter
+    kinds = ", ".join(f"{share:.0%} {kind}" for kind, share in without.items() if share >= 0.005)
+    if kinds:
+        level = "warning" if sum(without.values()) > 0.5 else "ok"
+        checks.note(level, "adapter", f"parameters of the layers that get no adapter: {kinds}")
     if plan.architecture.in_fused_experts:
         share = plan.architecture.in_fused_experts / plan.architecture.parameters
-        checks.note("warning", "memory", f"{share:.0%} of the parameters are fused experts, which stay in 16 bit")
+        kept = f"{plan.architecture.in_16bit:.0%} of the parameters stay in 16 bit"
+        checks.note("warning", "memory", f"{kept}; fused experts, which are not quantised, are {share:.0%}")
     if gib:
         fits, text = fit.verdict(plan, int(gib * fit.GIB), f"a GPU of {gib:g} GiB")
         checks.note("ok" if fits else "fatal", "memory", text if fits else f"the run {text}")

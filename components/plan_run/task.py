@@ -69,6 +69,7 @@ def run(config: PlacedRun, *, report: str, training_key: str = "", claim: str = 
     claimed = claims.write(place, claims.parse(claim), run_id) if claim else 0.0
     with tempfile.TemporaryDirectory() as folder:
         checks = preflight.run(config, Path(folder))
+        config = checks.config
         for finding in checks.findings:
             if finding.level != "fatal":
                 log(f"{finding.subject}: {finding.text}", "warning" if finding.level == "warning" else "info")

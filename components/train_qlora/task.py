@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
-from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.models import base_model, loading, packable
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import integrity
 from qlora_pipelines.components.core.runtime import log
@@ -78,6 +78,9 @@ def run(
             memory or disk.
         TransientError: training died, and restarts brought it no further.
     """
+    if config.packing == "auto":  # a step run by itself; plan_run has decided it for a whole run
+        with tempfile.TemporaryDirectory() as name:
+            config = packable.decided(config, base_model.small_files(base_uri, base_revision, Path(name)))
     key_uri = storage.join(storage.root(), "adapters", training_key)
     made_from = {"key_format": keys.FORMAT, "base_revision": base_revision, "dataset_digest": dataset_digest}
     made_from |= config.key_fields()

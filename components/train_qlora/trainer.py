@@ -10,7 +10,7 @@ import torch
 from transformers import get_scheduler
 from trl import SFTTrainer
 
-from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.models import supervised_loss
 from qlora_pipelines.components.train_qlora import launch, shard
 
 
@@ -129,16 +129,9 @@ class PackedTrainer(SFTTrainer):
         Returns:
             The loss, a scalar in nats per token.
         """
-        labels = inputs.pop("labels")
-        # Position t predicts token t + 1. Only positions that predict a supervised token go through the head.
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat_template.IGNORED)
-        supervised = targets != chat_template.IGNORED
-        outputs = model(**inputs, logits_to_keep=supervised, use_cache=False)
-        # In float32: a sum of thousands of terms, and the logarithm of softmax, need more than 8 significant bits.
-        logits = outputs.logits.reshape(-1, outputs.logits.shape[-1]).float()
-        self.supervised_tokens += len(logits)
-        total = torch.nn.functional.cross_entropy(logits, targets[supervised], reduction="sum")
-        loss = total / (supervised.sum() if num_items_in_batch is None else num_items_in_batch)
+        total, count, outputs = supervised_loss.total(model, inputs)
+        self.supervised_tokens += count
+        loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # N counts the tokens of all processes, and DDP and FSDP average gradients over them: this makes it a sum.
             loss = loss * self.accelerator.num_processes

@@ -94,7 +94,8 @@ def train(job: Job) -> Trained:
         steps = config.max_steps or math.ceil(config.num_train_epochs * math.ceil(len(rows) / per_step))
         done, checkpoint = job.resumed or (0, None)
         with MlflowRun(job.training_key, config.key_fields(), muted=launch.rank() > 0) as run:
-            trainer = _trainer(job, model, tokenizer, rows, steps, run)
+            with lora.targets_as_named():
+                trainer = _trainer(job, model, tokenizer, rows, steps, run)
             tokens = sum(len(item.input_ids) for item in encoded)
             full = f", {tokens / len(rows) / config.batch_tokens:.0%} full" if config.packing else ""
             _log(f"{len(encoded)} conversations in {len(rows)} rows{full}")

@@ -11,7 +11,7 @@ from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.data import hub, listing, readers
 from qlora_pipelines.components.core.data.listing import DataFile, Listing
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, run_tokenizer
+from qlora_pipelines.components.core.models import base_model, packable, run_tokenizer
 from qlora_pipelines.components.core.store import keys, storage
 from qlora_pipelines.components.core.store.keys import RunKeys
 from qlora_pipelines.components.core.store.storage import Entry
@@ -46,6 +46,7 @@ def snapshot(config: RunConfig) -> Snapshot:
         files = base_model.small_files(config.base_model, revision, Path(folder, "base"))
         chat_template = config.for_step("prepare_dataset").chat_template
         tokenizer = base_model.tokenizer_digest(run_tokenizer.make(files, chat_template, Path(folder, "tokenizer")))
+        config = packable.resolved(config, files)
     after = _stamps(config)
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):

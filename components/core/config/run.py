@@ -65,6 +65,11 @@ class RunConfig(StepConfig):
             raise ValueError("; ".join(wrong))
         return self
 
+    def with_option(self, step: str, name: str, value: Any) -> Self:
+        """The same run with another value of one option."""
+        own = self.options.get(step, {}) | {name: value}
+        return self.model_copy(update={"options": self.options | {step: own}})
+
     def for_step(self, step: str) -> Any:
         """The config of one step, as this run sets it."""
         fields = STEPS[step].model_fields

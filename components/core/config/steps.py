@@ -108,7 +108,9 @@ class TrainConfig(StepConfig):
     )
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     max_steps: Int = Field(0, ge=0, description="optimiser steps; 0: as many as num_train_epochs makes")
-    packing: bool = Field(True, description="several conversations per row; false: one")
+    packing: bool | Literal["auto"] = Field(
+        "auto", description="several conversations per row; false: one; auto: several where the base's layers allow it"
+    )
     batch_tokens: Int = Field(
         2048, ge=16, description="tokens per forward pass: conversations are packed to this length, none is cut"
     )

@@ -66,15 +66,19 @@ def collate(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
     depend on the positions themselves.
 
     Returns:
-        `input_ids`, `labels` and `position_ids` of shape (1, tokens); `cu_seq_lens_q`, shape (conversations + 1,):
-        the conversations' cumulative lengths, as attention kernels take them.
+        `input_ids`, `labels` and `position_ids` of shape (1, tokens); of several conversations also `cu_seq_lens_q`,
+        shape (conversations + 1,): their cumulative lengths, as attention kernels take them. One alone has none, so
+        that it does not look packed: layers that cannot be told of borders, such as linear attention without its
+        kernels, fail where they are given some.
     """
     import torch
 
     lengths = [length for row in batch for length in row["lengths"]]
-    return {
+    found = {
         "input_ids": torch.tensor([[token for row in batch for token in row["input_ids"]]]),
         "labels": torch.tensor([[label for row in batch for label in row["labels"]]]),
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-        "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
     }
+    if len(lengths) > 1:
+        found["cu_seq_lens_q"] = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return found

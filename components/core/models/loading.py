@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
+from qlora_pipelines.components.core.models import linear_layers
 from qlora_pipelines.components.core.models.blockwise_quantization import portable_quantization
 from qlora_pipelines.components.core.models.quantization import Quantization
 
@@ -94,14 +95,15 @@ def load_quantized(folder: Path, quantization: Quantization | None = None, for_s
 
     quantization = quantization or Quantization()
     dtype = quantization.compute_dtype
+    kept = linear_layers.kept(empty_model(folder, dtype))
     if for_sharding:
         with portable_quantization(), _quantized_on(device()):
-            config = quantization.as_transformers(storage=dtype)
+            config = quantization.as_transformers(storage=dtype, kept=kept)
             model = load_16bit(folder, dtype, quantization_config=config, device_map={"": "cpu"})
         model.__dict__.pop("hf_device_map", None)  # accelerate would take it for where the model stays
     else:
         with portable_quantization():
-            model = load_16bit(folder, dtype, quantization_config=quantization.as_transformers())
+            model = load_16bit(folder, dtype, quantization_config=quantization.as_transformers(kept=kept))
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first forward without gradients,
@@ -134,11 +136,14 @@ def _quantized_on(device: str) -> Iterator[None]:
 def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
     """A model in 16 bit, on the GPU where there is one; safetensors only, no remote code."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     options = {"device_map": {"": device()}} | options
-    return AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
+    return auto_class(described(folder)).from_pretrained(
+        str(folder),
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        **options,
     )
 
 
@@ -149,14 +154,40 @@ def empty_model(folder: Path, dtype: str = COMPUTE_DTYPE) -> Any:
         InputError: there is no config.json, or transformers does not know the architecture.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        config = described(folder)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+            return auto_class(config).from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"base model {folder}: {first_line(error)}") from None
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads a base by its own class, whole.
+
+    A base that takes images too is often also among the causal models, as its language model alone. Then the class that
+    its config.json names decides: what was published whole stays whole.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+    from transformers.models.auto import modeling_auto
+
+    own, kind = (config.architectures or [""])[0], config.model_type
+    tables = (
+        (AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        (AutoModelForImageTextToText, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+        (AutoModelForMultimodalLM, modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
+    )
+    by_name = (auto for auto, names in tables if names.get(kind) == own)
+    by_type = (auto for auto, names in tables if kind in names)
+    return next(by_name, next(by_type, AutoModelForCausalLM))
+
+
+def described(folder: Path) -> Any:
+    """What transformers makes of a model's config.json."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

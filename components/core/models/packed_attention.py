@@ -10,8 +10,9 @@ with a flash kernel on CPU and GPU alike; on a CPU, short ones go to `cpu_attent
 
 import contextlib
 import importlib.util
+import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from qlora_pipelines.components.core.errors import InputError
 
@@ -41,7 +42,8 @@ def attention_forward(
         attention_mask: None, as this kind of attention has no mask; a layer that makes its own is refused.
         scaling: factor on the scores; None: 1 / sqrt(head size).
         dropout: of the attention weights.
-        cu_seq_lens_q: cumulative lengths of the conversations, shape (conversations + 1,).
+        cu_seq_lens_q: cumulative lengths of the conversations, shape (conversations + 1,); None: those that the decoder
+            was given, as some architectures' layers do not hand them on; where it was given none, there is one.
         sliding_window: how many tokens a token sees, itself included, where the model limits that.
         s_aux: None; a layer that has attention sinks is refused.
 
@@ -55,7 +57,8 @@ def attention_forward(
         raise InputError(
             f"{type(module).__name__} has a mask or sinks of its own, and cannot take packed conversations"
         )
-    lengths = cu_seq_lens_q.diff().tolist()
+    borders = _Borders.now if cu_seq_lens_q is None else cu_seq_lens_q
+    lengths = [query.shape[2]] if borders is None else borders.diff().tolist()
     return block_diagonal_attention(query, key, value, lengths, scaling, dropout, sliding_window), None
 
 
@@ -102,7 +105,7 @@ def block_diagonal_attention(
         return (torch.cat([prefix, part], 2) for part in own) if shared else own
 
     parts = [attend(*part) for part in zip(query.split(lengths, 2), split(key), split(value), strict=True)]
-    return torch.cat(parts, dim=2).transpose(1, 2)
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()  # some layers `view` it
 
 
 def _mask(query: Any, key: Any, sliding_window: int | None) -> Any:
@@ -137,7 +140,7 @@ def unsupported(model: Any) -> str:
         why = "its attention has sinks"
     else:
         return ""
-    return f"{model.config.model_type} cannot be trained on packed conversations: {why}; set train_qlora.packing false"
+    return f"{model.config.model_type} cannot be trained on packed conversations: {why}; leave packing at auto"
 
 
 def enable(model: Any, kernel: str = "sdpa") -> None:
@@ -161,6 +164,33 @@ def enable(model: Any, kernel: str = "sdpa") -> None:
         return
     AttentionInterface.register(NAME, attention_forward)
     model.set_attn_implementation(NAME)
+    if decoder_of(model) not in _Borders.told_by:
+        decoder_of(model).register_forward_pre_hook(_Borders.note, with_kwargs=True)
+        _Borders.told_by.add(decoder_of(model))
+
+
+class _Borders:
+    """The borders in the row that a decoder runs now, or ran last: the backward pass may run its layers again."""
+
+    now: Any = None
+    told_by: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+    @classmethod
+    def note(cls, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        """Called before a decoder runs."""
+        cls.now = kwargs.get("cu_seq_lens_q")
+
+
+def decoder_of(model: Any) -> Any:
+    """A model's layers, between embeddings and head; of one that takes images too, those that text goes through."""
+    from transformers import PreTrainedModel
+
+    decoder = model.get_decoder()
+    while decoder is not model and isinstance(decoder, PreTrainedModel):
+        if decoder.get_output_embeddings() is None:
+            return decoder
+        model, decoder = decoder, decoder.get_decoder()  # a causal model in a larger one
+    return getattr(model, "model", model.base_model)  # Llama 4, Mllama, and heads that are called decoder
 
 
 @contextlib.contextmanager

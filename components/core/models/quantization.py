@@ -29,11 +29,12 @@ class Quantization:
         """As a run's training options ask for it."""
         return cls(train.quant_type, train.double_quant, train.compute_dtype)
 
-    def as_transformers(self, storage: str = "uint8") -> Any:
+    def as_transformers(self, storage: str = "uint8", kept: Iterable[str] = ()) -> Any:
         """The config that `from_pretrained` takes.
 
         Args:
             storage: dtype that the packed bytes are kept in; FSDP wants that of the other weights.
+            kept: the modules that stay in 16 bit.
         """
         import torch
         from transformers import BitsAndBytesConfig
@@ -44,6 +45,7 @@ class Quantization:
             bnb_4bit_use_double_quant=self.double_quant,
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype),
             bnb_4bit_quant_storage=getattr(torch, storage),
+            llm_int8_skip_modules=list(kept) or None,  # None: those that transformers leaves
         )
 
 

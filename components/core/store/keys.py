@@ -28,7 +28,8 @@ FORMAT = 3
 1: version 0.1. 2: options are named as in transformers; the keys hash their names too. 3: marks of turns and rows are
 obeyed, and a token at the border of prompt and answer is supervised; the first step of training has a learning rate;
 the merged model has the base's files, and all tokens that end an answer; nulls of Parquet's structs are left out, those
-of JSON stay; near duplicates are found otherwise.
+of JSON stay; near duplicates are found otherwise; `all-linear` and 4 bit leave out routers and what does not read text,
+mixtures of experts get other adapters, and `auto` in `packing` is decided first.
 """
 
 

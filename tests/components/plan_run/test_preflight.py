@@ -249,12 +249,14 @@ def test_a_table_of_positions_ends(place: Path, config: dict[str, Any], tiny_mod
 
 
 def test_layers_that_would_mix_packed_conversations(place: Path, config: dict[str, Any], tiny_model: Path) -> None:
+    """They are refused only where somebody insists: by itself, a run takes each conversation alone."""
     other = changed_base(place, tiny_model, layer_types=["full_attention", "linear_attention"])
-    found = levels(place, config | other)
+    insisted = {"options": {"train_qlora": {"packing": True}}}
+    found = levels(place, config | other | insisted)
     text = f"base model {place}/base: llama cannot be trained on packed conversations: its layers are full_attention,"
     assert any(line.startswith(text) and level == "fatal" for line, level in found.items()), found
-    options = {"train_qlora": {"packing": False}}
-    assert not any("packed" in line for line in levels(place, config | other | {"options": options}))
+    for options in ({}, {"options": {"train_qlora": {"packing": False}}}):
+        assert not any("packed" in line for line in levels(place, config | other | options))
 
 
 def test_a_store_without_room(place: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +272,8 @@ def test_without_a_gpu_the_plan_is_of_the_cpu(
 ) -> None:
     result, on_gpu = plan(place, config | {"gpu_count": "0"}), plan(place, config)
     assert result.accelerator == "" and result.tolerations == [] and on_gpu.accelerator == "nvidia.com/gpu"
-    assert json.loads(result.train_options) == json.loads(result.evaluate_options) == {"use_cpu": True}
+    assert json.loads(result.train_options) == {"use_cpu": True, "packing": True}
+    assert json.loads(result.evaluate_options) == {"use_cpu": True}
     assert (result.training_key, result.run_config) == (on_gpu.training_key, on_gpu.run_config)
     said = capsys.readouterr().out.splitlines()
     assert any(line.endswith("GiB on the CPU") and "on a GPU" not in line for line in said)

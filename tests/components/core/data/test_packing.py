@@ -74,6 +74,30 @@ def test_labels_that_count_are_the_supervised_tokens() -> None:
     assert inputs["position_ids"][0, [0, 40, 57, 62]].tolist() == [0, 0, 0, 0]
 
 
+def test_a_conversation_alone_does_not_look_packed() -> None:
+    assert set(packing.collate(packing.rows(CONVERSATIONS[:1], 64))) == {"input_ids", "labels", "position_ids"}
+
+
+@pytest.mark.parametrize("kind", ["stablelm", "nemotron"])
+def test_layers_that_hand_no_borders_on_pack_too(kind: str) -> None:
+    """Their decoder layers drop keyword arguments; each row has its own borders, one conversation has none."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tests.architectures import tiny
+
+    torch.manual_seed(0)
+    net = AutoModelForCausalLM.from_config(tiny.config(kind, {"pad_token_id": 0})).eval()
+    with torch.no_grad():
+        alone = [plain_logits(net, item) for item in CONVERSATIONS]
+        packed_attention.enable(net)
+        for items in (CONVERSATIONS[:2], CONVERSATIONS[2:3], CONVERSATIONS[1:4]):
+            inputs = packing.collate([packing.joined(items)])
+            inputs.pop("labels")
+            wanted = torch.cat([alone[CONVERSATIONS.index(item)] for item in items])
+            assert torch.allclose(net(**inputs, use_cache=False).logits[0], wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_an_architecture_that_would_mix_conversations_is_refused(tiny_model: Path) -> None:
     net = loading.load_16bit(tiny_model)
     net.config.layer_types = ["full_attention", "linear_attention"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models import linear_layers, loading
 from qlora_pipelines.components.core.models.safetensors_files import Stored
 from qlora_pipelines.components.core.runtime import load_libraries
 
@@ -29,6 +29,8 @@ class Names:
     """Weights that a checkpoint holds as (in, out): those of Conv1D layers, as in GPT-2."""
     full_precision: frozenset[str]
     """The tensors that transformers loads in float32, whatever is asked for."""
+    not_language: frozenset[str]
+    """The tensors of what takes images or sound, which training on text leaves alone."""
     head: str
     """The parameter of the output embeddings."""
     embeddings: str
@@ -64,9 +66,10 @@ def read(folder: Path, tensors: Iterable[str]) -> Names:
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     strict = "|".join(re.escape(name) for name in sorted(model._keep_in_fp32_modules_strict or []))
+    others = linear_layers.not_language(model)
     plain: dict[str, str] = {}
     converted: dict[str, list[str]] = {}
-    full_precision = set()
+    full_precision, not_language = set(), set()
     for tensor in tensors:
         name, pattern = rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)
         if name not in state:
@@ -77,6 +80,8 @@ def read(folder: Path, tensors: Iterable[str]) -> Names:
             converted.setdefault(name, []).append(tensor)
         if strict and re.search(rf"(^|\.)({strict})(\.|$)", name):
             full_precision.add(tensor)
+        if name in others:
+            not_language.add(tensor)
     module_names = {module: name for name, module in model.named_modules()}
     head = f"{module_names[model.get_output_embeddings()]}.weight"
     return Names(
@@ -85,6 +90,7 @@ def read(folder: Path, tensors: Iterable[str]) -> Names:
         tied=dict(model.all_tied_weights_keys),
         transposed=frozenset(f"{name}.weight" for module, name in module_names.items() if isinstance(module, Conv1D)),
         full_precision=frozenset(full_precision),
+        not_language=frozenset(not_language),
         head=head,
         embeddings=f"{module_names[model.get_input_embeddings()]}.weight",
         head_tensor=plain.get(head) or _saved_name(model, head),

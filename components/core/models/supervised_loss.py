@@ -1,0 +1,31 @@
+"""The loss of supervised tokens, with the head at the positions that predict one and nowhere else."""
+
+from typing import Any
+
+from qlora_pipelines.components.core.data import chat_template
+
+
+def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
+    """Cross-entropy, summed over the supervised tokens of a row.
+
+    Args:
+        model: a causal language model.
+        inputs: as `packing.collate` gives them; `labels` of shape (1, tokens).
+
+    Returns:
+        The sum, a float32 scalar in nats; how many supervised tokens there are; and the model's outputs.
+    """
+    import torch
+
+    labels = inputs["labels"]
+    # Position t predicts token t + 1. Only positions that predict a supervised token go through the head.
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat_template.IGNORED)
+    supervised = targets != chat_template.IGNORED
+    others = {name: value for name, value in inputs.items() if name != "labels"}
+    outputs = model(**others, logits_to_keep=supervised, use_cache=False)
+    logits = outputs.logits.reshape(-1, outputs.logits.shape[-1])
+    if len(logits) == labels.numel():  # architectures that do not know `logits_to_keep` give all
+        logits = logits[supervised.flatten()]
+    # In float32: a sum of thousands of terms, and the logarithm of softmax, need more than 8 significant bits.
+    loss = torch.nn.functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+    return loss, len(logits), outputs

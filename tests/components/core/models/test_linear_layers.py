@@ -1,0 +1,113 @@
+"""What is linear, adapted and held in 4 bit, on the shapes of real architectures, without weights."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import linear_layers, loading, lora
+from tests.architectures import tiny
+
+
+def empty(name: str) -> Any:
+    """A tiny model of an architecture on the meta device."""
+    import torch
+
+    config = tiny.config(name, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
+    with torch.device("meta"):
+        return loading.auto_class(config).from_config(config, dtype=torch.bfloat16)
+
+
+def kinds(names: Iterable[str]) -> set[str]:
+    """Names without the numbers of their layers."""
+    return {re.sub(r".*layers\.\d+\.", "", name) for name in names}
+
+
+def adapted(name: str, **options: Any) -> tuple[set[str], Any]:
+    """The layers that get an adapter, and peft's config."""
+    model = empty(name)
+    found = lora.put_on(model, lora.config(TrainConfig(**options), model), low_cpu_mem_usage=True)
+    return kinds(lora.adapted_layers(found)), found.active_peft_config
+
+
+ATTENTION = {f"self_attn.{part}_proj" for part in "qkvo"}
+
+
+def test_experts_are_no_layers_and_shared_ones_are() -> None:
+    """peft would adapt the fused experts for `all-linear`, and drop the layers that have the names of theirs."""
+    shared = {f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")}
+    dense = {f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    found, config = adapted("glm4_moe")
+    assert found == ATTENTION | shared | dense
+    assert not config.target_parameters
+    assert adapted("qwen3_moe")[0] == adapted("mixtral")[0] == ATTENTION
+
+
+def test_named_targets_stay_what_they_are() -> None:
+    found, config = adapted("glm4_moe", target_modules="q_proj,shared_experts.down_proj")
+    assert found == {"self_attn.q_proj", "mlp.shared_experts.down_proj"}
+    assert not config.target_parameters
+    with pytest.raises(InputError, match="gate_proj matches no linear layer"):
+        adapted("qwen3_moe", target_modules="gate_proj")
+
+
+def test_a_router_is_adapted_only_if_named_and_never_in_4_bit() -> None:
+    model = empty("qwen2_moe")
+    routers = {"mlp.shared_expert_gate"}
+    assert kinds(linear_layers.named(model)) - kinds(linear_layers.adapted(model)) == routers
+    assert not routers & kinds(linear_layers.quantised(model))
+    assert adapted("qwen2_moe", target_modules="shared_expert_gate")[0] == routers
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("phimoe", "mlp.router"),  # a subclass that returns a tuple
+        ("llama4_text", "feed_forward.router"),
+        ("deepseek_v4", "self_attn.o_a_proj"),  # one that is cut into groups
+        ("gemma3n_text", "altup.prediction_coefs"),  # plain ones, whose weights are used directly
+        ("mamba", "mixer.x_proj"),
+        ("longcat_flash", "mlp.router.classifier"),
+        ("deepseek_v32", "self_attn.indexer.wq_b"),  # picks tokens: no gradient comes through
+    ],
+)
+def test_what_is_no_linear_layer_is_left_alone(name: str, odd: str) -> None:
+    model = empty(name)
+    assert any(own.endswith(odd) for own, _ in model.named_modules())
+    assert odd not in kinds(linear_layers.adapted(model)) | kinds(linear_layers.quantised(model))
+
+
+def test_a_mamba_gets_adapters_where_peft_and_its_kernels_take_them() -> None:
+    assert adapted("mamba")[0] == {"mixer.in_proj"}
+    assert adapted("falcon_h1")[0] == ATTENTION | {"mamba.in_proj"} | {
+        f"feed_forward.{part}_proj" for part in ("gate", "up", "down")
+    }
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen3_5", "llama4"])
+def test_what_does_not_read_text_is_left_alone(name: str) -> None:
+    model = empty(name)
+    layers = [*linear_layers.adapted(model), *linear_layers.quantised(model)]
+    assert layers and all("language_model" in layer for layer in layers)
+    others = linear_layers.not_language(model)
+    assert others == {
+        own for own, _ in model.named_parameters() if "language_model" not in own and "lm_head" not in own
+    } | {own for own in others if own not in dict(model.named_parameters())}
+    assert len(linear_layers.kept(model)) < 12  # whole parts, not each of their layers
+
+
+def test_targets_have_the_names_that_people_know_where_those_say_enough() -> None:
+    assert adapted("llama")[1].target_modules == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    in_full = adapted("gemma3")[1].target_modules  # the vision tower has a q_proj too
+    assert "q_proj" not in in_full and "model.language_model.layers.0.self_attn.q_proj" in in_full
