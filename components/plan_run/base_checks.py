@@ -6,16 +6,31 @@ from typing import Any
 
 from qlora_pipelines.components.core.config.run import RunConfig
 from qlora_pipelines.components.core.models import loading, packed_attention
+from qlora_pipelines.components.plan_run import trial
 
 
 def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Level and text of what was found.
+    """Level and text of what was found in the config; where nothing there is fatal, also how a small model trains.
 
     Args:
         files: folder with the base's config.json.
         model: the base without data.
         config: the whole run.
     """
+    found = list(_described(files, model, config))
+    yield from found
+    if any(level == "fatal" for level, _ in found):
+        return
+    kind, tried = model.config.model_type, trial.run(files, model, config.for_step("train_qlora"))
+    if tried.problem:
+        yield "fatal", f"base model {config.base_model}: {kind} cannot be trained: {tried.problem}"
+    elif tried.untried:
+        yield "warning", f"training was not tried on a small {kind}: {tried.untried}"
+    else:
+        yield "ok", f"a small {kind} trains: one step on the CPU; a GPU's kernels were not tried"
+
+
+def _described(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str]]:
     described = loading.read_config(files)
     name = f"base model {config.base_model}"
     if described.get("auto_map"):

@@ -156,6 +156,9 @@ def _base(checks: Checks, config: PlacedRun, folder: Path) -> None:
             checks.note(level, "weights", f"base model {config.base_model}: {text}")
         checks.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
         _memory(checks, checks.plan, config.gpu_memory_gib)
+        if checks.weights and not checks.fatal:
+            why = weight_files.unmergeable(files, checks.weights.shapes, checks.plan.architecture)
+            checks.note("fatal" if why else "ok", "merge", why or "the files have a tensor for each adapted layer")
 
 
 def _tokenizer(checks: Checks, config: PlacedRun, files: Path, folder: Path) -> None:

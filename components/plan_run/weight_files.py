@@ -1,10 +1,14 @@
 """What a base's files hold, compared with what its config.json describes; only their headers are read."""
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
-from qlora_pipelines.components.core.models import base_weights
+from qlora_pipelines.components.core.models import base_weights, parameter_names
+from qlora_pipelines.components.plan_run.architecture import Architecture
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -34,6 +38,27 @@ def read(name: str, revision: str) -> Weights:
     tensors = base_weights.read(name, revision)
     files = dict.fromkeys(tensor.file for tensor in tensors.values())
     return Weights({name: tensor.shape for name, tensor in tensors.items()}, tuple(file.size for file in files))
+
+
+def unmergeable(folder: Path, shapes: Shapes, base: Architecture) -> str:
+    """Why the merge could not put what was trained into a base's files; empty: it can.
+
+    Args:
+        folder: has the base's config.json.
+        shapes: of the tensors in the files.
+        base: with the adapter that it gets.
+    """
+    needed = base.adapted | {weight.name for weight in base.weights if weight.quantised}
+    # Of a large mixture of experts nearly all tensors are experts' own, and it takes long to go through their names.
+    tensors = [name for name in shapes if not _EXPERT.search(name)] if not any(map(_EXPERT.search, needed)) else shapes
+    names = parameter_names.read(folder, tensors)
+    shared = {name for name in needed if name in names.tied}
+    missing = sorted(needed - names.tensors.keys() - shared)
+    if not missing:
+        return ""
+    made_of = names.converted.get(missing[0], [])
+    reason = f"transformers makes it of {len(made_of)} tensors" if made_of else "the files have no tensor for it"
+    return f"{missing[0]} cannot be merged, as {reason} ({len(missing)} of {len(needed)} layers)"
 
 
 def compare(shapes: Shapes, model: Any) -> tuple[str, str]:

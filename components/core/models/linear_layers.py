@@ -44,7 +44,7 @@ def not_language(model: Any) -> set[str]:
     """The parameters and buffers of a model that text does not go through."""
     if not has_other_inputs(model.config):
         return set()
-    used = {id(module) for module in language_part(model).modules()} | {id(model.get_output_embeddings())}
+    used = _text_modules(model) | {id(model.get_output_embeddings())}
     return {
         f"{name}.{key}".lstrip(".")
         for name, module in model.named_modules()
@@ -55,7 +55,7 @@ def not_language(model: Any) -> set[str]:
 
 def named(model: Any) -> list[str]:
     """The layers that an adapter may be put on, routers included, by name."""
-    head, inside = _head(model), {id(module) for module in language_part(model).modules()}
+    head, inside = model.get_output_embeddings(), _text_modules(model)
     shared = {weight.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for weight in pair}
     left = shared | set(used_directly(model))
     return [
@@ -93,7 +93,7 @@ def kept(model: Any) -> list[str]:
     """
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    inside = {id(module) for module in language_part(model).modules()}
+    inside = _text_modules(model)
     linear = {name: module for name, module in model.named_modules() if is_linear(module)}
     directly = set(used_directly(model))
     left = [
@@ -151,8 +151,15 @@ def _refused_by_peft(model: Any) -> set[str]:
     return refused
 
 
-def _head(model: Any) -> Any:
-    return model.get_output_embeddings()
+def _text_modules(model: Any) -> set[int]:
+    """The modules that text goes through, by id: without the layers that look at an image, as in Mllama."""
+    part = language_part(model)
+    inside = {id(module) for module in part.modules()}
+    if has_other_inputs(model.config):
+        for module in part.modules():
+            if "CrossAttention" in type(module).__name__:
+                inside -= {id(below) for below in module.modules()}
+    return inside
 
 
 def _shortened(names: Iterable[str], all_names: Iterable[str]) -> set[str]:

@@ -111,3 +111,9 @@ def test_targets_have_the_names_that_people_know_where_those_say_enough() -> Non
     }
     in_full = adapted("gemma3")[1].target_modules  # the vision tower has a q_proj too
     assert "q_proj" not in in_full and "model.language_model.layers.0.self_attn.q_proj" in in_full
+
+
+def test_layers_that_look_at_images_are_left_alone() -> None:
+    model = empty("mllama")
+    looking = {name for name, _ in model.named_modules() if ".cross_attn." in name}
+    assert looking and not looking & {*linear_layers.adapted(model), *linear_layers.quantised(model)}
