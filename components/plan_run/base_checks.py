@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.run import RunConfig
-from qlora_pipelines.components.core.models import loading, packed_attention
+from qlora_pipelines.components.core.models import clean_folder, loading, packed_attention
 from qlora_pipelines.components.plan_run import trial
 
 
@@ -35,6 +35,8 @@ def _described(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str
     name = f"base model {config.base_model}"
     if described.get("auto_map"):
         yield "warning", f"{name}: it has code of its own (auto_map), which is not run"
+    for found in clean_folder.found(files):
+        yield "warning", f"{name}: {found}"
     if described.get("quantization_config"):
         yield "fatal", f"{name}: its weights are quantised already; give the 16-bit model"
     if _has_an_encoder(files):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
-from qlora_pipelines.components.core.models import linear_layers
+from qlora_pipelines.components.core.models import clean_folder, linear_layers
 from qlora_pipelines.components.core.models.blockwise_quantization import portable_quantization
 from qlora_pipelines.components.core.models.quantization import Quantization
 
@@ -139,7 +139,7 @@ def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
 
     options = {"device_map": {"": device()}} | options
     return auto_class(described(folder)).from_pretrained(
-        str(folder),
+        str(clean_folder.view(folder)),
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         trust_remote_code=False,
@@ -184,10 +184,10 @@ def auto_class(config: Any) -> Any:
 
 
 def described(folder: Path) -> Any:
-    """What transformers makes of a model's config.json."""
+    """What transformers makes of a model's config.json, with what `clean_folder` switches off at its default."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    return AutoConfig.from_pretrained(str(clean_folder.view(folder)), trust_remote_code=False)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
