@@ -36,13 +36,6 @@ DOCUMENTS = 32
 ROWS = 200
 """Rows that are tokenised."""
 
-BORDERS = 20
-"""Rows whose prompt is also tokenised by itself."""
-BORDER = (
-    "the chat template's prompt ends within a token of the answer, so a server that tokenises the prompt alone gives"
-    " the model other tokens than those it learns from"
-)
-
 T = TypeVar("T")
 Numbered = list[tuple[int, T]]
 """Values of rows, each with the row's number."""
@@ -240,9 +233,7 @@ def _encoded(
             if not item.supervised:
                 raise ValueError(f"nothing of an answer within {config.max_length} tokens")
             encoded.append(item)
-            notes.update(formats.notes(tokenizer, conversation))
-            if conversation.messages and len(encoded) <= BORDERS:
-                notes.update([BORDER] * _joins_border(tokenizer, conversation, item))
+            notes.update(formats.notes(tokenizer, conversation, item.joined))
             texts.append(similarity.compared(conversation))
         except LeftOut:
             left_out += 1
@@ -255,14 +246,3 @@ def _encoded(
     ids = [hashlib.sha256(b"\n".join(text)).digest() for text in texts]
     near = duplicates.near_share(ids, texts, prepare.near_duplicate_threshold)
     return form, encoded, reasons, left_out, notes, near
-
-
-def _joins_border(tokenizer: Any, conversation: formats.Conversation, encoded: chat_template.Encoded) -> bool:
-    """Whether a token spans the end of the first prompt and the start of its answer."""
-    messages, tools, settings = conversation.messages, conversation.tools, conversation.settings
-    turn = next(turn for turn, message in enumerate(messages) if message["role"] == "assistant")
-    prompt = chat_template.render(
-        tokenizer, messages[:turn], tools=tools, settings=settings, add_generation_prompt=True
-    )
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return bool(encoded.input_ids[: len(ids)] != ids[: len(encoded.input_ids)])

@@ -149,7 +149,9 @@ def _rows(report: Report, read: Any, statuses: NDArray[np.uint8]) -> None:
         report.section("Why rows were rejected or left out", "File and line of each are in the artifact rejected.")
         report.table(["reason", "rows", "such as"], _counted(read.reasons, read))
     if read.notes:
-        report.section("What of the rows is not used", "These rows are used, without what is named here.")
+        report.section(
+            "Notes on the rows", "These rows are used. What is not read or not trained of them is named here."
+        )
         report.table(["", "rows", "such as"], _counted(read.notes, read))
 
 

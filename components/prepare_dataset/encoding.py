@@ -26,12 +26,13 @@ LOOKBACK = 64
 class Row(NamedTuple):
     """One encoded conversation: ids of shape (tokens,), cut at `max_length`, and spans (start, end) of supervised ids.
 
-    `tokens` is the length before the cut.
+    `tokens` is the length before the cut; `joined` is that of `chat_template.Encoded`.
     """
 
     ids: Ids
     spans: list[chat_template.Span]
     tokens: int
+    joined: bool = False
 
 
 class _AnswerFormat(NamedTuple):
@@ -221,7 +222,8 @@ def reference(tokenizer: Any, conversation: Conversation, max_length: int, last_
     # A span of supervised tokens starts and ends where this changes.
     supervised = np.array([False, *(label != chat_template.IGNORED for label in encoded.labels), False])
     edges = np.flatnonzero(supervised[1:] != supervised[:-1]).tolist()
-    return _cut(np.array(encoded.input_ids, np.int32), [*zip(edges[::2], edges[1::2], strict=True)], max_length)
+    row = _cut(np.array(encoded.input_ids, np.int32), [*zip(edges[::2], edges[1::2], strict=True)], max_length)
+    return row._replace(joined=encoded.joined)
 
 
 def _cut(ids: Ids, spans: list[chat_template.Span], max_length: int) -> Row:

@@ -175,7 +175,7 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
         else:
             kept.append(place)
             rows.append((hashlib.sha256(b"\n".join(content)), made, extra, content, conversation))
-            notes += [(note, number) for note in formats.notes(encoder.tokenizer, conversation)]
+            notes += [(note, number) for note in formats.notes(encoder.tokenizer, conversation, made.joined)]
     words = config.decontaminate_words
     sets, signatures = signing.result() if signing else (NO_SETS, np.zeros((len(parsed), PERMUTATIONS), np.uint32))
     return Prepared(

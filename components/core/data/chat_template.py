@@ -28,10 +28,14 @@ Span = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Token ids and labels of one conversation, both of shape (tokens,); labels are ids or `IGNORED`."""
+    """Token ids and labels of one conversation, both of shape (tokens,); labels are ids or `IGNORED`.
+
+    `joined`: a token spans the end of a prompt and the start of its answer.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    joined: bool = False
 
     @property
     def supervised(self) -> int:
@@ -277,7 +281,9 @@ def encode_spans(tokenizer: Any, text: str, spans: list[Span], max_length: int) 
         token if any(first < end and start < last and first < last for start, end in spans) else IGNORED
         for token, (first, last) in zip(ids, tokens["offset_mapping"], strict=True)
     ]
-    return Encoded(ids, labels)
+    starts = {start for start, _ in spans}
+    joined = any(first < start < last for first, last in tokens["offset_mapping"] for start in starts)
+    return Encoded(ids, labels, joined)
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int) -> Encoded:

@@ -22,6 +22,11 @@ COLUMNS = {
 """By form, the columns that it is known by; where a row has those of several forms, the first counts."""
 PAIR = ("chosen", "rejected")
 """Columns of a preference pair."""
+JOINED = (
+    "a token spans the end of the prompt and the start of the answer: a server that tokenises the prompt alone gives"
+    " the model other tokens than those it learns from"
+)
+"""The note on a row of which `chat_template.Encoded.joined` is true."""
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -135,14 +140,15 @@ def encode(tokenizer: Any, conversation: Conversation, max_length: int, last_onl
     return chat_template.encode(tokenizer, messages, max_length, tools=tools, settings=settings, last_only=last_only)
 
 
-def notes(tokenizer: Any, conversation: Conversation) -> list[str]:
+def notes(tokenizer: Any, conversation: Conversation, joined: bool = False) -> list[str]:
     """What to tell about a row that can be used: what of it is not used as one might expect.
 
     Args:
         tokenizer: has the chat template.
         conversation: what the row holds.
+        joined: whether a token spans the end of a prompt and the start of its answer.
     """
-    found = [*conversation.notes]
+    found = [*conversation.notes, *[JOINED] * joined]
     if conversation.messages and chat_template.reads_clock(tokenizer):
         found.append(f"the chat template prints a date, which is always {chat_template.TODAY:%Y-%m-%d} here")
     if any(len(message) > 2 for message in conversation.messages):

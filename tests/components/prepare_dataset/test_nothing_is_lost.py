@@ -58,7 +58,7 @@ def test_a_key_that_nothing_reads_is_told_with_its_rows(
     rows = [row | ({"score": 1} if place < 5 else {}) for place, row in enumerate(distinct(40))]
     run = prepared(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert "score is not read: 5 rows, such as rows.jsonl:1, rows.jsonl:2, rows.jsonl:3" in capsys.readouterr().out
-    assert "What of the rows is not used" in run.report and "rows.jsonl:3" in run.report
+    assert "Notes on the rows" in run.report and "rows.jsonl:3" in run.report
 
 
 def test_a_rejected_row_is_named_by_its_id_and_the_key(tmp_path: Path, prepared: Callable) -> None:
@@ -98,3 +98,14 @@ def test_a_template_that_prints_the_date_makes_the_same_set_on_any_day(tmp_path:
     run = prepared(write_jsonl(tmp_path / "rows.jsonl", distinct(40)), template=dated, max_length=200)
     assert "which is always 2026-01-01 here" in run.report
     assert "01 January 2026" in re.sub("<[^>]*>", "", run.report)
+
+
+def test_tokens_that_span_the_end_of_the_prompt_are_told(tmp_path: Path, prepared: Callable) -> None:
+    spaced = (
+        "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} ASSISTANT: {% else %}{{ m.content }}"
+        "<|im_end|>{% endif %}{% endfor %}"
+    )
+    data = write_jsonl(tmp_path / "rows.jsonl", distinct(40))
+    told = "a token spans the end of the prompt and the start of the answer"
+    assert told in prepared(data, template=spaced, max_length=200).report
+    assert told not in prepared(data).report
