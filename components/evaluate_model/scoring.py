@@ -78,8 +78,6 @@ def _score_row(
             here, owners = positions[first : first + chunk], owner[first : first + chunk]
             predicted_by = (here - 1).to(decoded.last_hidden_state.device)  # logits at a token are for the next one
             logits = causal(**inputs, logits_to_keep=predicted_by, use_cache=False).logits[0].float()
-            if len(logits) == len(labels):  # architectures that do not know `logits_to_keep` give all
-                logits = logits[predicted_by]
             if len(logits) != len(here):
                 raise InputError(f"{type(causal).__name__} gives logits at other positions than it is asked for")
             targets = labels[here].to(logits.device)

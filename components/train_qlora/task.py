@@ -1,5 +1,6 @@
 """QLoRA training: the base in 4 bit, a LoRA adapter on its linear layers, supervised fine-tuning through TRL."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import base_model, loading, packable
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.registry import integrity
@@ -79,7 +81,8 @@ def run(
         TransientError: training died, and restarts brought it no further.
     """
     if config.packing == "auto":  # a step run by itself; plan_run has decided it for a whole run
-        with tempfile.TemporaryDirectory() as name:
+        # A base that cannot be read is said below, once.
+        with contextlib.suppress(InputError), tempfile.TemporaryDirectory() as name:
             config = packable.decided(config, base_model.small_files(base_uri, base_revision, Path(name)))
     key_uri = storage.join(storage.root(), "adapters", training_key)
     made_from = {"key_format": keys.FORMAT, "base_revision": base_revision, "dataset_digest": dataset_digest}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from qlora_pipelines.components.core.data import chat_template
+from qlora_pipelines.components.core.errors import InputError
 
 
 def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
@@ -14,6 +15,9 @@ def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
 
     Returns:
         The sum, a float32 scalar in nats; how many supervised tokens there are; and the model's outputs.
+
+    Raises:
+        InputError: the model does not know `logits_to_keep`.
     """
     import torch
 
@@ -24,8 +28,8 @@ def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
     others = {name: value for name, value in inputs.items() if name != "labels"}
     outputs = model(**others, logits_to_keep=supervised, use_cache=False)
     logits = outputs.logits.reshape(-1, outputs.logits.shape[-1])
-    if len(logits) == labels.numel():  # architectures that do not know `logits_to_keep` give all
-        logits = logits[supervised.flatten()]
+    if len(logits) != supervised.sum():
+        raise InputError(f"{type(model).__name__} gives logits at other positions than it is asked for")
     # In float32: a sum of thousands of terms, and the logarithm of softmax, need more than 8 significant bits.
     loss = torch.nn.functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
     return loss, len(logits), outputs

@@ -98,6 +98,7 @@ def test_a_pod_with_a_gpu_uses_it(step: str) -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_the_place_is_in_no_key_and_the_keys_are_what_they_were(count: int) -> None:
     run = PlacedRun.parse(**REQUIRED, eval_dataset_uri="e", gpu_count=count, memory="64Gi")
+    run = run.with_option("train_qlora", "packing", True)  # as the plan decides it
     found = keys.of_run(run, base_revision="revision", data_digest="data", tokenizer_digest="tokenizer")
     assert found.training_key == "2f9c127f95ead9ea13c1e759cf8dfc11d444afa296ea6898aabf5fbcb90718a5"
     assert found.merge_key == "f6fe2f0298b992128330d2946fcd8cf4e287f9e8361e865eada85623163f6780"
