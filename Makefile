@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-integration test-containers test-cluster test-kill check golden bench bench-quality chart images component clean
+.PHONY: help install demo test test-architectures test-integration test-containers test-cluster test-kill check golden bench bench-quality chart images component clean
 .DEFAULT_GOAL := help
 
 ##@ Start here
@@ -50,6 +50,9 @@ test-containers: install ## build the images and run the whole pipeline in them
 
 test-cluster: install ## on the Kubernetes with Kubeflow Pipelines that KUBECONFIG names
 	@$(BIN)/pytest tests/cluster -s
+
+test-architectures: install ## every architecture of transformers through the whole path, tiny
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/architectures -n 2 --dist worksteal
 
 test-kill: install ## kill -9 training at 24 random moments: the adapter must not change by a bit
 	@$(BIN)/pytest tests/kill -s

@@ -16,7 +16,7 @@ from docstring_parser import parse
 from qlora_pipelines.pipelines import placement
 from qlora_pipelines.pipelines.compiler import kubeflow
 from qlora_pipelines.pipelines.compiler.kubeflow import component
-from qlora_pipelines.pipelines.docgen import chart
+from qlora_pipelines.pipelines.docgen import chart, models
 from qlora_pipelines.pipelines.docgen.markdown import put_table, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,7 @@ def files() -> Iterator[tuple[Path, str]]:
     for step in STEPS:
         yield ROOT / "components" / step / "README.md", step_readme(step)
     yield from chart.files()
+    yield ROOT / "docs" / "models.md", models.page(ROOT / "tests" / "architectures" / "expected.json")
     readme = ROOT / "README.md"
     yield readme, readme_with_table(readme.read_text())
 

@@ -260,7 +260,7 @@ def save_model(name: str, folder: Path) -> str:
     torch.manual_seed(0)
     described = config(name, tokens)
     model = loading.auto_class(described).from_config(described)
-    keep = (*(model._keep_in_fp32_modules or []), *(model._keep_in_fp32_modules_strict or []))
+    keep = model._keep_in_fp32_modules_strict or []
     state = model.state_dict()
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and key in state:
