@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import kfp_server_api
+import mlflow
+import pytest
 
+from qlora_pipelines.components.core.registry import training_runs
 from qlora_pipelines.pipelines.placement import STEP_LABEL
 from tests.cluster.conftest import Installed
 from tests.cluster.test_bad_input import TAKE_ALL_MEMORY
@@ -68,6 +71,12 @@ class Training:
             time.sleep(0.5)
 
 
+def mlflow_status(installed: Installed, run_id: str) -> list[str]:
+    """How MLflow says that the training of a pipeline's run ended, or that it goes on."""
+    client = mlflow.MlflowClient(installed.environment["MLFLOW_TRACKING_URI"])
+    return [found.info.status for found in training_runs.find(client, training_runs.RUN_TAG, run_id)]
+
+
 def begin(installed: Installed, values: dict[str, Any]) -> tuple[str, Training]:
     run_id = start(installed, values | {"options": json.dumps(values["options"])})
     return run_id, Training(installed, run_id)
@@ -89,8 +98,10 @@ def test_training_goes_on_when_its_process_or_its_pod_is_gone(installed: Install
 
 
 def test_a_step_that_is_killed_or_terminated_goes_on_when_the_run_is_submitted_again(
-    installed: Installed, tmp_path: Path
+    installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", installed.environment[f"MLFLOW_TRACKING_{name}"])
     values = long(installed, tmp_path, "tiny-again", 2)
     run_id, training = begin(installed, values)
     training.reach(25)
@@ -108,8 +119,12 @@ def test_a_step_that_is_killed_or_terminated_goes_on_when_the_run_is_submitted_a
         time.sleep(1)
     run = kfp_server_api.RunServiceApi(installed.kubeflow()).run_service_get_run(run_id)
     assert "CANCELING" in [status.state for status in run.state_history]
+    while mlflow_status(installed, run_id) != [training_runs.KILLED]:
+        assert time.monotonic() < deadline + 120, f"MLflow says {mlflow_status(installed, run_id)}"
+        time.sleep(2)
 
     run_id, training = begin(installed, values)
     training.until_log_has(r"for 300 steps, going on after step ([4-9]|\d\d)\d")
     assert wait(installed, run_id)["run"] == "SUCCEEDED"
     assert task_states(installed, run_id)["register-model"] == "SUCCEEDED"
+    assert mlflow_status(installed, run_id) == [training_runs.FINISHED]
