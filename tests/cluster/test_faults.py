@@ -58,7 +58,7 @@ class Training:
         deadline = time.monotonic() + 900
         while not any(int(done) >= step for done in re.findall(r"training: (\d+)/", self.log)):
             assert time.monotonic() < deadline, self.log
-            time.sleep(0.5)
+            time.sleep(2)
 
     def execute(self, script: str) -> None:
         """Runs a script in the container of the step."""
@@ -68,7 +68,7 @@ class Training:
         deadline = time.monotonic() + 300
         while not re.search(pattern, self.log):
             assert time.monotonic() < deadline, self.log
-            time.sleep(0.5)
+            time.sleep(2)
 
 
 def mlflow_status(installed: Installed, run_id: str) -> list[str]:
