@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.integration.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -97,16 +99,33 @@ def helm(*words: str) -> str:
 
     verb, release, *rest = words
     options = {name: value for name, value in itertools.pairwise(rest) if name.startswith("-")}
-    values: Object = {}
-    for setting in (value for name, value in itertools.pairwise(rest) if name == "--set"):
-        for key, value in helm_python.parse_set_string(setting).items():
-            values.setdefault(key, {}).update(value)
     with contextlib.closing(helm_python.Config(namespace=options["-n"])) as config:
         if verb in ("install", "upgrade"):
+            chart, values = str(ROOT / rest[0]), _values(options.get("-f"), rest)
             wait = "watcher" if "--wait" in rest else None
-            getattr(config, verb)(rest[0], release, values, wait=wait, timeout=TIMEOUT)
+            if verb == "install":
+                config.install(chart, release, values, wait=wait, timeout=TIMEOUT)
+            else:
+                config.upgrade(
+                    chart, release, values, wait=wait, timeout=TIMEOUT, reuse_values="--reuse-values" in rest
+                )
+            if "--wait-for-jobs" in rest:  # which its watcher does not
+                for job in Cluster(options["-n"]).get("job", selector=f"app.kubernetes.io/instance={release}"):
+                    succeeded, log = Cluster(options["-n"]).job_log(job["metadata"]["name"], TIMEOUT)
+                    assert succeeded, log
         elif verb == "test":
-            config.test(release, timeout=TIMEOUT)
+            return str(config.test(release, timeout=TIMEOUT, logs=True)["logs"])
         else:
             config.uninstall(release, wait="watcher", timeout=TIMEOUT)
     return ""
+
+
+def _values(file: str | None, words: list[str]) -> Object:
+    """What `-f` and `--set` say."""
+    import helm_python
+
+    values: Object = yaml.safe_load(Path(file).read_text()) if file else {}
+    for setting in (value for name, value in itertools.pairwise(words) if name == "--set"):
+        for key, value in helm_python.parse_set_string(setting).items():
+            values.setdefault(key, {}).update(value)
+    return values

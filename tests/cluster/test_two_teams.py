@@ -26,7 +26,7 @@ def test_two_teams_do_not_see_each_others_runs_and_models(
             assert runs[team]["code"] == 0, runs[team]["log"]
             pods = team.cluster.get("pod", selector=f"pipeline/runid={runs[team]['run_id']}")
             assert pods, "the run's pods are in the team's namespace"
-            pulled = team.qlora("pull", "models:/tiny-team@1", "--to", str(folder / "model"))
+            pulled = team.qlora("pull", "models:/tiny-team/1", "--to", str(folder / "model"))
             assert pulled.returncode == 0, pulled.stderr
         with pytest.raises(kfp_server_api.ApiException) as refused:
             kfp_server_api.RunServiceApi(other.kubeflow()).run_service_get_run(runs[installed]["run_id"])
