@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_pipelines.components.core.config.run import RunConfig
+from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.models import clean_folder, loading, packed_attention
 from qlora_pipelines.components.plan_run import trial
 
 
-def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str]]:
+def check(files: Path, model: Any, config: PlacedRun) -> Iterator[tuple[str, str]]:
     """Level and text of what was found in the config; where nothing there is fatal, also how a small model trains.
 
     Args:
@@ -27,10 +27,11 @@ def check(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str
     elif tried.untried:
         yield "warning", f"training was not tried on a small {kind}: {tried.untried}"
     else:
-        yield "ok", f"a small {kind} trains: one step on the CPU; a GPU's kernels were not tried"
+        untried = "" if config.on_cpu else "; a GPU's kernels were not tried"
+        yield "ok", f"a small {kind} trains: one step on the CPU{untried}"
 
 
-def _described(files: Path, model: Any, config: RunConfig) -> Iterator[tuple[str, str]]:
+def _described(files: Path, model: Any, config: PlacedRun) -> Iterator[tuple[str, str]]:
     described = loading.read_config(files)
     name = f"base model {config.base_model}"
     if described.get("auto_map"):

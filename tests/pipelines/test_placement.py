@@ -149,7 +149,7 @@ def test_secrets_reach_the_steps_that_need_them_and_no_others() -> None:
         assert secrets["qlora-azure"] == set(placement.AZURE_KEYS)
         assert ("qlora-hub-token" in secrets) == (task in ("plan-run", "stage-base-model", "prepare-dataset"))
         assert ("qlora-notify" in secrets) == (task == "notify")
-        assert ("qlora-mlflow" in secrets) == (task in {"plan-run", "register-model"} | GPU_TASKS)
+        assert ("qlora-mlflow" in secrets) == (task in {"plan-run", "register-model", "notify"} | GPU_TASKS)
         files = {
             key["secretName"]: key["mountPath"]
             for key in KUBERNETES[f"exec-{task}"]["secretAsVolume"]

@@ -44,7 +44,8 @@ def test_finished_training_is_returned_without_loading_a_model(
     tiny_run: TinyRun, adapter: Path, tmp_path: Path
 ) -> None:
     nowhere = tmp_path / "no-such-base"
-    result = train(tiny_run, nowhere, tmp_path, tiny_run.config.for_step("train_qlora"), tiny_run.plan.training_key)
+    planned = tiny_run.config.with_option("train_qlora", "packing", True)  # as the plan decided it
+    result = train(tiny_run, nowhere, tmp_path, planned.for_step("train_qlora"), tiny_run.plan.training_key)
     assert result.steps == 30
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == (
         adapter / "adapter_model.safetensors"

@@ -26,7 +26,7 @@ def figures(result: Result) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("base", "billions", "smallest"),
-    [("llama-2-7b", 6.74, "A10G 24 GB"), ("llama-2-70b", 68.98, "H200 141 GB"), ("mixtral-8x7b", 46.70, "")],
+    [("llama-2-7b", 6.74, "A10G 24 GB"), ("llama-2-70b", 68.98, "H200 141 GB"), ("mixtral-8x7b", 46.70, "H200 141 GB")],
 )
 def test_a_plan_from_a_config_file(tmp_path: Path, base: str, billions: float, smallest: str) -> None:
     result = plan(tmp_path, base, "--no-access", "--json")

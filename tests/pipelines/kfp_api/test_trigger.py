@@ -226,7 +226,7 @@ def test_wait_also_follows_a_run_that_is_running_already(kfp: Kfp, config: Path)
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("", "nothing there; give a file"), ("notes.txt", "is not read"), (".part", "hidden files are not read")],
+    [("", "nothing there; give a file"), ("notes.pdf", "is not read"), (".part", "hidden files are not read")],
 )
 def test_bad_data_is_one_line_and_nothing_is_sent(kfp: Kfp, config: Path, data: Path, name: str, message: str) -> None:
     (data / "a.jsonl").unlink()

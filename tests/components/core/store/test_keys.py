@@ -44,6 +44,7 @@ OPTIONS = [(config, name) for config in MADE for name in config.model_fields]
 OTHER: dict[str, Any] = {
     "columns": {"prompt": "question"},
     "chat_template": "chatml",
+    "packing": False,
     "extra_columns": ["source"],
     "target_modules": "q_proj",
     "modules_to_save": "embed_tokens",
