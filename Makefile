@@ -52,7 +52,7 @@ test-cluster: install ## on the Kubernetes with Kubeflow Pipelines that KUBECONF
 	@$(BIN)/pytest tests/cluster -s
 
 test-architectures: install ## every architecture of transformers through the whole path, tiny
-	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/architectures -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/architectures/matrix tests/architectures/test_most_used.py -n 2 --dist worksteal
 
 test-kill: install ## kill -9 training at 24 random moments: the adapter must not change by a bit
 	@$(BIN)/pytest tests/kill -s

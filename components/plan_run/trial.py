@@ -44,7 +44,7 @@ def run(folder: Path, model: Any, train: TrainConfig) -> Trial:
     try:
         lora.config(train, model)
     except InputError:
-        return Trial()  # what is wrong with the options is said of the whole model, by whoever counts its memory
+        return Trial()  # whoever counts the memory of the whole model reports what is wrong with the options
     try:
         small = _small(folder, model, train)
         lora.config(train, small)  # it may have none of the layers that are named

@@ -81,7 +81,7 @@ def run(
         TransientError: training died, and restarts brought it no further.
     """
     if config.packing == "auto":  # a step run by itself; plan_run has decided it for a whole run
-        # A base that cannot be read is said below, once.
+        # A base that cannot be read is reported below, once.
         with contextlib.suppress(InputError), tempfile.TemporaryDirectory() as name:
             config = packable.decided(config, base_model.small_files(base_uri, base_revision, Path(name)))
     key_uri = storage.join(storage.root(), "adapters", training_key)

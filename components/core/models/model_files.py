@@ -16,7 +16,7 @@ TEMPLATES = "additional_chat_templates"
 """The folder in which transformers keeps chat templates by name, besides the default one."""
 _DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm")
 """What configs, tokenizers and processors consist of."""
-_BESIDE = ("*.py", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_CODE_AND_TERMS = ("*.py", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 """Code that `auto_map` may name, and terms that hold for what is made from the model too."""
 _TOKENIZER = (
     "tokenizer*", "tekken.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "vocab.json", "merges.txt",
@@ -40,7 +40,7 @@ def is_description(path: str) -> bool:
 
 def is_small(path: str) -> bool:
     """Whether a file is one of the model's, and no weights."""
-    return is_description(path) or _matches(path, _BESIDE)
+    return is_description(path) or _matches(path, _CODE_AND_TERMS)
 
 
 def is_tokenizer(path: str) -> bool:

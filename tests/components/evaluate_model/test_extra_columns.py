@@ -1,4 +1,4 @@
-"""Columns that the data has beside its conversations come out with the rows' scores and answers."""
+"""Further columns of the data come out with the rows' scores and answers."""
 
 import json
 from pathlib import Path

@@ -54,7 +54,7 @@ def test_a_revision_is_copied_once_and_only_what_a_model_needs(hub: Hub) -> None
     assert [path.name for path in folder.parent.iterdir()] == ["files"]
 
 
-BESIDE = {
+OTHER_FILES = {
     "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
     "chat_template.jinja": b"{{ messages }}",
     "configuration_mine.py": b"class Mine: ...",
@@ -70,20 +70,20 @@ def test_what_the_merged_model_is_to_carry_is_copied_too(hub: Hub) -> None:
         "tests/test_a.py": b"x",
         "training_args.bin": b"x",
     }
-    hub.files.update(BESIDE | stale)
+    hub.files.update(OTHER_FILES | stale)
     folder = stage()
-    assert set(attempts.read(str(folder)).files) == STAGED | set(BESIDE)
-    assert all((folder / name).read_bytes() == content for name, content in BESIDE.items())
+    assert set(attempts.read(str(folder)).files) == STAGED | set(OTHER_FILES)
+    assert all((folder / name).read_bytes() == content for name, content in OTHER_FILES.items())
 
 
 def test_a_base_that_an_earlier_version_staged_gets_what_it_lacks(hub: Hub) -> None:
     folder = stage()
     work = attempts.read(str(folder))
-    hub.files.update(BESIDE)
+    hub.files.update(OTHER_FILES)
     assert stage() == folder and not (folder / "LICENSE").exists()  # as of this version it is whole
     attempts.finish(str(folder), {name: work.info[name] for name in ("base_model", "revision")}, work.files)
     hub.requests.clear()
-    assert stage() == folder and set(attempts.read(str(folder)).files) == STAGED | set(BESIDE)
+    assert stage() == folder and set(attempts.read(str(folder)).files) == STAGED | set(OTHER_FILES)
     assert not any(name.endswith(".safetensors") for method, name, _ in hub.requests if method == "GET")
 
 

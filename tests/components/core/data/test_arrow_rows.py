@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow are as those of JSON: what a struct lacks is not there, and a null that is said stays."""
+"""Rows of Parquet and Arrow are as those of JSON: what a struct lacks is not there, and an explicit null stays."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A base loads as what its weights are, whatever else lies next to them."""
+"""A base loads as what its weights are, whatever else is next to them."""
 
 import json
 import shutil
