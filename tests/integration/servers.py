@@ -45,9 +45,10 @@ def ceph() -> Iterator[str]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ceph-")))
             try:
                 endpoint = _start_ceph(folder, stack)
-            except TimeoutError:
+            except TimeoutError as error:
                 if last:
-                    raise
+                    logs = [log.read_text(errors="replace")[-500:] for log in sorted(folder.glob("*.out"))]
+                    raise TimeoutError("\n".join(["Ceph did not come up; its servers said last:", *logs])) from error
                 continue
             yield endpoint
             return
@@ -88,6 +89,7 @@ mon allow pool size one = true
 mon warn on pool no redundancy = false
 [mon]
 mon data = {folder}/mon
+mon data avail crit = 0  # else the monitor ends itself where less than 5 % of the disk is free
 [osd]
 osd data = {folder}/osd
 [client]
