@@ -1,6 +1,7 @@
 """The data as a page: where every row went, how long rows are, and what the model sees."""
 
 import heapq
+import html
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from qlora_pipelines.components.core.data import duplicates
+from qlora_pipelines.components.core.data import duplicates, tokenized
 from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.prepare_dataset.split import RowStatus, supervised
 
@@ -67,10 +68,10 @@ class Kept:
     def add(self, side: str, rows: Any) -> None:
         """Takes in staged rows that were kept."""
         figures = self.sides[side]
-        offsets = rows.column("input_ids").offsets.to_numpy()
+        offsets = tokenized.to_numpy(rows.column("input_ids").offsets)
         lengths = np.diff(offsets)
         marks = supervised(rows)
-        lost = rows.column("tokens").to_numpy() - lengths
+        lost = tokenized.to_numpy(rows.column("tokens")) - lengths
         figures.lengths += np.bincount(lengths, minlength=self.max_length + 1)
         figures.supervised += int(marks.sum() - marks[offsets[:-1]].sum())  # nothing predicts a row's first token
         figures.cut += int((lost > 0).sum())
@@ -80,7 +81,7 @@ class Kept:
 
     def _sample(self, rows: Any, offsets: NDArray[np.int32], marks: NDArray[np.bool_]) -> None:
         # The lowest ids, which are hashes: a sample without a seed, the same in every run.
-        values, ids = rows.column("input_ids").values.to_numpy(), rows.column("id").to_pylist()
+        values, ids = tokenized.to_numpy(rows.column("input_ids").values), rows.column("id").to_pylist()
         for place in heapq.nsmallest(SAMPLES, range(len(ids)), key=lambda place: str(ids[place])):
             part = slice(*offsets[place : place + 2])
             self.samples.append(_Sample(ids[place], values[part].tolist(), marks[part].tolist()))
@@ -244,11 +245,12 @@ def _marked(sample: _Sample, tokenizer: Any) -> Markup:
     parts = []
     shown = list(zip(sample.ids, sample.supervised, strict=True))[:SHOWN_TOKENS]
     for ids, marked in _characters(shown, tokenizer):
-        content = Markup("<i>{}</i>" if ids[0] in special else "{}").format(tokenizer.decode(ids))
-        form = '<mark title="{}">{}</mark>' if marked else '<span title="{}">{}</span>'
-        parts.append(Markup(form).format(" ".join(map(str, ids)), content))
+        content = html.escape(tokenizer.decode(ids))
+        content = f"<i>{content}</i>" if ids[0] in special else content
+        tag = "mark" if marked else "span"
+        parts.append(f'<{tag} title="{" ".join(map(str, ids))}">{content}</{tag}>')
     more = len(sample.ids) - len(shown)
-    return Markup("").join([*parts, Markup("<i>{}</i>").format(f" ... {more} more tokens") if more else ""])
+    return Markup("".join([*parts, f"<i> ... {more} more tokens</i>" if more else ""]))
 
 
 def _characters(tokens: list[tuple[int, bool]], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:

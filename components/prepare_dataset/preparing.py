@@ -1,10 +1,10 @@
 """A chunk of rows, prepared: what one process does at a time."""
 
-import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,15 +128,16 @@ def _decoded(records: Records, columns: dict[Any, str]) -> Iterator[readers.Row]
 
 def conversations(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Iterator[Conversation]:
     """The usable conversations of a chunk."""
+    reading = _reading(config, encoder)
     for _, record in chunk.records:
         with contextlib.suppress(ValueError):
-            yield _parse(readers.decode(record), chunk.form, config, encoder)[0]
+            yield _parse(readers.decode(record), chunk.form, config, reading)[0]
 
 
-def _parse(row: readers.Row, form: str, config: PrepareConfig, encoder: Encoder) -> tuple[Conversation, Content, Extra]:
+def _parse(row: readers.Row, form: str, config: PrepareConfig, reading: Reading) -> tuple[Conversation, Content, Extra]:
     row = formats.renamed(row, config.columns)
     try:
-        conversation = formats.conversation(row, form, _reading(config, encoder))
+        conversation = formats.conversation(row, form, reading)
         (conversation.group + conversation.slice).encode()
         return conversation, _content(conversation), {name: row.get(name) for name in config.extra_columns}
     except UnicodeEncodeError:
@@ -154,20 +155,19 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
     rejected: list[Rejected] = []
     parsed: list[tuple[int, Conversation, Content, Extra]] = []
     names: dict[int, str] = {}
+    reading = _reading(config, encoder)
     for number, record in chunk.records:
         row: readers.Row = {}
         try:
             row = readers.decode(record)
-            parsed.append((number, *_parse(row, chunk.form, config, encoder)))
+            parsed.append((number, *_parse(row, chunk.form, config, reading)))
             names[number] = _own_id(row)
         except ValueError as error:
             key = error.key if isinstance(error, RowError) else ""
             rejected.append(Rejected(number, str(error), key, _own_id(row), isinstance(error, LeftOut)))
     texts = [similarity.compared(conversation) for _, conversation, *_ in parsed]
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        # numpy and rensa release the interpreter's lock, which the templates hold.
-        signing = executor.submit(_signed, texts) if config.near_duplicate_threshold else None
-        encoded, slow = encoder.encode_checked([conversation for _, conversation, *_ in parsed])
+    signing = _signed(texts) if config.near_duplicate_threshold else None
+    encoded, slow = encoder.encode_checked([conversation for _, conversation, *_ in parsed])
     kept, rows, notes = [], [], []
     for place, (made, (number, conversation, content, extra)) in enumerate(zip(encoded, parsed, strict=True)):
         if isinstance(made, str) or (unused := _unsupervised(made, config.max_length)):
@@ -177,7 +177,7 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
             rows.append((hashlib.sha256(b"\n".join(content)), made, extra, content, conversation))
             notes += [(note, number) for note in formats.notes(encoder.tokenizer, conversation, made.joined)]
     words = config.decontaminate_words
-    sets, signatures = signing.result() if signing else (NO_SETS, np.zeros((len(parsed), PERMUTATIONS), np.uint32))
+    sets, signatures = signing if signing else (NO_SETS, np.zeros((len(parsed), PERMUTATIONS), np.uint32))
     return Prepared(
         rows=_staged(rows),
         ids=np.frombuffer(b"".join(sha256.digest() for sha256, *_ in rows), np.uint8).reshape(-1, 32),
@@ -255,17 +255,37 @@ def _staged(rows: list[tuple[Any, Any, Extra, Content, Conversation]]) -> Any:
         [*content, b"", b""][:3] if conversation.messages else [b"[]", b"", b""] for *_, content, conversation in rows
     ]
 
+    bounds = [np.array([*itertools.chain(*row.spans)], np.int32) for _, row, *_ in rows]
     columns = {
-        "id": [sha256.hexdigest() for sha256, *_ in rows],
-        "input_ids": [row.ids for _, row, *_ in rows],
-        "spans": [[bound for span in row.spans for bound in span] for _, row, *_ in rows],
-        "tokens": [row.tokens for _, row, *_ in rows],
-        "messages": [messages for messages, _, _ in parts],
-        "tools": [tools for _, tools, _ in parts],
-        "chat_template_kwargs": [settings for *_, settings in parts],
-        "group": [conversation.group for *_, conversation in rows],
-        "slice": [conversation.slice for *_, conversation in rows],
+        "id": _texts([sha256.hexdigest().encode() for sha256, *_ in rows]),
+        "input_ids": _lists([row.ids for _, row, *_ in rows]),
+        "spans": _lists(bounds),
+        "tokens": tokenized.to_arrow(np.array([row.tokens for _, row, *_ in rows], np.int32)),
+        "messages": _texts([messages for messages, _, _ in parts]),
+        "tools": _texts([tools for _, tools, _ in parts]),
+        "chat_template_kwargs": _texts([settings for *_, settings in parts]),
+        "group": _texts([conversation.group.encode() for *_, conversation in rows]),
+        "slice": _texts([conversation.slice.encode() for *_, conversation in rows]),
         # What JSON has no form for, such as a date, is text there.
-        "extra": [json.dumps(extra, default=str) if extra else "" for _, _, extra, *_ in rows],
+        "extra": _texts([json.dumps(extra, default=str).encode() if extra else b"" for _, _, extra, *_ in rows]),
     }
-    return pa.RecordBatch.from_pydict(columns, schema=staged_schema())
+    schema = staged_schema()
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _texts(values: list[bytes]) -> Any:
+    """A column of UTF-8. From Python's lists Arrow makes it more slowly, and imports pandas for that."""
+    import pyarrow as pa
+
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(_offsets(values)), pa.py_buffer(b"".join(values)))
+
+
+def _lists(values: list[NDArray[np.int32]]) -> Any:
+    import pyarrow as pa
+
+    flat = np.concatenate([np.zeros(0, np.int32), *values])
+    return pa.ListArray.from_arrays(tokenized.to_arrow(_offsets(values)), tokenized.to_arrow(flat))
+
+
+def _offsets(values: Sequence[Sized]) -> NDArray[np.int32]:
+    return np.cumsum([0, *map(len, values)], dtype=np.int32)

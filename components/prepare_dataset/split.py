@@ -108,7 +108,7 @@ def select(path: Path, statuses: Statuses) -> Iterator[tuple[str, Any, Any]]:
             part = statuses[first : first + batch.num_rows]
             first += batch.num_rows
             for side, status in (("train", RowStatus.TRAIN), ("eval", RowStatus.EVAL)):
-                rows = batch.filter(pa.array(part == status))
+                rows = batch.take(tokenized.to_arrow(np.flatnonzero(part == status).astype(np.int32)))
                 if rows.num_rows:
                     yield side, _labelled(rows), rows
 
@@ -118,8 +118,8 @@ def _labelled(rows: Any) -> Any:
 
     ids, schema = rows.column("input_ids"), tokenized.schema()
     # Labels are the ids themselves where they are supervised; the model shifts them by one position.
-    labels = np.where(supervised(rows), ids.values.to_numpy(), np.int32(chat_template.IGNORED))
-    column = pa.ListArray.from_arrays(ids.offsets, pa.array(labels))
+    labels = np.where(supervised(rows), tokenized.to_numpy(ids.values), np.int32(chat_template.IGNORED))
+    column = pa.ListArray.from_arrays(ids.offsets, tokenized.to_arrow(labels))
     arrays = [column if name == "labels" else rows.column(name) for name in schema.names]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -130,9 +130,9 @@ def supervised(rows: Any) -> NDArray[np.bool_]:
     Each span adds 1 at its start and subtracts 1 at its end, so the running sum is positive inside a span.
     """
     ids, spans = rows.column("input_ids"), rows.column("spans")
-    counts = np.diff(spans.offsets.to_numpy())
+    counts = np.diff(tokenized.to_numpy(spans.offsets))
     # Spans count from the start of their row; here from the start of the first row.
-    bounds = spans.flatten().to_numpy() + np.repeat(ids.offsets.to_numpy()[:-1], counts)
+    bounds = tokenized.to_numpy(spans.flatten()) + np.repeat(tokenized.to_numpy(ids.offsets)[:-1], counts)
     edges = np.zeros(len(ids.values) + 1, np.int32)
     np.add.at(edges, bounds[::2], 1)
     np.add.at(edges, bounds[1::2], -1)

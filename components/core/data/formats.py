@@ -115,7 +115,7 @@ def conversation(row: Row, form: str, reading: Reading = Reading()) -> Conversat
         raise RowError(f"no assistant turn{chosen if 'chosen' in row else ''}", column)
     if all(WEIGHT in message for message in answers):
         raise LeftOut("every answer is marked as not trained", column)
-    schemas = turns.tools(row.get("tools")) or turns.tools(row.get("functions"))
+    schemas = next(filter(None, map(turns.tools, filter(None, (row.get("tools"), row.get("functions"))))), [])
     return Conversation(messages, schemas, "", group, part, settings, tuple(dict.fromkeys(notes)))
 
 

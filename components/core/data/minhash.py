@@ -3,6 +3,7 @@
 The words are found with numpy over a whole batch of rows at once; the signatures are rensa's.
 """
 
+import array
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class Sets(NamedTuple):
 _SPACE, _LETTER, _MARK, _LEAD, _CONTINUATION = range(5)
 
 
-def _tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _tables() -> tuple[bytes, bytes]:
     """By byte of UTF-8: its kind, and what it counts as: small letters for capitals, 0 for all white space.
 
     Words are runs of letters and digits; every punctuation mark is a word of its own, so that `a+b` is not `a-b`; so is
@@ -59,7 +60,7 @@ def _tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     kinds[0xE0:0x100] = _LEAD
     kinds[0x80:0xC0] = _CONTINUATION
     lower = np.frombuffer(bytes(range(256)).lower(), np.uint8)
-    return kinds, np.where(kinds == _SPACE, np.uint8(0), lower)
+    return kinds.tobytes(), np.where(kinds == _SPACE, np.uint8(0), lower).tobytes()
 
 
 _KINDS, _LOWER = _tables()
@@ -85,8 +86,8 @@ def shingles(texts: list[bytes], length: int = SHINGLE) -> tuple[NDArray[np.uint
     Returns:
         The hashes, of shape (all shingles,), and the offsets of each text's, of shape (texts + 1,).
     """
-    joined = np.frombuffer(b"\n".join(texts) + b"\n", np.uint8)
-    kinds = _KINDS[joined]
+    joined = b"\n".join(texts) + b"\n"
+    kinds = np.frombuffer(joined.translate(_KINDS), np.uint8)  # a fifth of the time of an index of numpy's
     before = np.concatenate([[_SPACE], kinds[:-1]])
     is_start = (kinds == _MARK) | (kinds == _LEAD) | ((kinds == _LETTER) & ((before == _SPACE) | (before == _MARK)))
     starts = np.flatnonzero(is_start)
@@ -107,15 +108,16 @@ def shingles(texts: list[bytes], length: int = SHINGLE) -> tuple[NDArray[np.uint
     return mix(windows[index]), offsets.astype(np.uint64)
 
 
-def _words(joined: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.uint64]:
+def _words(joined: bytes, starts: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A hash of each word, from its first `_LONGEST_WORD` bytes, eight at a time; the spaces after it count as 0."""
-    text = np.concatenate([_LOWER[joined], np.zeros(8, np.uint8)])
     # A view in which item i is the eight bytes from byte i on.
-    integers = np.ndarray((len(joined) + 1,), "<u8", text, strides=(1,))
+    integers = np.ndarray((len(joined) + 1,), "<u8", joined.translate(_LOWER) + bytes(8), strides=(1,))
     lengths = np.diff(starts, append=len(joined))
-    hashes = np.zeros(len(starts), np.uint64)
-    for number, factor in enumerate(_CHUNK_FACTORS):
-        longer = np.flatnonzero(lengths > 8 * number)
+    # Most words have no more than eight: theirs are taken without an index.
+    hashes = (integers[starts] & _BYTE_MASKS[np.minimum(lengths, 8)]) * _CHUNK_FACTORS[0]
+    longer = np.flatnonzero(lengths > 8)
+    for number, factor in enumerate(_CHUNK_FACTORS[1:], 1):
+        longer = longer[lengths[longer] > 8 * number]
         if not len(longer):
             break
         mask = _BYTE_MASKS[np.minimum(lengths[longer] - 8 * number, 8)]
@@ -170,4 +172,5 @@ def signatures(hashes: NDArray[np.uint64], offsets: NDArray[np.int64]) -> NDArra
         return np.zeros((0, PERMUTATIONS), np.uint32)
     places = offsets.astype(np.uint64)
     matrix: Any = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, places, PERMUTATIONS, SEED)
-    return np.array(matrix.to_rows(), np.uint32)
+    rows = b"".join(array.array("I", row) for row in matrix.to_rows())  # numpy takes four times as long over lists
+    return np.frombuffer(rows, np.uint32).reshape(-1, PERMUTATIONS)

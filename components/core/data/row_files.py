@@ -64,11 +64,14 @@ class RowFiles:
         return np.asarray(self._ends[rows] - np.where(rows > 0, self._ends[rows - 1], 0))
 
     def sets(self, rows: Numbers) -> Sets:
-        """The shingles of some rows, read one by one: the pages of a mapped file would fill the memory."""
+        """The shingles of some rows, read, not mapped: the pages of a mapped file would fill the memory."""
         lengths = self.lengths(rows)
         starts = self._ends[rows] - lengths
         file = self._file["shingles"].fileno()
-        places = zip(starts.tolist(), lengths.tolist(), strict=True)
+        # Rows that follow one another in the file are read at once.
+        runs = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1])[: len(rows)])
+        sizes = np.add.reduceat(lengths, runs) if len(runs) else lengths
+        places = zip(starts[runs].tolist(), sizes.tolist(), strict=True)
         data = b"".join(os.pread(file, 4 * length, 4 * start) for start, length in places)
         return Sets(np.frombuffer(data, np.uint32), np.concatenate([[0], np.cumsum(lengths)]))
 

@@ -49,6 +49,21 @@ def schema() -> Any:
     return pa.schema(columns | dict.fromkeys(TEXTS, pa.string()))
 
 
+def to_arrow(values: Any) -> Any:
+    """An Arrow array over a numpy array of int32, which is not copied. `pyarrow.array` would import pandas for it."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
+
+
+def to_numpy(values: Any) -> Any:
+    """A numpy array over an Arrow array of int32 without nulls, as `to_arrow` the other way."""
+    import numpy as np
+
+    content = values.buffers()[1]
+    return np.frombuffer(content or b"", np.int32)[values.offset : values.offset + len(values)]
+
+
 class Digest:
     """sha256 over columns, each as one stream of lengths and one of values, so that it does not depend on batches.
 
@@ -70,7 +85,7 @@ class Digest:
             offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
             lengths.update(np.diff(offsets).tobytes())
             if name in ("input_ids", "labels"):
-                values.update(column.flatten().to_numpy())
+                values.update(to_numpy(column.flatten()))
             else:
                 values.update(memoryview(column.buffers()[2] or b"")[offsets[0] : offsets[-1]])
 
