@@ -13,6 +13,7 @@ from qlora_pipelines.components.core.models import (
     loading,
     model_files,
     parameter_names,
+    published_quantization,
     stop_tokens,
 )
 from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
@@ -77,9 +78,8 @@ def run(
     ):
         base = base_weights.read(base_uri, checked=base_model.check(base_uri, base_revision))
         folder = base_model.small_files(base_uri, base_revision, Path(scratch, "base"))
-        base_config = loading.read_config(folder)
-        if base_config.get("quantization_config"):
-            raise InputError(f"base model {folder}: its weights are quantised already; give the 16-bit model")
+        if published_quantization.config_of(folder):
+            raise InputError(f"base model {base_uri}: its weights are quantised; give what stage_base_model returned")
         names = parameter_names.read(folder, base)
         shapes = names.shapes(base)
         _check_widths(trained.info, digests, shapes)

@@ -38,8 +38,6 @@ def _described(files: Path, model: Any, config: PlacedRun) -> Iterator[tuple[str
         yield "warning", f"{name}: it has code of its own (auto_map), which is not run"
     for found in clean_folder.found(files):
         yield "warning", f"{name}: {found}"
-    if described.get("quantization_config"):
-        yield "fatal", f"{name}: its weights are quantised already; give the 16-bit model"
     if _has_an_encoder(files):
         yield "fatal", f"{name}: {model.config.model_type} has an encoder for its input; give a decoder-only model"
     elif _sees_what_follows(model.config):

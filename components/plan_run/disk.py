@@ -23,7 +23,8 @@ def need(
     train: TrainConfig,
     *,
     base_files: tuple[int, ...] = (),
-    from_hub: bool = False,
+    copied_files: tuple[int, ...] = (),
+    converted: bool = False,
     data_files: tuple[int, ...] = (),
     sample: Sample | None = None,
 ) -> dict[str, int]:
@@ -33,7 +34,8 @@ def need(
         architecture: base and adapter.
         train: how many checkpoints are kept.
         base_files: sizes of the base's weight files; none: not known, and estimated as 16 bits per parameter.
-        from_hub: whether the base is copied into the store.
+        copied_files: sizes of the hub's weight files, where they are copied into the store.
+        converted: whether the store gets a copy in 16 bit of a base with quantised weights.
         data_files: sizes of the data's files.
         sample: what the data's first rows tell; None: not known, and then preparation's disk is not either.
     """
@@ -42,14 +44,15 @@ def need(
     adapter = memory.adapter_bytes(architecture)
     checkpoint = adapter + memory.optimiser_bytes(architecture)
     # One checkpoint more than is kept: the oldest is deleted after the newest was written.
-    written = (base if from_hub else 0) + (train.save_total_limit + 1) * checkpoint + adapter + merged
+    staged = sum(copied_files) + (base if converted else 0)
+    written = staged + (train.save_total_limit + 1) * checkpoint + adapter + merged
     sizes = {
         "base model": base,
         "checkpoint": checkpoint,
         "adapter": adapter,
         "merged model": merged,
         "store, written by this run": written,
-        "pod that stages": sum(heapq.nlargest(FILES_AT_A_TIME, base_files)) if from_hub else 0,
+        "pod that stages": sum(heapq.nlargest(FILES_AT_A_TIME, copied_files)),
         # The checkpoint it resumes from, and the one it writes.
         "pod that trains": base + 2 * checkpoint + adapter,
         # The adapter on its base, and the champion's; later the merged model.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.placement import PlacedRun
-from qlora_pipelines.components.core.models import base_model, loading, packable
+from qlora_pipelines.components.core.models import base_model, loading, packable, published_quantization
 from qlora_pipelines.components.plan_run import (
     base_checks,
     compare,
@@ -17,7 +17,7 @@ from qlora_pipelines.components.plan_run import (
     preflight,
     time_and_cost,
 )
-from qlora_pipelines.components.plan_run.preflight import Checks
+from qlora_pipelines.components.plan_run.checks import Checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def of(
         smallest=smallest.name if smallest else "",
         change="" if fitting else fit.change_that_fits(plan, max(gpu.memory for gpu in gpus.TABLE)),
         methods=compare.methods(plan.architecture),
-        disk=preflight.disk_of(checks, config, plan),
+        disk=checks.disk(config, plan),
     )
 
 
@@ -145,5 +145,10 @@ def _base_alone(config: PlacedRun, folder: Path) -> Checks:
     checks = Checks(config)
     for level, text in base_checks.check(files, loading.empty_model(files), config):
         checks.note(level, "base model", text)
+    try:
+        published_quantization.check_method(published_quantization.config_of(files))
+    except published_quantization.UnreadableFormat as error:
+        made_from = base_model.origin(config.base_model, config.base_revision)
+        checks.note("fatal", "weights", published_quantization.refusal(config.base_model, error, made_from))
     checks.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
     return checks

@@ -7,8 +7,8 @@ from qlora_pipelines.components.core.config.placement import PlacedRun, in_bytes
 from qlora_pipelines.components.core.config.steps import OPTION_STEPS
 from qlora_pipelines.components.core.report import Report
 from qlora_pipelines.components.plan_run import estimate, fit, host_memory, time_and_cost
+from qlora_pipelines.components.plan_run.checks import Checks
 from qlora_pipelines.components.plan_run.estimate import Estimate
-from qlora_pipelines.components.plan_run.preflight import Checks
 
 GIB = 1 << 30
 

@@ -4,24 +4,24 @@ Each check gives findings; none stops another, so that all problems can be fixed
 """
 
 import concurrent.futures
-import contextlib
-import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import duplicates, listing
-from qlora_pipelines.components.core.data.listing import Listing
-from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, loading, packable, run_tokenizer
+from qlora_pipelines.components.core.models import (
+    base_model,
+    loading,
+    packable,
+    published_quantization,
+    run_tokenizer,
+)
 from qlora_pipelines.components.core.registry import champion, mlflow_client, references
 from qlora_pipelines.components.core.runtime import load_libraries
 from qlora_pipelines.components.core.sample_size import groups_needed
 from qlora_pipelines.components.core.store import attempts, keys, storage
 from qlora_pipelines.components.plan_run import (
     base_checks,
-    disk,
     finished,
     fit,
     host_memory,
@@ -30,64 +30,7 @@ from qlora_pipelines.components.plan_run import (
     stopping,
     weight_files,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What one check found. `level` is `ok`, `warning` or `fatal`; `text` says what, and what to do."""
-
-    level: str
-    subject: str
-    text: str
-
-
-@dataclasses.dataclass
-class Checks:
-    """What the checks found; what could not be found out is empty, and a finding says why.
-
-    `config` is the run with all decided that is left to the base. `samples` holds what the first rows of each side
-    tell, `weights` what the headers of the base's files do; `staged` says whether a hub's base is in the store already.
-    `run_keys` are there where nothing is fatal.
-    """
-
-    config: PlacedRun
-    champion: str = ""
-    registry: str = ""
-    revision: str = ""
-    files: Path | None = None
-    listing: Listing = dataclasses.field(default_factory=dict)
-    samples: dict[str, sampling.Sample] = dataclasses.field(default_factory=dict)
-    weights: weight_files.Weights | None = None
-    staged: bool = False
-    plan: fit.Plan | None = None
-    data_digest: str = ""
-    tokenizer_digest: str = ""
-    run_keys: keys.RunKeys | None = None
-    findings: list[Finding] = dataclasses.field(default_factory=list)
-
-    @property
-    def fatal(self) -> list[str]:
-        """One line for each thing without which the run would fail."""
-        return [finding.text for finding in self.findings if finding.level == "fatal"]
-
-    @property
-    def supervised(self) -> float:
-        """The share of the training tokens that is supervised, 1 where it is not known."""
-        return self.samples["train"].supervised if "train" in self.samples else 1.0
-
-    def note(self, level: str, subject: str, text: str) -> None:
-        """Adds a finding."""
-        self.findings.append(Finding(level, subject, text))
-
-    @contextlib.contextmanager
-    def collect_errors(self, subject: str) -> Iterator[None]:
-        """Turns an `InputError` into a fatal finding; where only the memory is not known, that is a warning."""
-        try:
-            yield
-        except fit.UntraceableModel as error:
-            self.note("warning", "memory", str(error))
-        except InputError as error:
-            self.note("fatal", subject, str(error))
+from qlora_pipelines.components.plan_run.checks import Checks
 
 
 def run(config: PlacedRun, folder: Path) -> Checks:
@@ -151,9 +94,15 @@ def _base(checks: Checks, config: PlacedRun, folder: Path) -> None:
         for level, text in base_checks.check(files, described, config):
             checks.note(level, "base model", text)
         with checks.collect_errors("weights"):
-            checks.weights = weight_files.read(config.base_model, checks.revision)
+            checks.weights = weight_files.read(
+                config.base_model, checks.revision, published_quantization.config_of(files)
+            )
             level, text = weight_files.compare(checks.weights.shapes, described)
             checks.note(level, "weights", f"base model {config.base_model}: {text}")
+            if checks.weights.quantised:
+                size = checks.weights.size / fit.GIB
+                text = f"are quantised ({checks.weights.quantised}); training gets a copy in 16 bit, {size:.1f} GiB"
+                checks.note("ok", "weights", f"base model {config.base_model}: its weights {text}")
         checks.plan = fit.plan(files, config.for_step("train_qlora"), config.max_length)
         _memory(checks, checks.plan, config.gpu_memory_gib)
         if checks.weights and not checks.fatal:
@@ -260,13 +209,23 @@ def _stored_work(checks: Checks, config: PlacedRun, run_keys: keys.RunKeys) -> N
         step = _newest_checkpoint(run_keys.training_key)
         text = f"training goes on from step {step}" if step else "none; training starts at the first step"
         checks.note("ok", "checkpoint", text)
-    if base_model.is_on_hub(config.base_model):
-        checks.staged = base_model.staged(config.base_model, checks.revision) is not None
-        size = checks.weights.size / fit.GIB if checks.weights else 0.0
-        text = "is in the store already" if checks.staged else f"will be copied into the store, {size:.1f} GiB"
-        checks.note("ok", "base model", f"{config.base_model} {text}")
+    _staged(checks, config)
     if checks.plan and not done["merged model"]:
         _free_space(checks, config, checks.plan)
+
+
+def _staged(checks: Checks, config: PlacedRun) -> None:
+    """Whether the store has what stage_base_model will put there."""
+    weights, on_hub = checks.weights, base_model.is_on_hub(config.base_model)
+    quantised = weights is not None and bool(weights.quantised)
+    if not on_hub and not quantised:
+        return
+    checks.converted = quantised and base_model.in_16bit(config.base_model, checks.revision) is not None
+    checks.staged = checks.converted or (on_hub and base_model.staged(config.base_model, checks.revision) is not None)
+    there = checks.converted if quantised else checks.staged
+    size = weights.size / fit.GIB if weights else 0.0
+    text = "is in the store already" if there else f"will be copied into the store, {size:.1f} GiB"
+    checks.note("ok", "base model", f"{config.base_model} {text}")
 
 
 def _newest_checkpoint(training_key: str) -> int:
@@ -278,20 +237,8 @@ def _newest_checkpoint(training_key: str) -> int:
 
 def _free_space(checks: Checks, config: PlacedRun, plan: fit.Plan) -> None:
     free = storage.free_bytes(storage.root())
-    written = disk_of(checks, config, plan)["store, written by this run"]
+    written = checks.disk(config, plan)["store, written by this run"]
     if free is not None and free < written:
         text = f"{free / fit.GIB:.1f} GiB free, and this run writes {written / fit.GIB:.1f} GiB"
         advice = f"make room, or name another place in {storage.STORE_VARIABLE}"
         checks.note("fatal", "store", f"{storage.root()} has {text}: {advice}")
-
-
-def disk_of(checks: Checks, config: PlacedRun, plan: fit.Plan) -> dict[str, int]:
-    """Bytes of disk by what they hold, as far as was found out."""
-    return disk.need(
-        plan.architecture,
-        plan.train,
-        base_files=checks.weights.sizes if checks.weights else (),
-        from_hub=base_model.is_on_hub(config.base_model) and not checks.staged,
-        data_files=tuple(file[1] for source in checks.listing.values() for file in source["files"]),
-        sample=checks.samples.get("train"),
-    )

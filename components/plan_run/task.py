@@ -13,6 +13,7 @@ from qlora_pipelines.components.core.registry import references
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import claims, keys, outcomes, storage
 from qlora_pipelines.components.plan_run import fit, host_memory, plan_report, preflight
+from qlora_pipelines.components.plan_run.checks import Checks
 
 Config = PlacedRun
 MIB = 1 << 20
@@ -131,15 +132,16 @@ def _fixed(config: PlacedRun, revision: str, tokenizer_uri: str) -> PlacedRun:
     return config.model_copy(update={"base_revision": revision, "options": options})
 
 
-def _record(config: PlacedRun, checks: preflight.Checks, run_keys: keys.RunKeys) -> None:
+def _record(config: PlacedRun, checks: Checks, run_keys: keys.RunKeys) -> None:
     """Says in the store what the run will make and use, before it looks for any of it: clean-up leaves that alone."""
-    hub = base_model.is_on_hub(config.base_model)
+    quantised = checks.weights is not None and checks.weights.quantised
+    in_store = base_model.is_on_hub(config.base_model) or quantised
     named = references.pieces(
         training_key=run_keys.training_key,
         merge_key=run_keys.merge_key,
         data_key=run_keys.data_key,
         data_digest=checks.data_digest,
-        base_uri=base_model.place_in_store(config.base_model, checks.revision) if hub else "",
+        base_uri=base_model.place_in_store(config.base_model, checks.revision) if in_store else "",
     )
     named.append(f"claims/{run_keys.training_key}")
     references.write(checks.registry, [storage.root()], run_keys.merge_key, named)

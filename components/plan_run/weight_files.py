@@ -2,10 +2,17 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qlora_pipelines.components.core.models import base_weights, parameter_names
+from qlora_pipelines.components.core.errors import InputError
+from qlora_pipelines.components.core.models import (
+    base_model,
+    base_weights,
+    parameter_names,
+    published_quantization,
+)
 from qlora_pipelines.components.plan_run.architecture import Architecture
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -14,10 +21,16 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The tensors of a base by name, and the sizes in bytes of the files that hold them."""
+    """The tensors of a base by name, and the sizes in bytes of the files that hold them.
+
+    Where the base is published with quantised weights, tensors and `sizes` are those of the copy in 16 bit that
+    stage_base_model makes; `published` are the sizes of the files that it is made of, else the same as `sizes`.
+    """
 
     shapes: Shapes
     sizes: tuple[int, ...]
+    published: tuple[int, ...] = ()
+    quantised: str = ""
 
     @property
     def size(self) -> int:
@@ -25,19 +38,33 @@ class Weights:
         return sum(self.sizes)
 
 
-def read(name: str, revision: str) -> Weights:
+def read(name: str, revision: str, quantised: Mapping[str, Any] = {}) -> Weights:
     """Reads the headers of all of a base's weight files.
 
     Args:
         name: folder, s3:// prefix or Hugging Face id.
         revision: a commit, where it is on the hub.
+        quantised: what its config.json says of quantised weights.
 
     Raises:
-        InputError: a file is torn, missing, or not safetensors.
+        InputError: a file is torn, missing, or not safetensors; or its weights are quantised in a way that cannot be
+            undone here.
     """
     tensors = base_weights.read(name, revision)
     files = dict.fromkeys(tensor.file for tensor in tensors.values())
-    return Weights({name: tensor.shape for name, tensor in tensors.items()}, tuple(file.size for file in files))
+    sizes = tuple(file.size for file in files)
+    if not quantised:
+        return Weights({name: tensor.shape for name, tensor in tensors.items()}, sizes, sizes)
+    try:
+        restored = published_quantization.restored(tensors, quantised)
+    except published_quantization.UnreadableFormat as error:
+        made_from = base_model.origin(name, revision)
+        raise InputError(published_quantization.refusal(name, error, made_from)) from None
+    made = dict.fromkeys(files, 0)
+    for tensor in restored.values():
+        made[tensor.source.file] += tensor.size
+    method = published_quantization.check_method(quantised)
+    return Weights({name: tensor.shape for name, tensor in restored.items()}, tuple(made.values()), sizes, method)
 
 
 def unmergeable(folder: Path, shapes: Shapes, base: Architecture) -> str:

@@ -1,13 +1,16 @@
-"""Copies the base model into the store, once per revision; a folder or a bucket is used in place."""
+"""Copies the base model into the store, once per revision; a folder or a bucket is used in place.
+
+Where its weights are quantised, what the other steps get is a copy in 16 bit.
+"""
 
 from typing import NamedTuple
 
 from qlora_pipelines.components.core.config.steps import StageConfig
 from qlora_pipelines.components.core.data import hub
-from qlora_pipelines.components.core.models import base_model
+from qlora_pipelines.components.core.models import base_model, published_quantization
 from qlora_pipelines.components.core.runtime import log
 from qlora_pipelines.components.core.store import attempts, storage
-from qlora_pipelines.components.stage_base_model import copying
+from qlora_pipelines.components.stage_base_model import converting, copying
 
 Config = StageConfig
 
@@ -25,13 +28,14 @@ def run(config: StageConfig) -> Result:
     interrupted is continued by the next one, and two at once write the same bytes. The manifest is written last.
 
     Raises:
-        InputError: there is no such model, or its files are not those that were planned with.
+        InputError: there is no such model, its files are not those that were planned with, or its weights are quantised
+            in a way that cannot be undone here.
     """
     if not base_model.is_on_hub(config.base_model):
-        base_model.resolve(config.base_model, config.base_revision)
-        log(f"base {config.base_model} is used in place")
+        revision = base_model.resolve(config.base_model, config.base_revision)
         uri = config.base_model
-        return Result(uri if storage.is_remote(uri) else str(storage.local_path(uri)))
+        uri = uri if storage.is_remote(uri) else str(storage.local_path(uri))
+        return _in_16bit(config.base_model, revision, uri, "is used in place")
     revision = config.base_revision
     staged = base_model.staged(config.base_model, revision) if hub.is_commit(revision) else None
     if staged is None:
@@ -42,5 +46,15 @@ def run(config: StageConfig) -> Result:
         copied = copying.copy(config.base_model, revision, files, uri)
         info = {"base_model": config.base_model, "revision": revision, "layout": base_model.LAYOUT}
         staged = attempts.finish(uri, info, copied)
-    log(f"base is at {staged.uri}")
-    return Result(staged.uri)
+    return _in_16bit(config.base_model, revision, staged.uri, f"is at {staged.uri}")
+
+
+def _in_16bit(name: str, revision: str, uri: str, place: str) -> Result:
+    """The base at `uri`, or the copy in 16 bit of it, where its weights are quantised."""
+    quantised = published_quantization.described(storage.read_bytes(storage.join(uri, "config.json")))
+    if not quantised:
+        log(f"base {name} {place}")
+        return Result(uri)
+    made = base_model.in_16bit(name, revision) or converting.convert(name, revision, uri, quantised)
+    log(f"base {name} {place}; the copy in 16 bit that is trained on is at {made.uri}")
+    return Result(made.uri)

@@ -18,6 +18,10 @@ the results; this page is made from it.
 *Refused*: the plan says so in one line, in the first seconds. Experts that are fused into one tensor get no adapter and
 stay in 16 bit, as do routers, and what reads images or sound. *Distance* is the mean KL divergence of the merged model
 from base and adapter, in nats per token.
+
+A base that is published in FP8 or MXFP4 gets a copy in 16 bit, which stage_base_model writes into the store: two bytes per
+parameter. DeepSeek V3 in blocks of FP8 and gpt-oss in MXFP4 went through the whole path too. GPTQ, AWQ, bitsandbytes and other
+formats are refused by the plan, which names the 16-bit model where the model card does.
 """
 RESULTS = {
     "right packed": "right, packed",

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,18 @@ def expected(name: str) -> dict[str, Any]:
     return {key: value for key, value in EXPECTED[name].items() if key != "distance"}
 
 
-def walk(name: str, folder: Path) -> Walk:
+def walk(name: str, folder: Path, publish: Callable[[Path], None] = lambda _: None) -> Walk:
     """The whole path of one architecture; nothing is raised.
 
     Args:
         name: an entry of `tiny`.
         folder: an empty one; the environment names a store in it, and MLflow's.
+        publish: changes the model's files, as its authors may have published it.
     """
     found = Walk(name)
     try:
         found.made = tiny.save_model(name, folder / "base")
+        publish(folder / "base")
     except Exception as error:
         found.wrong.append(f"not made: {_line(error)}")
         return found
@@ -97,6 +99,7 @@ def _go(found: Walk, folder: Path) -> None:
     from qlora_pipelines.components.evaluate_model import task as evaluate
     from qlora_pipelines.components.plan_run import task as plan_run
     from qlora_pipelines.components.prepare_dataset import task as prepare
+    from qlora_pipelines.components.stage_base_model import task as stage
     from qlora_pipelines.components.train_qlora import task as train
 
     base = folder / "base"
@@ -119,6 +122,8 @@ def _go(found: Walk, folder: Path) -> None:
     except InputError as error:
         found.refused = str(error).replace(f"{folder}/", "")
         return
+    staged = stage.run(stage.Config(base_model=str(base), base_revision=plan.base_revision))
+    base = Path(staged.base_uri)
     prepared = prepare.run(
         prepare.Config.parse(plan.prepare_options, max_length=128),
         listing_uri=plan.listing_uri,

@@ -16,6 +16,12 @@ from qlora_pipelines.components.core.store import addresses, attempts, copies, k
 
 LAYOUT = 2
 """Of a staged base, which files are copied; 2: also named chat templates, licence and code."""
+IN_16BIT = "16bit"
+"""The folder of a revision in which the store has what `stage_base_model` made of quantised weights."""
+CONVERSION = 1
+"""Of these copies, how they are made; another number makes them anew."""
+IN_PLACE = "in-place"
+"""Stands for the name where the store has such a copy of a base that is used where it is."""
 CACHE_VARIABLE = "QLORA_BASE_CACHE"
 """Names a folder that outlives a pod and keeps bases, such as a mounted volume."""
 DIGEST = "sha256-"
@@ -158,10 +164,18 @@ def check_names(base_model: str, names: Iterable[str]) -> None:
 
 
 def place_in_store(base_model: str, revision: str) -> str:
-    """Where the store keeps a revision of a hub's base; the manifest below it says whether it is there whole."""
+    """Where the store keeps a revision of a base; manifests below it say whether it is there whole."""
+    if revision.startswith(DIGEST):
+        return storage.join(storage.root(), "bases", IN_PLACE, revision)
     if not hub.is_commit(revision):
         raise InputError(f"base model {base_model}: {revision!r} is no commit, and cannot name a folder of the store")
     return storage.join(storage.root(), "bases", base_model.replace("/", "--"), revision)
+
+
+def in_16bit(base_model: str, revision: str) -> attempts.Finished | None:
+    """The 16-bit copy that the store has of a base with quantised weights."""
+    place = storage.join(place_in_store(base_model, revision), IN_16BIT)
+    return attempts.find(place, conversion=CONVERSION)
 
 
 def staged(base_model: str, revision: str) -> attempts.Finished | None:
@@ -184,6 +198,22 @@ def hub_files(base_model: str, revision: str) -> tuple[str, list[storage.Entry]]
     files = hub.files(info)
     check_names(base_model, [file.path for file in files])
     return hub.commit(info), [file for file in files if model_files.is_small(file.path) or _is_weights(file.path)]
+
+
+def origin(base_model: str, revision: str) -> str:
+    """The model that a base was made from, as its model card says it; empty: it does not, or cannot be read."""
+    import huggingface_hub
+
+    try:
+        if is_on_hub(base_model):
+            card = huggingface_hub.HfApi().model_info(base_model, revision=revision or None, timeout=10).card_data
+        else:
+            card = huggingface_hub.ModelCard(storage.read_bytes(storage.join(base_model, "README.md")).decode()).data
+        made_from = getattr(card, "base_model", None)
+    except Exception:  # a hint only: the library raises many unrelated types, and cards are written by hand
+        return ""
+    named = made_from[0] if isinstance(made_from, list) and made_from else made_from
+    return named if isinstance(named, str) and named != base_model else ""
 
 
 def _is_weights(path: str) -> bool:

@@ -1,5 +1,7 @@
 """A base's folder without what would make transformers load something else, or run somebody's code.
 
+Nor has its config.json what it says of quantised weights: it describes the 16-bit model that stage_base_model makes.
+
 An `adapter_config.json` next to a model has transformers put that adapter on it, without a word. Keys of config.json
 choose kernels, and one of the form `someone/kernel` has code fetched from the hub.
 """
@@ -8,6 +10,8 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from qlora_pipelines.components.core.models import published_quantization
 
 ADAPTER = "adapter_config.json"
 CHOICES = {f"{mark}{what}_implementation" for mark in ("", "_") for what in ("attn", "experts", "attention")} | {
@@ -28,7 +32,7 @@ def found(folder: Path) -> list[str]:
 
 def view(folder: Path) -> Path:
     """The folder itself, or where something is switched off one with links to its other files."""
-    if not found(folder):
+    if not found(folder) and not published_quantization.config_of(folder):
         return folder
     if folder not in _VIEWS:
         _VIEWS[folder] = tempfile.TemporaryDirectory()
@@ -58,5 +62,5 @@ def _chosen(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in CHOICES}
+    kept = {key: value for key, value in config.items() if key not in CHOICES | {published_quantization.KEY}}
     return {key: _without(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.errors import InputError, first_line
-from qlora_pipelines.components.core.models import clean_folder, linear_layers
+from qlora_pipelines.components.core.models import clean_folder, linear_layers, published_quantization
 from qlora_pipelines.components.core.models.blockwise_quantization import portable_quantization
 from qlora_pipelines.components.core.models.quantization import Quantization
 
@@ -134,9 +134,15 @@ def _quantized_on(device: str) -> Iterator[None]:
 
 
 def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
-    """A model in 16 bit, on the GPU where there is one; safetensors only, no remote code."""
+    """A model in 16 bit, on the GPU where there is one; safetensors only, no remote code.
+
+    Raises:
+        InputError: its weights are quantised.
+    """
     import torch
 
+    if published_quantization.config_of(folder):
+        raise InputError(f"model {folder}: its weights are quantised; stage_base_model makes a copy of it in 16 bit")
     options = {"device_map": {"": device()}} | options
     return auto_class(described(folder)).from_pretrained(
         str(clean_folder.view(folder)),

@@ -22,13 +22,16 @@ _TOKENIZER = (
     "tokenizer*", "tekken.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "vocab.json", "merges.txt",
     "normalizer.json", "chat_template.*", "*.model", "*.tiktoken", "*.spm",
 )  # fmt: skip
-_STALE = (
+_WEIGHTS = (
     "*index.json",  # of weights that are written anew, or of another format
+    "quant*config.json", "hf_quant_config.json",  # what is made from a model is not quantised
+    attempts.MANIFEST,
+)  # fmt: skip
+_STALE = (
+    *_WEIGHTS,
     "adapter_config.json", "training_args*", "trainer_state.json", "optimizer*", "scheduler*", "*_results.json",
-    "quant*config.json", "hf_quant_config.json",  # the merged model is not quantised
     "params.json", "consolidated*",  # Mistral's and Meta's own format: readers prefer it, and its weights are not there
     "openvino*", "onnx*", "genai_config.json", "mlc*", "ndarray-cache*", "ggml*", "gguf*",
-    attempts.MANIFEST,
 )  # fmt: skip
 """What tells of weights in another format, or of how the base was made."""
 
@@ -41,6 +44,11 @@ def is_description(path: str) -> bool:
 def is_small(path: str) -> bool:
     """Whether a file is one of the model's, and no weights."""
     return is_description(path) or _matches(path, _CODE_AND_TERMS)
+
+
+def tells_of_weights(path: str) -> bool:
+    """Whether a small file lists a model's tensors or files, or tells how it is quantised."""
+    return _matches(path, _WEIGHTS)
 
 
 def is_tokenizer(path: str) -> bool:

@@ -226,7 +226,10 @@ def changed_base(place: Path, tiny_model: Path, **values: Any) -> dict[str, Any]
 def test_a_base_that_is_quantised_already(place: Path, config: dict[str, Any], tiny_model: Path) -> None:
     other = changed_base(place, tiny_model, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     found = levels(place, config | other)
-    text = f"base model {place}/base: its weights are quantised already; give the 16-bit model"
+    text = (
+        f"base model {place}/base: its weights are quantised (bitsandbytes), and only FP8 and MXFP4 can be brought back"
+        " to 16 bit; give the 16-bit model that it was made from"
+    )
     assert found[text] == "fatal"
 
 

@@ -115,7 +115,9 @@ def test_disk_by_what_it_holds(llama: architecture.Architecture) -> None:
     assert found["store, written by this run"] == 3 * found["checkpoint"] + adapter + found["merged model"]
     assert "pod that prepares" not in found
     files = (5 << 30, 5 << 30, 4 << 30, 1 << 30, 1 << 30)
-    hub = disk.need(llama, train, base_files=files, from_hub=True, data_files=(7 << 20, 9 << 20), sample=sample(1000))
+    hub = disk.need(
+        llama, train, base_files=files, copied_files=files, data_files=(7 << 20, 9 << 20), sample=sample(1000)
+    )
     assert hub["base model"] == sum(files) and hub["pod that stages"] == sum(files[:4])
     prepared = 1000 * 2000 // 2
     assert hub["store, written by this run"] - found["store, written by this run"] == sum(files) + prepared

@@ -82,7 +82,7 @@ def test_what_config_json_tells_is_said_without_access_too(tmp_path: Path) -> No
     result = plan(tmp_path, str(path), "--no-access", max_length=8192)
     assert result.exit_code == 1
     for text in (
-        f"fatal    base model: base model {path}: its weights are quantised already; give the 16-bit model",
+        f"fatal    weights: base model {path}: its weights are quantised (gptq), and only FP8 and MXFP4 can be brought",
         f"warning  base model: base model {path}: max_length is 8192, and its config.json says 4096 positions: ",
     ):
         assert text in result.output
