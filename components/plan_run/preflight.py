@@ -4,6 +4,7 @@ Each check gives findings; none stops another, so that all problems can be fixed
 """
 
 import concurrent.futures
+import itertools
 import re
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from qlora_pipelines.components.plan_run import (
     nodes,
     sampling,
     stopping,
+    tokenizer_checks,
     weight_files,
 )
 from qlora_pipelines.components.plan_run.checks import Checks
@@ -118,7 +120,8 @@ def _tokenizer(checks: Checks, config: PlacedRun, files: Path, folder: Path) -> 
     templates = f"the chat template {chat_template}" if chat_template else "a chat template"
     found = f"has {templates}" if tokenizer.chat_template else "has no chat template: for plain text only"
     checks.note("ok", "tokenizer", f"can be read and {found}")
-    for level, text in stopping.check(files, tokenizer, config.base_model):
+    of_tokenizer = tokenizer_checks.check(files, tokenizer, config.base_model)
+    for level, text in itertools.chain(of_tokenizer, stopping.check(files, tokenizer, config.base_model)):
         checks.note(level, "tokenizer", text)
 
 

@@ -25,7 +25,7 @@ from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.data.row_keys import Reading
 from qlora_pipelines.components.core.data.turns import LeftOut
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import loading
+from qlora_pipelines.components.core.models import loading, vocabulary
 
 START = 1 << 20
 """Bytes of a data file that are read for its first rows; more where they hold no whole row."""
@@ -225,6 +225,7 @@ def _encoded(
             raise InputError(f"data {uri}: its first rows have no column {name}, which extra_columns names ({columns})")
     tokenizer = loading.load_tokenizer(files)
     reading = Reading(prepare.consecutive_turns, template_variables.of(tokenizer), frozenset(prepare.extra_columns))
+    beyond = vocabulary.beyond(tokenizer, files)
     encoded, reasons, texts, left_out, notes = [], [], [], 0, collections.Counter[str]()
     for number, row in rows:
         try:
@@ -232,6 +233,8 @@ def _encoded(
             item = formats.encode(tokenizer, conversation, config.max_length, prepare.supervise == "last")
             if not item.supervised:
                 raise ValueError(f"nothing of an answer within {config.max_length} tokens")
+            if lost := vocabulary.missing(item.input_ids, beyond):
+                raise ValueError(lost)
             encoded.append(item)
             notes.update(formats.notes(tokenizer, conversation, item.joined))
             texts.append(similarity.compared(conversation))

@@ -57,11 +57,15 @@ class Encoder:
         max_length: tokens; what is longer is cut at the end.
         last_only: whether only the last answer is supervised.
         fast: whether to try fastokens.
+        beyond: tokens without an embedding, as `vocabulary.beyond` finds them.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, last_only: bool, fast: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Any, max_length: int, last_only: bool, fast: bool = True, beyond: dict[int, str] | None = None
+    ) -> None:
         """See the class."""
         self.tokenizer, self.max_length, self.last_only = tokenizer, max_length, last_only
+        self.beyond = beyond or {}
         # What apply_chat_template renders with; `check` shows whether anything else that it does matters here.
         self._template = chat_template.compiled(tokenizer)
         given: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": False}

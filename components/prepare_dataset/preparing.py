@@ -18,6 +18,7 @@ from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.data.minhash import PERMUTATIONS, Sets, shingles
 from qlora_pipelines.components.core.data.row_keys import Reading
 from qlora_pipelines.components.core.data.turns import LeftOut, RowError
+from qlora_pipelines.components.core.models import vocabulary
 from qlora_pipelines.components.prepare_dataset.encoding import Encoder, Row
 
 CHUNK_ROWS = 500
@@ -170,7 +171,7 @@ def prepare(chunk: Chunk, config: PrepareConfig, encoder: Encoder) -> Prepared:
     encoded, slow = encoder.encode_checked([conversation for _, conversation, *_ in parsed])
     kept, rows, notes = [], [], []
     for place, (made, (number, conversation, content, extra)) in enumerate(zip(encoded, parsed, strict=True)):
-        if isinstance(made, str) or (unused := _unsupervised(made, config.max_length)):
+        if isinstance(made, str) or (unused := _unusable(made, config.max_length, encoder.beyond)):
             rejected.append(Rejected(number, made if isinstance(made, str) else unused, id=names[number]))
         else:
             kept.append(place)
@@ -231,7 +232,9 @@ def _json(value: Any) -> bytes:
         raise ValueError(NO_JSON) from None
 
 
-def _unsupervised(row: Row, max_length: int) -> str:
+def _unusable(row: Row, max_length: int, beyond: dict[int, str]) -> str:
+    if lost := vocabulary.missing(row.ids.tolist(), beyond) if beyond else "":
+        return lost
     # The first token is never supervised: nothing predicts it.
     if sum(end - max(start, 1) for start, end in row.spans) > 0:
         return ""

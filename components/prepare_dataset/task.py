@@ -22,7 +22,7 @@ from qlora_pipelines.components.core.data import duplicates, formats, listing, t
 from qlora_pipelines.components.core.data.duplicates import DuplicateIndex
 from qlora_pipelines.components.core.data.listing import DataFile
 from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer
+from qlora_pipelines.components.core.models import base_model, loading, run_tokenizer, vocabulary
 from qlora_pipelines.components.core.runtime import Progress, log
 from qlora_pipelines.components.core.store import copies, keys, local_files, outputs, storage
 from qlora_pipelines.components.prepare_dataset import preparing, workers
@@ -148,7 +148,8 @@ def _prepare(
     files = listing.files(listed)
     with contextlib.ExitStack() as stack:
         tokenizer = loading.load_tokenizer(tokenizer_folder)
-        encoder = Encoder(tokenizer, config.max_length, config.supervise == "last")
+        beyond = vocabulary.beyond(tokenizer, tokenizer_folder)
+        encoder = Encoder(tokenizer, config.max_length, config.supervise == "last", beyond=beyond)
         note = _choose_tokenizer(encoder, files, folder, config)
         # What was imported so far stays: the garbage collector need not look through it again and again.
         gc.freeze()

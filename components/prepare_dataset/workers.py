@@ -29,7 +29,7 @@ def in_processes(config: PrepareConfig, tokenizer: Path, encoder: Encoder) -> It
         return
     # Not forked: the threads of a tokenizer do not exist in a fork.
     context = multiprocessing.get_context("spawn")
-    initial = (config, tokenizer, encoder.fast)
+    initial = (config, tokenizer, encoder.fast, encoder.beyond)
     with concurrent.futures.ProcessPoolExecutor(config.processes, context, _init_worker, initial) as pool:
         yield lambda given: _in_order(pool, given, 2 * config.processes)
 
@@ -49,10 +49,11 @@ def _in_order(pool: Any, given: Iterable[Chunk], ahead: int) -> Iterator[tuple[C
 _worker: tuple[PrepareConfig, Encoder]
 
 
-def _init_worker(config: PrepareConfig, folder: Path, fast: bool) -> None:
+def _init_worker(config: PrepareConfig, folder: Path, fast: bool, beyond: dict[int, str]) -> None:
     global _worker
     quiet_libraries()
-    _worker = (config, Encoder(loading.load_tokenizer(folder), config.max_length, config.supervise == "last", fast))
+    tokenizer = loading.load_tokenizer(folder)
+    _worker = (config, Encoder(tokenizer, config.max_length, config.supervise == "last", fast, beyond))
 
 
 def _prepare_in_worker(chunk: Chunk) -> Prepared:
