@@ -233,6 +233,7 @@ def _check_merged(
     if off:
         found.wrong.append(f"{kind}: {len(off)} tensors are not base plus adapter: {off[:3]}")
     together, apart = _alone(reference, samples), _alone(model.eval(), samples)
+    _check_text_class(found, kind, merged, model, samples, apart)
     if kind == "dequantized":
         found.distance = _divergence(together, apart)
         labels = torch.cat([torch.tensor([*s.labels[1:], -100]) for s in samples])
@@ -240,6 +241,22 @@ def _check_merged(
         noise = 5 if _has_experts(model) else 1  # rounding sends tokens to other experts
         if abs(plain - loss) > ROUNDING * noise:
             found.wrong.append(f"scored {loss:.4f}, and plain transformers gives {plain:.4f}")
+
+
+def _check_text_class(found: Walk, kind: str, merged: Path, model: Any, samples: list[Any], whole: Any) -> None:
+    """A model that takes images too, as transformers loads it for text alone, where it has a class for that."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto import modeling_auto
+
+    named = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
+    if named in (None, type(model).__name__):
+        return
+    text, info = AutoModelForCausalLM.from_pretrained(merged, dtype=model.dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        found.wrong.append(f"{kind}, loaded for text alone: {missing[:3]} are missing")
+    if not torch.equal(_alone(text.eval(), samples), whole):
+        found.wrong.append(f"{kind}, loaded for text alone: other logits than of the whole model")
 
 
 def _has_experts(model: Any) -> bool:
