@@ -20,6 +20,9 @@ from qlora_pipelines.components.core.runtime import Progress, log
 from qlora_pipelines.components.core.store import attempts, storage
 from qlora_pipelines.components.core.store.prefetch import prefetch
 
+PARALLEL = 4
+"""Pieces in work at a time; one of fused experts is some 50 MiB."""
+
 
 def convert(name: str, revision: str, uri: str, quantised: dict[str, Any]) -> attempts.Finished:
     """Writes the copy into the store: one file for each of the published ones, their index, and all small files.
@@ -67,7 +70,7 @@ def _write(attempt: attempts.Attempt, restored: dict[str, Restored], size: int) 
             writer.write(safetensors_files.write_header((t.name, t.dtype, t.shape) for t in tensors))
             for tensor in tensors:
                 read = functools.partial(_read, tensor, tensor.scales())
-                for _, data in prefetch(read, tensor.pieces(), os.cpu_count() or 1):
+                for _, data in prefetch(read, tensor.pieces(), min(os.cpu_count() or 1, PARALLEL)):
                     writer.write(data)
                 done += 1
                 progress.at(done)

@@ -36,8 +36,19 @@ PACKED = 16
 """Bytes of a block of MXFP4: 32 values."""
 CODES = {"U8", "I8", "U16", "I16", "U32", "I32"}
 """Dtypes in which other formats pack their codes."""
-ACTIVATIONS = ("input_scale", "activation_scale", "k_scale", "v_scale", "q_scale", "input_global_scale", "output_scale")
+ACTIVATIONS = (
+    "input_scale",
+    "input_scale_ub",
+    "activation_scale",
+    "k_scale",
+    "v_scale",
+    "q_scale",
+    "input_global_scale",
+    "output_scale",
+)
 """Scales of what flows between layers, for kernels that compute in FP8; the weights do not depend on them."""
+ROWS = 256
+"""Rows of an expert whose codes are looked up at a time: what that takes is 16 bytes a value."""
 READ = 1 << 22
 """Bytes read at a time, or one row (one expert) where that is more."""
 
@@ -278,6 +289,12 @@ def _mxfp4(blocks: Any, exponents: Any) -> Any:
     import torch
 
     values = torch.tensor([*E2M1, *(-value for value in E2M1)])
-    pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], dim=-1)
-    scaled = torch.ldexp(pairs.flatten(-2), exponents.unsqueeze(-1))
-    return scaled.flatten(-2).transpose(1, 2)
+    experts, rows, many, _ = blocks.shape
+    made = torch.empty(experts, many * 2 * PACKED, rows, dtype=torch.bfloat16)
+    for start in range(0, rows, ROWS):
+        part = slice(start, start + ROWS)
+        codes = blocks[:, part].int()
+        pairs = torch.stack([values[codes & 15], values[codes >> 4]], dim=-1)
+        scaled = torch.ldexp(pairs.flatten(-2), exponents[:, part].unsqueeze(-1))
+        made[:, :, part] = scaled.flatten(-2).transpose(1, 2)
+    return made
