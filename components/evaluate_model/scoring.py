@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qlora_pipelines.components.core.data import chat_template, packing
-from qlora_pipelines.components.core.errors import InputError
-from qlora_pipelines.components.core.models import packable, packed_attention
+from qlora_pipelines.components.core.models import packable, packed_attention, supervised_loss
 from qlora_pipelines.components.core.runtime import Progress
 
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 25}
@@ -77,9 +76,8 @@ def _score_row(
         for first in range(0, len(positions), chunk):
             here, owners = positions[first : first + chunk], owner[first : first + chunk]
             predicted_by = (here - 1).to(decoded.last_hidden_state.device)  # logits at a token are for the next one
-            logits = causal(**inputs, logits_to_keep=predicted_by, use_cache=False).logits[0].float()
-            if len(logits) != len(here):
-                raise InputError(f"{type(causal).__name__} gives logits at other positions than it is asked for")
+            outputs = causal(**inputs, logits_to_keep=predicted_by, use_cache=False)
+            logits = supervised_loss.at(causal, outputs, predicted_by, len(labels)).float()
             targets = labels[here].to(logits.device)
             losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu()
             nll.index_add_(0, owners, losses)

@@ -18,7 +18,7 @@ HEADS, WIDTH, EXPERTS, RANK, VOCABULARY = 4, 256, 8, 64, 1024
 FEW = {
     **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"], EXPERTS),
     **dict.fromkeys(["num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"], 2),
-    **dict.fromkeys(["n_group", "topk_group", "first_k_dense_replace", "moe_layer_start_index"], 1),
+    **dict.fromkeys(["n_group", "num_expert_group", "topk_group", "first_k_dense_replace", "moe_layer_start_index"], 1),
     **dict.fromkeys(["q_lora_rank", "kv_lora_rank", "o_lora_rank", "laurel_rank", "adapter_rank"], RANK),
     **dict.fromkeys(["vocab_size", "vocab_size_per_layer_input"], VOCABULARY),
     **dict.fromkeys(["num_nextn_predict_layers", "num_mtp_layers"], 0),

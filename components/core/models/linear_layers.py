@@ -1,7 +1,7 @@
 """Which layers are linear: the one rule for what gets an adapter and what is held in 4 bit, for all steps alike.
 
 A layer is linear if it is of torch's class, or of one that computes the same. Routers whose class derives from it
-return tuples, and grouped layers multiply by parts of it. Five kinds are linear, and yet neither adapted nor quantised:
+return tuples, and grouped layers multiply by parts of it. Six kinds are linear, and yet neither adapted nor quantised:
 
 - The head, and what is tied to it or to the embeddings, as transformers leaves them.
 - All that reads something else than text. It is not run in training on text, so an adapter there would stay at nothing,
@@ -9,6 +9,8 @@ return tuples, and grouped layers multiply by parts of it. Five kinds are linear
 - Layers whose weight is used other than by calling them: code that reads 4-bit codes as numbers fails or is wrong, and
   passes by an adapter.
 - Layers that share their weight with another, as in Zamba2: a merged weight can hold one adapter, not two.
+- Layers that transformers joins of several of a checkpoint's tensors, or splits out of one: merging changes tensors of
+  the checkpoint, each by itself.
 - Routers, unless they are named: they are small, and rounding sends tokens to other experts.
 """
 
@@ -18,10 +20,15 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from qlora_pipelines.components.core.runtime import load_libraries
+
 SAME_AS_LINEAR = {"Linear4bit", "FalconLinear"}
 """Classes that derive from torch's and compute what it does: bitsandbytes', and one of transformers."""
 ROUTER = re.compile(r"(^|\.)(gate|shared_expert_gate|\w*router|indexer)(\.|$)")
 """In the name of a router, also of one that picks tokens for sparse attention, or of a layer in it."""
+OTHER_CONFIGS = {"vision_config", "audio_config"}
+OTHER_INPUTS = re.compile(r"(^|[._])(vision|visual|image|audio)(_|$)")
+"""In the name of a module that reads something else than text."""
 NOT_FORWARD = {"__init__", "reset_parameters"}
 ONLY_IF_ASKED = {"BloomAttention", "BloomMLP"}
 """Classes that use weights directly only with an option that no published model has set (`slow_but_exact`)."""
@@ -30,14 +37,12 @@ _USED = re.compile(r"self\.(\w+)\.weight\b(?!\.device)")
 
 def language_part(model: Any) -> Any:
     """The part of a model that text goes through; all of it where the model knows nothing but text."""
-    if not has_other_inputs(model.config):
-        return model
-    return model.get_decoder()
+    return model if model.config.get_text_config() is model.config else model.get_decoder()
 
 
 def has_other_inputs(config: Any) -> bool:
     """Whether a config is that of a model that takes images or sound next to text."""
-    return config.get_text_config() is not config
+    return config.get_text_config() is not config or bool(OTHER_CONFIGS & set(getattr(config, "sub_configs", {})))
 
 
 def not_language(model: Any) -> set[str]:
@@ -57,7 +62,7 @@ def named(model: Any) -> list[str]:
     """The layers that an adapter may be put on, routers included, by name."""
     head, inside = model.get_output_embeddings(), _text_modules(model)
     shared = {weight.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for weight in pair}
-    left = shared | set(used_directly(model))
+    left = shared | set(used_directly(model)) | converted(model)
     return [
         name
         for name, module in model.named_modules()
@@ -95,10 +100,8 @@ def kept(model: Any) -> list[str]:
 
     inside = _text_modules(model)
     linear = {name: module for name, module in model.named_modules() if is_linear(module)}
-    directly = set(used_directly(model))
-    left = [
-        name for name, module in linear.items() if id(module) not in inside or name in directly or ROUTER.search(name)
-    ]
+    left = set(used_directly(model)) | converted(model)
+    left |= {name for name, module in linear.items() if id(module) not in inside or ROUTER.search(name)}
     return sorted({*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or []), *_shortened(left, linear)})
 
 
@@ -110,6 +113,11 @@ def is_linear(module: Any) -> bool:
     return type(module) in (torch.nn.Linear, Conv1D) or type(module).__name__ in SAME_AS_LINEAR
 
 
+def _shape(module: Any) -> tuple[int, ...]:
+    """Of a linear layer's weight; in 4 bit it is held in another one."""
+    return (module.out_features, module.in_features) if hasattr(module, "out_features") else module.weight.shape
+
+
 def used_directly(model: Any) -> Iterator[str]:
     """The layers whose weight the code of the module around them uses, by name."""
     for name, module in model.named_modules():
@@ -117,6 +125,24 @@ def used_directly(model: Any) -> Iterator[str]:
         for attribute in _uses(cls):
             if is_linear(getattr(module, attribute, None)):
                 yield f"{name}.{attribute}".lstrip(".")
+
+
+def converted(model: Any) -> set[str]:
+    """The linear layers that transformers joins or splits while it loads a checkpoint, by name.
+
+    It has the way back, for saving: a weight that it finds nothing to do with comes out as the same tensor.
+    """
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    load_libraries("transformers.modeling_layers", "transformers.conversion_mapping")
+    weights = {
+        f"{name}.weight": torch.empty(_shape(module), device="meta")
+        for name, module in model.named_modules()
+        if is_linear(module)
+    }
+    same = {id(tensor) for tensor in revert_weight_conversion(model, weights).values()}
+    return {name.removesuffix(".weight") for name, tensor in weights.items() if id(tensor) not in same}
 
 
 @functools.cache
@@ -152,12 +178,15 @@ def _refused_by_peft(model: Any) -> set[str]:
 
 
 def _text_modules(model: Any) -> set[int]:
-    """The modules that text goes through, by id: without the layers that look at an image, as in Mllama."""
+    """The modules that text goes through, by id: without the layers that look at an image, as in Mllama.
+
+    Where the text has no config of its own, as in GIT, only their names tell the others.
+    """
     part = language_part(model)
     inside = {id(module) for module in part.modules()}
     if has_other_inputs(model.config):
-        for module in part.modules():
-            if "CrossAttention" in type(module).__name__:
+        for name, module in part.named_modules():
+            if "CrossAttention" in type(module).__name__ or (part is model and OTHER_INPUTS.search(name)):
                 inside -= {id(below) for below in module.modules()}
     return inside
 

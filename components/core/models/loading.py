@@ -144,13 +144,19 @@ def load_16bit(folder: Path, dtype: str = COMPUTE_DTYPE, **options: Any) -> Any:
     if published_quantization.config_of(folder):
         raise InputError(f"model {folder}: its weights are quantised; stage_base_model makes a copy of it in 16 bit")
     options = {"device_map": {"": device()}} | options
-    return auto_class(described(folder)).from_pretrained(
+    loaded = auto_class(described(folder)).from_pretrained(
         str(clean_folder.view(folder)),
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         trust_remote_code=False,
         **options,
     )
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if getattr(model.config, "rescale_every", 0):
+        # For float16, RWKV halves weights in place when it is not training, and fails at those in 4 bit. bfloat16 needs
+        # none of it.
+        model.config.rescale_every = 0
+    return loaded
 
 
 def empty_model(folder: Path, dtype: str = COMPUTE_DTYPE) -> Any:
@@ -165,7 +171,7 @@ def empty_model(folder: Path, dtype: str = COMPUTE_DTYPE) -> Any:
         config = described(folder)
         with torch.device("meta"):
             return auto_class(config).from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever a class' own code raises, nothing can be done with this base
         raise InputError(f"base model {folder}: {first_line(error)}") from None
 
 

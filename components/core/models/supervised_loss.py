@@ -17,7 +17,7 @@ def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
         The sum, a float32 scalar in nats; how many supervised tokens there are; and the model's outputs.
 
     Raises:
-        InputError: the model does not know `logits_to_keep`.
+        InputError: the model gives neither the logits that it is asked for nor all of them.
     """
     import torch
 
@@ -27,9 +27,27 @@ def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
     supervised = targets != chat_template.IGNORED
     others = {name: value for name, value in inputs.items() if name != "labels"}
     outputs = model(**others, logits_to_keep=supervised, use_cache=False)
-    logits = outputs.logits.reshape(-1, outputs.logits.shape[-1])
-    if len(logits) != supervised.sum():
-        raise InputError(f"{type(model).__name__} gives logits at other positions than it is asked for")
+    logits = at(model, outputs, supervised[0].nonzero()[:, 0], labels.shape[1])
     # In float32: a sum of thousands of terms, and the logarithm of softmax, need more than 8 significant bits.
     loss = torch.nn.functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
     return loss, len(logits), outputs
+
+
+def at(model: Any, outputs: Any, positions: Any, tokens: int) -> Any:
+    """The logits at some positions of a row, shape (positions, vocabulary).
+
+    Args:
+        model: a causal language model, named where it is refused.
+        outputs: the model's, asked for those positions with `logits_to_keep`. Some models do not know it, and give all.
+        positions: ascending, shape (positions,); the last token's, which predicts nothing, is never among them.
+        tokens: the row's.
+
+    Raises:
+        InputError: the model gives neither these logits nor all.
+    """
+    logits = outputs.logits.reshape(-1, outputs.logits.shape[-1])
+    if len(logits) == tokens:
+        logits = logits[positions.to(logits.device)]
+    if len(logits) != len(positions):
+        raise InputError(f"{type(model).__name__} gives logits at other positions than it is asked for")
+    return logits

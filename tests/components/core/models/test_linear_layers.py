@@ -80,6 +80,28 @@ def test_what_is_no_linear_layer_is_left_alone(name: str, odd: str) -> None:
     assert odd not in kinds(linear_layers.adapted(model)) | kinds(linear_layers.quantised(model))
 
 
+@pytest.mark.parametrize("name", ["minimax_m3_vl", "molmo2", "hrm_text"])
+def test_what_transformers_joins_or_splits_is_left_alone(name: str) -> None:
+    """Its shared experts, its MLP, its queries, keys and values: a checkpoint has no tensor to merge into."""
+    model = empty(name)
+    odd = linear_layers.converted(model)
+    assert odd and not odd & {*linear_layers.adapted(model), *linear_layers.quantised(model)}
+    assert any(layer.endswith("self_attn.o_proj") for layer in linear_layers.adapted(model))
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral", "deepseek_v4"])
+def test_what_transformers_only_renames_is_not(name: str) -> None:
+    assert not linear_layers.converted(empty(name))
+
+
+def test_where_text_has_no_config_of_its_own_names_tell_what_looks_at_images() -> None:
+    model = empty("git")
+    assert kinds(linear_layers.not_language(model)) and not linear_layers.not_language(model) & {
+        own for own, _ in model.named_parameters() if own.startswith(("git.encoder.", "git.embeddings.", "output."))
+    }
+    assert all(layer.startswith("git.encoder.") for layer in linear_layers.adapted(model))
+
+
 def test_a_mamba_gets_adapters_where_peft_and_its_kernels_take_them() -> None:
     assert adapted("mamba")[0] == {"mixer.in_proj"}
     assert adapted("falcon_h1")[0] == ATTENTION | {"mamba.in_proj"} | {
