@@ -5,6 +5,7 @@ kernels and their precision.
 """
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ LENGTHS = (150, 24, 33)
 """Tokens of the conversations: other lengths than a window or a chunk has, and more than Mamba's convolution."""
 APART = 0.1
 """Nats per token by which a packed conversation may differ from itself alone: 16 bit, and experts that round over."""
+OTHER_INPUTS = re.compile(r"pixel_values|image|input_features|audio|protein")
+"""In what a model says that has not got what it needs next to text."""
 LEAK = 0.01
 """The share of their spread by which logits may change with later tokens: experts' sums are rounded otherwise then."""
 
@@ -63,7 +66,9 @@ def run(folder: Path, model: Any, train: TrainConfig) -> Trial:
     except InputError as error:
         return Trial(problem=str(error))
     except Exception as error:  # whatever the model's own code raises, training would meet it too
-        return Trial(problem=f"{type(error).__name__}: {first_line(error)}")
+        said = f"{type(error).__name__}: {first_line(error)}"
+        asks = OTHER_INPUTS.search(said)
+        return Trial(problem=f"it does not take text alone ({said}); give a base that does" if asks else said)
 
 
 def _small(folder: Path, model: Any, train: TrainConfig) -> Any:
@@ -170,8 +175,6 @@ def _divergence(one: Any, other: Any) -> float:
 
 def _untrained(trained: dict[str, Any]) -> Iterator[str]:
     """Adapters that no gradient reaches. An expert that no token was sent to may have none; all of its kind may not."""
-    import re
-
     reached: dict[str, bool] = {}
     for name, parameter in trained.items():
         kind = re.sub(r"\.experts\.\d+\.", ".experts.*.", name)

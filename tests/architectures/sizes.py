@@ -34,6 +34,7 @@ NOTE = DSA | {
     "swa_v_head_dim": 16,
     "shared_experts_intermediate_size": 64,
 }
+DRAFTS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_hidden_layers": 4}
 QSA = {
     "indexer_n_heads": 2,
     "indexer_kv_heads": 1,
@@ -161,6 +162,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "glm4v_moe": {"_text_config": HALF_ROTARY},
     "glm46v": {"_text_config": THREE_AXES},
     "glmga": {"_text_config": THREE_AXES},
+    "glm_ocr": {"_text_config": THREE_AXES},
     "glm5_next": {
         "_text_config": DSA | {"qk_rope_head_dim": 0, "index_kpool": 4, "linear_head_dim": 16, "linear_num_heads": 4}
     },
@@ -181,6 +183,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "initializer_range": 0.05,
     },
     "rwkv": {"rescale_every": 2},
+    "evolla": {"_class": "EvollaForProteinText2Text"},
+    **{name: {"_unmade": True} for name in ["fast_vlm", "gemma3n", "perception_lm"]},
+    "gemma4_assistant": {"_unmade": True, "_default": {"text_config": DRAFTS}, "_text_config": DRAFTS},
+    "gemma4_unified_assistant": {"_unmade": True, "_default": {"text_config": DRAFTS}},
     "reformer": {"is_decoder": True, "axial_pos_shape": [32, 16], "axial_pos_embds_dim": [16, 48]},
     "musicgen": {"_class": "MusicgenForConditionalGeneration"},
     "musicgen_melody": {"_class": "MusicgenMelodyForConditionalGeneration"},
@@ -189,7 +195,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "muse_spark": {"_text_config": {"moe_hidden_size": 64}, "_vision_config": {"hidden_sizes": [16, 16, 32, 32]}},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What differs from COMMON, by name. `_type`: the model_type; `_class`: that of the published models; `_text_config`
+"""What differs from COMMON, by name. `_type`: the model_type; `_class`: that of the published models;
+`_unmade`: transformers cannot make it; `_default`: what its class wants even by default; `_text_config`
 and others: of that part; `_with`: parts that the class leaves out by default; `_sub`: parts as they are; `!key`: a key
 of COMMON that is left to the class."""
 

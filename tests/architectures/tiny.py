@@ -17,7 +17,7 @@ def model_type(name: str) -> str:
 
 def shrink(cls: Any, special: dict[str, Any], tokens: dict[str, Any]) -> Any:
     """A tiny config: COMMON where the class has the key, lists of a value per layer left to it, `special` on top."""
-    default = cls()
+    default = cls(**special.get("_default", {}))
     known = default.to_dict()
     wanted = {
         key: value
@@ -103,6 +103,8 @@ def save_model(name: str, folder: Path) -> str:
     Every tensor of one dimension is moved off its initial value: one that gets lost on the way must show.
     """
     import torch
+    import transformers
+    from safetensors.torch import save_file
 
     from qlora_pipelines.components.core.models import loading
 
@@ -114,7 +116,12 @@ def save_model(name: str, folder: Path) -> str:
     }
     torch.manual_seed(0)
     described = config(name, tokens)
-    model = loading.auto_class(described).from_config(described)
+    if SPECIAL.get(name, {}).get("_unmade"):
+        described.save_pretrained(folder)
+        save_file({"lm_head.weight": torch.zeros(VOCABULARY, 64)}, folder / "model.safetensors")
+        return own_class(name)
+    own = SPECIAL.get(name, {}).get("_class")
+    model = getattr(transformers, own)(described) if own else loading.auto_class(described).from_config(described)
     keep = model._keep_in_fp32_modules_strict or []
     state = model.state_dict()
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:

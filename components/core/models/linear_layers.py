@@ -12,6 +12,8 @@ return tuples, and grouped layers multiply by parts of it. Six kinds are linear,
 - Layers that transformers joins of several of a checkpoint's tensors, or splits out of one: merging changes tensors of
   the checkpoint, each by itself.
 - Routers, unless they are named: they are small, and rounding sends tokens to other experts.
+
+A layer whose rows end inside a block of 4-bit values is adapted and not quantised: see `ragged`.
 """
 
 import functools
@@ -20,6 +22,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from qlora_pipelines.components.core.models.blockwise_quantization import BLOCK
 from qlora_pipelines.components.core.runtime import load_libraries
 
 SAME_AS_LINEAR = {"Linear4bit", "FalconLinear"}
@@ -102,6 +105,7 @@ def kept(model: Any) -> list[str]:
     linear = {name: module for name, module in model.named_modules() if is_linear(module)}
     left = set(used_directly(model)) | converted(model)
     left |= {name for name, module in linear.items() if id(module) not in inside or ROUTER.search(name)}
+    left |= {name for name, module in linear.items() if ragged(module)}
     return sorted({*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or []), *_shortened(left, linear)})
 
 
@@ -113,9 +117,17 @@ def is_linear(module: Any) -> bool:
     return type(module) in (torch.nn.Linear, Conv1D) or type(module).__name__ in SAME_AS_LINEAR
 
 
+def ragged(module: Any) -> bool:
+    """Whether a row of a linear layer's weight ends inside a block of values that share a scale in 4 bit.
+
+    bitsandbytes 0.50's kernel for CPUs takes a wrong scale there.
+    """
+    return bool(_shape(module)[1] % BLOCK)
+
+
 def _shape(module: Any) -> tuple[int, ...]:
-    """Of a linear layer's weight; in 4 bit it is held in another one."""
-    return (module.out_features, module.in_features) if hasattr(module, "out_features") else module.weight.shape
+    """Outputs and inputs of a linear layer, whatever the shape that its weight is held in."""
+    return (module.out_features, module.in_features) if hasattr(module, "out_features") else (module.nf, module.nx)
 
 
 def used_directly(model: Any) -> Iterator[str]:

@@ -169,10 +169,32 @@ def empty_model(folder: Path, dtype: str = COMPUTE_DTYPE) -> Any:
 
     try:
         config = described(folder)
+    except Exception as error:  # the library raises errors of its own for values that do not go together
+        raise InputError(f"base model {folder}: {_said(error)}") from None
+    try:
         with torch.device("meta"):
             return auto_class(config).from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-    except Exception as error:  # whatever a class' own code raises, nothing can be done with this base
-        raise InputError(f"base model {folder}: {first_line(error)}") from None
+    except Exception as error:  # whatever the class' own code raises, the base cannot be loaded
+        raise InputError(f"base model {folder}: {_why_not_made(config, error)}") from None
+
+
+def _why_not_made(config: Any, error: Exception) -> str:
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        return f"{kind} has an encoder for its input; give a decoder-only model"
+    if kind.endswith("_assistant"):
+        return f"{kind} drafts tokens for another model, and says nothing by itself; give that model"
+    if isinstance(error, ImportError):
+        return f"transformers cannot load {kind}: {_said(error).partition(' but it was not found')[0]}"
+    if "Unrecognized configuration class" in str(error):
+        return f"transformers has no class that loads {kind} for text; give another base"
+    return f"transformers cannot load {kind}: {_said(error)}"
+
+
+def _said(error: Exception) -> str:
+    """What an error says; a title that ends with a colon is followed by the lines of the error behind it."""
+    behind = error.__cause__ if first_line(error).endswith(":") else None
+    return first_line(behind if isinstance(behind, Exception) else error)
 
 
 def auto_class(config: Any) -> Any:

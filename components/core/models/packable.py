@@ -18,7 +18,7 @@ TYPES = frozenset(
     """
     afmoe apertus arcee cohere cohere2 cohere2_moe cwm deepseek_v2 deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe
     exaone4 exaone_moe flex_olmo gemma gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified glm glm4
-    glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hunyuan_v1_dense
+    glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hunyuan_v1_dense
     hunyuan_v1_moe hy_v3 internlm3 jetmoe llama longcat_flash minicpm3 minimax_m2 ministral ministral3 mistral
     mistral3 mistral4 mixtral nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_5_vl
     qwen2_moe qwen3 qwen3_moe qwen3_vl seed_oss smollm3 solar_open stablelm starcoder2

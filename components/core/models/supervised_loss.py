@@ -5,6 +5,9 @@ from typing import Any
 from qlora_pipelines.components.core.data import chat_template
 from qlora_pipelines.components.core.errors import InputError
 
+IMAGE_MARKS = "mm_token_type_ids"
+"""A model's input: 0 for a token of text."""
+
 
 def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
     """Cross-entropy, summed over the supervised tokens of a row.
@@ -26,11 +29,24 @@ def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat_template.IGNORED)
     supervised = targets != chat_template.IGNORED
     others = {name: value for name, value in inputs.items() if name != "labels"}
-    outputs = model(**others, logits_to_keep=supervised, use_cache=False)
+    outputs = _outputs(model, others | {"logits_to_keep": supervised, "use_cache": False})
     logits = at(model, outputs, supervised[0].nonzero()[:, 0], labels.shape[1])
     # In float32: a sum of thousands of terms, and the logarithm of softmax, need more than 8 significant bits.
     loss = torch.nn.functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
     return loss, len(logits), outputs
+
+
+def _outputs(model: Any, inputs: dict[str, Any]) -> Any:
+    """What a model makes of text; one that wants to be told which tokens stand for an image in training is told: none.
+
+    Asked first without, as it is for each model to say what it needs: Molmo 2 does so before it computes anything.
+    """
+    try:
+        return model(**inputs)
+    except ValueError as error:
+        if IMAGE_MARKS not in str(error) or IMAGE_MARKS in inputs:
+            raise
+        return model(**inputs, **{IMAGE_MARKS: inputs["input_ids"].new_zeros(inputs["input_ids"].shape)})
 
 
 def at(model: Any, outputs: Any, positions: Any, tokens: int) -> Any:

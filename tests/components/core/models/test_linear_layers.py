@@ -94,6 +94,11 @@ def test_what_transformers_only_renames_is_not(name: str) -> None:
     assert not linear_layers.converted(empty(name))
 
 
+def test_rows_that_end_inside_a_block_are_adapted_and_not_in_4_bit() -> None:
+    model = empty("doge")  # 32 inputs
+    assert "self_attn.dt_proj" in kinds(linear_layers.adapted(model)) - kinds(linear_layers.quantised(model))
+
+
 def test_where_text_has_no_config_of_its_own_names_tell_what_looks_at_images() -> None:
     model = empty("git")
     assert kinds(linear_layers.not_language(model)) and not linear_layers.not_language(model) & {
