@@ -58,7 +58,10 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class MergedLayout:
-    """The merged model: its files, whether head and embeddings are one tensor, and the rows of its embeddings."""
+    """The merged model: its files, whether head and embeddings are one tensor, and the rows of its embeddings.
+
+    `vocabulary` is 0 where the adapter leaves the rows as many as they were.
+    """
 
     shards: list[Shard]
     tied: bool
@@ -103,11 +106,17 @@ def make(
         # A head that was tied in the base, and no longer is, becomes a tensor of its own.
         name, stored = names.head_tensor, base[names.tensors[embeddings]]
         tensors[name] = _output(name, names.head, stored, edits.get(names.head, Edit()), "", names)
-    vocabulary = tensors[names.tensors[names.embeddings]].source.shape[0]
-    if not tied and tensors[names.head_tensor].source.shape[0] != vocabulary:
+    own = names.tensors[names.embeddings]
+    vocabulary, before = tensors[own].source.shape[0], base[own].shape[0]
+    # Some have more embeddings than the head knows tokens, as Mllama for its images.
+    of_head = (
+        0 if tied else tensors[names.head_tensor].source.shape[0] - base.get(names.head_tensor, base[own]).shape[0]
+    )
+    if not tied and of_head != vocabulary - before:
         raise InputError(
             "the adapter resizes only one of embeddings and head, and they are not tied: save both with it"
         )
+    vocabulary = 0 if vocabulary == before else vocabulary
     return MergedLayout(_shards(list(tensors.values()), shard_bytes), tied, vocabulary)
 
 
@@ -202,7 +211,7 @@ def merged_config(config: dict[str, Any], layout: MergedLayout) -> dict[str, Any
     made["dtype"] = FLOATS["BF16"]
     text = made.get("text_config")
     for part in (made, text) if isinstance(text, dict) else (made,):
-        if "vocab_size" in part:
+        if layout.vocabulary and "vocab_size" in part:
             part["vocab_size"] = layout.vocabulary
         if not layout.tied and (part is made or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qlora_pipelines.components.core.data import chat_template, packing
-from qlora_pipelines.components.core.models import packable, packed_attention, supervised_loss
+from qlora_pipelines.components.core.models import linear_layers, packable, packed_attention, supervised_loss
 from qlora_pipelines.components.core.runtime import Progress
 
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 25}
@@ -71,7 +71,7 @@ def _score_row(
     right = torch.zeros(len(items), dtype=torch.int64)
     inputs["position_ids"] += start
     decoded = decoder(**inputs, past_key_values=cache, use_cache=cache is not None)
-    chunk = max(1, LOGITS[torch.device(device).type] // causal.get_output_embeddings().weight.shape[0])
+    chunk = max(1, LOGITS[torch.device(device).type] // linear_layers.head(causal).weight.shape[0])
     with _decoded_once(decoder, decoded):
         for first in range(0, len(positions), chunk):
             here, owners = positions[first : first + chunk], owner[first : first + chunk]

@@ -163,6 +163,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "glm46v": {"_text_config": THREE_AXES},
     "glmga": {"_text_config": THREE_AXES},
     "glm_ocr": {"_text_config": THREE_AXES},
+    "paddleocr_vl": {"_text_config": THREE_AXES},
+    "step3p7": {"_text_config": {"sliding_window": 16}},
     "glm5_next": {
         "_text_config": DSA | {"qk_rope_head_dim": 0, "index_kpool": 4, "linear_head_dim": 16, "linear_num_heads": 4}
     },

@@ -38,6 +38,14 @@ ONLY_IF_ASKED = {"BloomAttention", "BloomMLP"}
 _USED = re.compile(r"self\.(\w+)\.weight\b(?!\.device)")
 
 
+def head(model: Any) -> Any:
+    """The output embeddings; where a class does not know them, as that of Nemotron H Omni, those of the model in it."""
+    from transformers import PreTrainedModel
+
+    inside = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return next((found for module in inside if (found := module.get_output_embeddings()) is not None), None)
+
+
 def language_part(model: Any) -> Any:
     """The part of a model that text goes through; all of it where the model knows nothing but text."""
     return model if model.config.get_text_config() is model.config else model.get_decoder()
@@ -52,7 +60,7 @@ def not_language(model: Any) -> set[str]:
     """The parameters and buffers of a model that text does not go through."""
     if not has_other_inputs(model.config):
         return set()
-    used = _text_modules(model) | {id(model.get_output_embeddings())}
+    used = _text_modules(model) | {id(head(model))}
     return {
         f"{name}.{key}".lstrip(".")
         for name, module in model.named_modules()
@@ -63,13 +71,13 @@ def not_language(model: Any) -> set[str]:
 
 def named(model: Any) -> list[str]:
     """The layers that an adapter may be put on, routers included, by name."""
-    head, inside = model.get_output_embeddings(), _text_modules(model)
+    own_head, inside = head(model), _text_modules(model)
     shared = {weight.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for weight in pair}
     left = shared | set(used_directly(model)) | converted(model)
     return [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and module is not head and id(module) in inside and name not in left
+        if is_linear(module) and module is not own_head and id(module) in inside and name not in left
     ]
 
 
@@ -101,7 +109,7 @@ def kept(model: Any) -> list[str]:
     """
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    inside = _text_modules(model)
+    inside = _text_modules(model) - {id(head(model))}
     linear = {name: module for name, module in model.named_modules() if is_linear(module)}
     left = set(used_directly(model)) | converted(model)
     left |= {name for name, module in linear.items() if id(module) not in inside or ROUTER.search(name)}

@@ -72,20 +72,24 @@ def adapted_layers(model: Any) -> list[str]:
 
 @contextlib.contextmanager
 def targets_as_named() -> Iterator[None]:
-    """Within it, peft adapts the layers that a config names, and no others.
+    """Within it, peft adapts the layers that a config names, and no others, and reads an adapter's tensors as named.
 
     peft 0.21 takes `gate_proj` of a mixture of experts for transformers 4's experts: it drops dense layers and shared
     experts of that name from the targets, and adapts the fused experts. It does so for `all-linear` and for full names
-    too, and has no option against it, so its function is replaced, for the whole process.
+    too. It also renames an adapter's tensors as transformers renames a checkpoint's. An adapter that was saved from
+    memory has the names of memory already: renamed twice, as in Mistral Large 4, shared experts' are not found, and
+    stay as they began, without a word. It has no option against either, so the two functions are replaced, for the
+    whole process.
     """
     from peft.utils import transformers_weight_conversion as conversion
 
-    original = conversion._convert_peft_config_moe
+    originals = conversion._convert_peft_config_moe, conversion.convert_peft_adapter_state_dict_for_transformers
     conversion._convert_peft_config_moe = lambda *_: None
+    conversion.convert_peft_adapter_state_dict_for_transformers = lambda adapter_state_dict, **_: adapter_state_dict
     try:
         yield
     finally:
-        conversion._convert_peft_config_moe = original
+        conversion._convert_peft_config_moe, conversion.convert_peft_adapter_state_dict_for_transformers = originals
 
 
 def _shortest(targets: list[str], modules: list[str]) -> list[str]:

@@ -83,7 +83,7 @@ def read(folder: Path, tensors: Iterable[str]) -> Names:
         if name in others:
             not_language.add(tensor)
     module_names = {module: name for name, module in model.named_modules()}
-    head = f"{module_names[model.get_output_embeddings()]}.weight"
+    head = f"{module_names[linear_layers.head(model)]}.weight"
     return Names(
         tensors=plain,
         converted=converted,

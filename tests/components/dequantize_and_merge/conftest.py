@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qlora_pipelines.components.core.config.steps import MergeConfig
+from qlora_pipelines.components.core.models import loading
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.dequantize_and_merge import task
@@ -99,9 +100,8 @@ def save_adapter(base: Path, folder: Path, change: Callable[[Any], None] | None 
 
 def load(folder: Path, **options: Any) -> Any:
     """A model, by default in the dtype of its files."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(folder), **{"dtype": "auto"} | options)
+    kind = loading.auto_class(loading.described(folder))
+    return kind.from_pretrained(str(folder), **{"dtype": "auto"} | options)
 
 
 @pytest.fixture

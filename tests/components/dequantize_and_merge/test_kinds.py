@@ -12,6 +12,7 @@ from qlora_pipelines.components.core.models.blockwise_quantization import portab
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.store import attempts
 from qlora_pipelines.components.dequantize_and_merge import adapter as adapters
+from tests.architectures import tiny
 from tests.components.dequantize_and_merge.conftest import (
     Merge,
     config_of,
@@ -189,6 +190,19 @@ def test_a_grown_vocabulary_comes_along(tied: bool, tmp_path: Path, tiny_model: 
     ours = load(merged)
     assert config_of(merged)["vocab_size"] == 328 and config_of(merged)["tie_word_embeddings"] is tied
     assert torch.equal(ours(torch.arange(310, 328)[None]).logits, theirs(torch.arange(310, 328)[None]).logits)
+
+
+def test_a_head_that_knows_fewer_tokens_than_there_are_embeddings_stays_so(tmp_path: Path, merge: Merge) -> None:
+    tiny.save_model("mllama", tmp_path / "base")
+    adapter = save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=r".*self_attn\.q_proj")
+    merged = merge(tmp_path / "base", adapter)
+    rows = {
+        name: tensor.shape[0]
+        for name, tensor in tensors(merged).items()
+        if name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    }
+    assert sorted(rows.values()) == [512, 520]
+    assert config_of(merged)["text_config"]["vocab_size"] == 512
 
 
 def test_dora_on_the_quantised_base_uses_the_weights_that_training_saw(
