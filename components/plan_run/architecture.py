@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_pipelines.components.core.config.steps import TrainConfig
+from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.models import linear_layers, loading, lora
 from qlora_pipelines.components.core.models.quantization import Quantization
 
@@ -106,7 +107,7 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
     """The architecture in `folder/config.json`, with the adapter of `train` on it.
 
     Raises:
-        InputError: transformers does not know the architecture, or a target matches no layer.
+        InputError: transformers does not know the architecture, a target matches no layer, or it cannot generate.
     """
     model = loading.empty_model(folder, train.compute_dtype)
     quantization = Quantization.of(train)
@@ -116,6 +117,10 @@ def read(folder: Path, train: TrainConfig) -> Architecture:
         for name, weight in model.named_parameters()
     )
     config = model.config.get_text_config()
+    if not hasattr(config, "num_hidden_layers"):
+        raise InputError(
+            f"{config.model_type} has no number of layers in its config, and cannot generate without; give another base"
+        )
     embeddings = model.get_input_embeddings().weight
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)

@@ -19,10 +19,15 @@ def config(train: TrainConfig, model: Any) -> Any:
         model: the base, with or without data.
 
     Raises:
-        InputError: a target or a module to save that the model does not have.
+        InputError: a target or a module to save that the model does not have, or a model that generates no text.
     """
     from peft import LoraConfig
 
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        raise InputError(
+            f"{model.config.model_type} does not generate text token by token, which is what training teaches; give a"
+            " causal language model"
+        )
     modules = [name for name, _ in model.named_modules() if name]
     if train.target_modules == ALL:
         targets = linear_layers.adapted(model)

@@ -29,8 +29,9 @@ def total(model: Any, inputs: dict[str, Any]) -> tuple[Any, int, Any]:
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=chat_template.IGNORED)
     supervised = targets != chat_template.IGNORED
     others = {name: value for name, value in inputs.items() if name != "labels"}
-    outputs = _outputs(model, others | {"logits_to_keep": supervised, "use_cache": False})
-    logits = at(model, outputs, supervised[0].nonzero()[:, 0], labels.shape[1])
+    positions = supervised[0].nonzero()[:, 0]  # and not a mask: some models go on with the logits' three dimensions
+    outputs = _outputs(model, others | {"logits_to_keep": positions, "use_cache": False})
+    logits = at(model, outputs, positions, labels.shape[1])
     # In float32: a sum of thousands of terms, and the logarithm of softmax, need more than 8 significant bits.
     loss = torch.nn.functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
     return loss, len(logits), outputs
