@@ -26,7 +26,7 @@ APART = 0.1
 """Nats per token by which a packed conversation may differ from itself alone: 16 bit, and experts that round over."""
 OTHER_INPUTS = re.compile(r"pixel_values|image|input_features|audio|protein")
 """In what a model says that has not got what it needs next to text."""
-LEAK = 0.01
+LEAK = 0.002
 """The share of their spread by which logits may change with later tokens: experts' sums are rounded otherwise then."""
 
 

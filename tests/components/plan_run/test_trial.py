@@ -28,6 +28,15 @@ def test_layers_that_no_gradient_reaches_are_named(tmp_path: Path) -> None:
     assert found.problem.startswith("no gradient reaches ") and "indexer.wk" in found.problem
 
 
+@pytest.mark.parametrize("kind", ["bert-generation", "paligemma"])
+def test_what_sees_the_tokens_that_follow_is_refused(kind: str, tmp_path: Path) -> None:
+    assert tried(kind, tmp_path).problem.startswith("what it says of a token changes with the tokens after it")
+
+
+def test_what_wants_an_image_is_refused(tmp_path: Path) -> None:
+    assert tried("blip", tmp_path).problem.startswith("it does not take text alone (")
+
+
 def test_conversations_that_would_mix_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "its layers are linear_attention; leave packing at auto" in tried("mamba2", tmp_path, packing=True).problem
     monkeypatch.setattr(packed_attention, "unsupported", lambda _: "")  # as if nobody had known
