@@ -43,7 +43,10 @@ def plan(folder: Path, train: TrainConfig, max_length: int) -> Plan:
         InputError: transformers does not know the architecture, or a target matches no layer.
         UntraceableModel: it knows it, but cannot run it without data.
     """
-    base = architecture.read(folder, train)
+    try:
+        base = architecture.read(folder, train)
+    except NotImplementedError as error:  # its class does not know its own embeddings
+        raise UntraceableModel(f"memory is not known: {first_line(error)}") from None
     # A conversation longer than batch_tokens gets a packed row of its own.
     tokens = max(train.batch_tokens, max_length) if train.packing else max_length
     try:

@@ -171,6 +171,9 @@ def _shrink_tokens(found: dict[str, Any]) -> None:
             found[key] = free
         elif key == "eos_token_id" and isinstance(value, list):
             found[key] = VOCABULARY - 1
+        elif key == "vocabulary_map" and value:  # names of tokens, most of them for pieces of an image, as in Chameleon
+            names = [name for number, name in enumerate(value) if number < 8 or name == "<image>"]
+            found[key] = {name: found["vocab_size"] - 1 - number for number, name in enumerate(names)}
 
 
 def _shrink_other(config: Any, width: int, small: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from qlora_pipelines.components.core.config.steps import TrainConfig
 from qlora_pipelines.components.core.data import chat_template, packing
 from qlora_pipelines.components.core.errors import InputError, first_line
-from qlora_pipelines.components.core.models import loading, lora, packed_attention, supervised_loss
+from qlora_pipelines.components.core.models import linear_layers, loading, lora, packed_attention, supervised_loss
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.plan_run import small_model
 
@@ -62,13 +62,14 @@ def run(folder: Path, model: Any, train: TrainConfig) -> Trial:
         with tempfile.TemporaryDirectory() as place, loading.hidden_gpus(True):
             small.save_pretrained(place)
             del small
-            return Trial(problem=next(_problems(Path(place), train), ""))
+            return Trial(problem=next(_problems(Path(place), train, set(linear_layers.adapted(model))), ""))
     except InputError as error:
         return Trial(problem=str(error))
     except Exception as error:  # whatever the model's own code raises, training would meet it too
         said = f"{type(error).__name__}: {first_line(error)}"
-        asks = OTHER_INPUTS.search(said)
-        return Trial(problem=f"it does not take text alone ({said}); give a base that does" if asks else said)
+        if OTHER_INPUTS.search(said):
+            return Trial(problem=f"it does not take text alone ({said}); give a base that does")
+        return Trial(problem=f"{said}; where that is no fault of the options, give another base")
 
 
 def _small(folder: Path, model: Any, train: TrainConfig) -> Any:
@@ -92,8 +93,12 @@ def _small(folder: Path, model: Any, train: TrainConfig) -> Any:
         torch.set_rng_state(state)
 
 
-def _problems(folder: Path, train: TrainConfig) -> Iterator[str]:
-    """What is wrong with training a model, one after the other; nothing: it trains."""
+def _problems(folder: Path, train: TrainConfig, adapted_in_full: set[str]) -> Iterator[str]:
+    """What is wrong with training a model, one after the other; nothing: it trains.
+
+    `adapted_in_full` are the layers of the base that `all-linear` means. In the small model layers may be among them
+    that share their weights in the base, as in Zamba2, and have none to share them with here.
+    """
     import torch
     from peft.helpers import disable_input_dtype_casting
 
@@ -107,7 +112,10 @@ def _problems(folder: Path, train: TrainConfig) -> Iterator[str]:
         apart = _divergence(torch.cat(alone), _logits(model, items))
         if not apart < APART:
             yield f"packed conversations would mix: they are {apart:.2g} nats from those alone; leave packing at auto"
-    adapted = lora.put_on(model, lora.config(train, model))
+    adapter = lora.config(train, model)
+    if train.target_modules == lora.ALL:
+        adapter.target_modules = adapted_in_full & set(linear_layers.adapted(model))
+    adapted = lora.put_on(model, adapter)
     trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     for name, parameter in trained.items():
         parameter.data = parameter.data.to(torch.float32)

@@ -141,13 +141,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
         }
     },
     "chameleon": {
-        "vocabulary_map": {"<image>": 300, **{f"IMGIMG{letter}Z": 301 + n for n, letter in enumerate("ABCD")}}
+        "vocabulary_map": {"<image>": 500, **{f"IMGIMG{letter}Z": 501 + n for n, letter in enumerate("ABCD")}}
     },
     "emu3": {
         "vocabulary_map": {
-            "<image>": 300,
-            "<|extra_200|>": 301,
-            **{f"<|visual token {n:06d}|>": 302 + n for n in range(4)},
+            "<image>": 500,
+            "<|extra_200|>": 501,
+            **{f"<|visual token {n:06d}|>": 502 + n for n in range(4)},
         }
     },
     "bailing_hybrid": HYBRID,

@@ -106,7 +106,7 @@ def _go(found: Walk, folder: Path) -> None:
     config = PlacedRun(
         base_model=str(base),
         dataset_uri=str(tiny.save_rows(folder / "rows.jsonl")),
-        model_name=f"tiny-{found.name}",
+        model_name=f"tiny-{found.name}".replace(".", "-"),
         max_length=128,
         learning_rate=0.01,
         lora_r=8,
