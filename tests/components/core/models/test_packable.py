@@ -19,6 +19,12 @@ from qlora_pipelines.components.core.store import keys
         ({"model_type": "qwen3_next"}, "qwen3_next is not among the types that were tried packed"),
         ({"model_type": "llama", "layer_types": ["linear_attention"]}, "it has layers of linear_attention"),
         ({"model_type": "gemma3", "text_config": {"attn_logit_softcapping": 50.0}}, "it caps its attention's scores"),
+        ({"model_type": "internvl", "text_config": {"model_type": "qwen3"}}, ""),
+        ({"model_type": "qwen2_vl", "text_config": {"model_type": "qwen2_vl_text"}}, ""),
+        (
+            {"model_type": "internvl", "text_config": {"model_type": "gpt_oss"}},
+            "gpt_oss in it is not among the types that were tried packed",
+        ),
         ({}, "None is not among the types that were tried packed"),
     ],
 )
