@@ -106,7 +106,9 @@ def make(
         # A head that was tied in the base, and no longer is, becomes a tensor of its own.
         name, stored = names.head_tensor, base[names.tensors[embeddings]]
         tensors[name] = _output(name, names.head, stored, edits.get(names.head, Edit()), "", names)
-    own = names.tensors[names.embeddings]
+    own = names.tensors.get(names.embeddings)
+    if own is None:  # transformers joins them of several tensors, which no adapter changes
+        return MergedLayout(_shards(list(tensors.values()), shard_bytes), tied, 0)
     vocabulary, before = tensors[own].source.shape[0], base[own].shape[0]
     # Some have more embeddings than the head knows tokens, as Mllama for its images.
     of_head = (

@@ -148,7 +148,8 @@ def _conversations(model: Any) -> list[chat_template.Encoded]:
     import torch
 
     made, generator = [], torch.Generator().manual_seed(0)
-    most = model.get_input_embeddings().weight.shape[0] - 64
+    ends = model.get_input_embeddings(), linear_layers.head(model)  # some have more embeddings than the head has rows
+    most = min(end.weight.shape[0] for end in ends) - 64
     for length in LENGTHS:
         ids = torch.randint(most // 8, most, (length,), generator=generator).tolist()
         labels = [chat_template.IGNORED] * (length // 2) + ids[length // 2 :]

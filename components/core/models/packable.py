@@ -20,12 +20,12 @@ TYPES = frozenset(
     cosmos3_edge cwm dbrx deepseek_ocr2 deepseek_v2 deepseek_v3 diffllama dots1 emu3 ernie4_5 ernie4_5_moe
     ernie4_5_vl_moe exaone4 exaone_moe flex_olmo gemma gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified
     gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm4v gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granite4_vision
-    granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax_vision_v2 idefics3 internlm3
-    internvl iquestcoder jais2 janus jetmoe kolibri1 laguna lighton_ocr llama llava llava_next longcat_flash mellum
-    minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mistral4 mixtral mllama modernbert-decoder moshi
+    granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax hyperclovax_vision_v2 idefics3
+    internlm3 internvl iquestcoder jais2 janus jetmoe kolibri1 laguna lighton_ocr llama llava llava_next longcat_flash
+    mellum minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mistral4 mixtral mllama modernbert-decoder moshi
     moss_transcribe_diarize muse_glimmer nanochat nemotron olmo olmo2 olmo3 olmoe opt ovis2 paddleocr_vl persimmon phi
     phi3 phi4_multimodal phimoe qianfan_ocr qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_vl qwen3_vl_moe
-    seed_oss smollm3 smolvlm solar_open stablelm starcoder2 step3p7 video_llava vipllava youtu
+    seed_oss smollm3 smolvlm solar_open stablelm starcoder2 video_llava vipllava youtu
     """.split()  # noqa: SIM905
 )
 """model_type of what packs; held against the results by tests/architectures."""
