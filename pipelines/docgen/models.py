@@ -19,9 +19,9 @@ the results; this page is made from it.
 stay in 16 bit, as do routers, and what reads images or sound. *Distance* is the mean KL divergence of the merged model
 from base and adapter, in nats per token.
 
-A base that is published in FP8 or MXFP4 gets a copy in 16 bit, which stage_base_model writes into the store: two bytes per
-parameter. DeepSeek V3 in blocks of FP8 and gpt-oss in MXFP4 went through the whole path too. GPTQ, AWQ, bitsandbytes and other
-formats are refused by the plan, which names the 16-bit model where the model card does.
+A base that is published in FP8 or MXFP4 gets a copy in 16 bit, which stage_base_model writes into the store: two bytes
+per parameter. DeepSeek V3 in blocks of FP8 and gpt-oss in MXFP4 went through the whole path too. GPTQ, AWQ,
+bitsandbytes and other formats are refused by the plan, which names the 16-bit model where the model card does.
 """
 RESULTS = {
     "right packed": "right, packed",
