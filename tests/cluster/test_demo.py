@@ -1,9 +1,10 @@
-"""The demo's run in pods, on a real model: fine-tuned, judged, merged, registered, pulled, and asked a ticket."""
+"""The demo's run in pods, on a real model: fine-tuned, judged, merged, registered, pulled, and asked tickets."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +13,8 @@ from tests.cluster.kube import ROOT
 from tests.cluster.test_runs import STEPS, task_states
 
 DEMO = ROOT / "pipelines" / "demo"
-TICKET = "Search has been returning outdated results since this morning, 12 people at Acme noticed. Please investigate."
+ASKED = 10
+"""Tickets that the pulled model is asked."""
 
 
 def test_the_demo_ends_with_a_model_that_answers(installed: Installed, tmp_path: Path) -> None:
@@ -39,16 +41,21 @@ def test_the_demo_ends_with_a_model_that_answers(installed: Installed, tmp_path:
 
     pulled = installed.qlora("pull", "models:/ticket-parser@champion", "--to", str(tmp_path / "pulled"))
     assert pulled.returncode == 0, pulled.stderr
+    rows = [json.loads(line)["messages"] for line in (DEMO / "tickets_heldout.jsonl").read_text().splitlines()[:ASKED]]
+    right = sum(_answer(tmp_path / "pulled" / "model", row[:-1]) == json.loads(row[-1]["content"]) for row in rows)
+    print(f"{right} of {ASKED} tickets right")
+    # It answers 87 % of the tickets right, so one alone would fail the test now and then, and half of them never.
+    assert right > ASKED / 2
+
+
+def _answer(folder: Path, messages: list[dict[str, str]]) -> Any:
+    """What the model says, as JSON; None where it is none."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tmp_path / "pulled" / "model"
-    tokenizer, asked = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    messages = [
-        {"role": "system", "content": "Turn the support ticket into JSON."},
-        {"role": "user", "content": TICKET},
-    ]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    tokens = asked.generate(**prompt, max_new_tokens=80, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    answer = json.loads(tokenizer.decode(tokens, skip_special_tokens=True))
-    print(TICKET, answer)
-    assert answer["component"] == "search" and answer["company"] == "Acme" and answer["affected_users"] == 12
+    tokens = model.generate(**prompt, max_new_tokens=80, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    try:
+        return json.loads(tokenizer.decode(tokens, skip_special_tokens=True))
+    except ValueError:
+        return None
