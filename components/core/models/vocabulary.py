@@ -17,9 +17,10 @@ def beyond(tokenizer: Any, folder: Path) -> dict[int, str]:
         tokenizer: of the model.
         folder: with the model's config.json.
     """
-    if not (folder / "config.json").is_file():
+    try:
+        size = getattr(loading.described(folder).get_text_config(), "vocab_size", None)
+    except Exception:  # no config.json, or one that transformers does not know: whoever loads the model says so
         return {}
-    size = getattr(loading.described(folder).get_text_config(), "vocab_size", None)
     if not isinstance(size, int):
         return {}
     return {number: token for token, number in sorted(tokenizer.get_vocab().items()) if number >= size}

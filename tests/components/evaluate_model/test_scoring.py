@@ -125,10 +125,19 @@ def test_a_prefix_is_not_used_where_the_layers_keep_nothing_of_it() -> None:
     assert prefix_cache.prefill(model, lambda **_: None, PREFIXED, "cpu") == (0, None)
 
 
-def test_a_model_that_gives_all_logits_whatever_it_is_asked_for_is_refused(tiny_model: Path, monkeypatch: Any) -> None:
+def test_a_model_that_gives_all_logits_whatever_it_is_asked_for_scores_the_same(
+    tiny_model: Path, monkeypatch: Any
+) -> None:
+    model = loading.load_16bit(tiny_model).eval()
+    forward, expected = model.forward, scoring.score(model, ROWS, 1024, "cpu", "it")
+    monkeypatch.setattr(model, "forward", lambda logits_to_keep, **inputs: forward(**inputs))
+    assert scoring.score(model, ROWS, 1024, "cpu", "it") == expected
+
+
+def test_a_model_that_gives_logits_at_other_positions_is_refused(tiny_model: Path, monkeypatch: Any) -> None:
     model = loading.load_16bit(tiny_model).eval()
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda logits_to_keep, **inputs: forward(**inputs))
+    monkeypatch.setattr(model, "forward", lambda logits_to_keep, **inputs: forward(logits_to_keep=3, **inputs))
     with pytest.raises(InputError, match="LlamaForCausalLM gives logits at other positions than it is asked for"):
         scoring.score(model, ROWS, 1024, "cpu", "it")
 
