@@ -185,7 +185,8 @@ def _why_not_made(config: Any, error: Exception) -> str:
     if kind.endswith("_assistant"):
         return f"{kind} drafts tokens for another model, and says nothing by itself; give that model"
     if isinstance(error, ImportError):
-        return f"transformers cannot load {kind}: {_said(error).partition(' but it was not found')[0]}"
+        missing = _said(error).partition(" but it was not found")[0]
+        return f"transformers cannot load {kind}: {missing}; install it here and in the image"
     if "Unrecognized configuration class" in str(error):
         return f"transformers has no class that loads {kind} for text; give another base"
     return f"transformers cannot load {kind}: {_said(error)}"
