@@ -194,13 +194,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "musicgen_melody": {"_class": "MusicgenMelodyForConditionalGeneration"},
     "dots3_note": {"_text_config": NOTE, "_vision_config": {"mlp_layer_types": ["dense"] * 4, "per_layer_config": {}}},
     "florence2": {"_vision_config": {"embed_dim": [16, 16, 32, 32], "num_heads": [2] * 4, "num_groups": [2] * 4}},
-    "muse_spark": {"_text_config": {"moe_hidden_size": 64}, "_vision_config": {"hidden_sizes": [16, 16, 32, 32]}},
+    "muse_spark": {
+        "_text_config": {"moe_hidden_size": 64},
+        "_vision_config": {"hidden_sizes": [16, 16, 32, 32]},
+        "_steps": 40,  # after eight its loss has not fallen yet
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 """What differs from COMMON, by name. `_type`: the model_type; `_class`: that of the published models;
 `_unmade`: transformers cannot make it; `_default`: what its class wants even by default; `_text_config`
-and others: of that part; `_with`: parts that the class leaves out by default; `_sub`: parts as they are; `!key`: a key
-of COMMON that is left to the class."""
+and others: of that part; `_with`: parts that the class leaves out by default; `_sub`: parts as they are; `_steps`: of
+training, where eight teach it nothing; `!key`: a key of COMMON that is left to the class."""
 
 COMMON: dict[str, Any] = {
     **dict.fromkeys(["hidden_size", "n_embd", "d_model", "embed_dim", "emb_dim"], 64),

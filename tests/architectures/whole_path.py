@@ -14,10 +14,12 @@ from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.data import tokenized
 from qlora_pipelines.components.core.errors import InputError
 from qlora_pipelines.components.core.store import storage
-from tests.architectures import results, tiny
+from tests.architectures import results, sizes, tiny
 from tests.architectures.results import Walk
 from tests.components.conftest import digest
 
+STEPS = 8
+"""Optimiser steps of training, unless `sizes` says otherwise."""
 EXPECTED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "expected.json").read_text())
 """What each entry of `tiny` comes to; `python -m tests.architectures NAME...` writes it anew."""
 
@@ -81,7 +83,11 @@ def _go(found: Walk, folder: Path) -> None:
         gpu_count="0",
         options={
             "prepare_dataset": {"eval_share": 0.25, "near_duplicate_threshold": 0},
-            "train_qlora": {"max_steps": 8, "batch_tokens": 256, "max_restarts": 0},
+            "train_qlora": {
+                "max_steps": sizes.SPECIAL.get(found.name, {}).get("_steps", STEPS),
+                "batch_tokens": 256,
+                "max_restarts": 0,
+            },
             "evaluate_model": {"generation_rows": 2, "max_new_tokens": 4, "swapped_rows": 4},
         },
     )
