@@ -188,3 +188,20 @@ def step(name: str, ended: Callable[[str], None] = lambda line: None) -> Iterato
     ended("")
     took = time.monotonic() - started
     log(f"done in {duration(took)}", seconds=round(took, 1))
+
+
+@contextlib.contextmanager
+def one_thread_per_operation() -> Iterator[None]:
+    """Within it, torch computes each operation in one thread.
+
+    Threads that share an operation wait for the slowest. That costs more than it gives where several operations are in
+    work at a time, where they are small, and where a pod has a part of its node's cores.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -11,7 +11,7 @@ from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.models import safetensors_files
 from qlora_pipelines.components.core.models.quantization import Quantization
 from qlora_pipelines.components.core.models.safetensors_files import FLOATS
-from qlora_pipelines.components.core.runtime import Progress
+from qlora_pipelines.components.core.runtime import Progress, one_thread_per_operation
 from qlora_pipelines.components.core.store import storage
 from qlora_pipelines.components.core.store.attempts import Attempt
 from qlora_pipelines.components.core.store.prefetch import prefetch
@@ -40,7 +40,7 @@ def write(layout: MergedLayout, quantization: Quantization, attempt: Attempt, fo
     rows = [(tensor, first, last) for tensor in tensors for first, last in tensor.row_ranges()]
     progress = Progress("merging, tensors", len(tensors))
     done = itertools.count(1)
-    with _one_thread_per_operation(), contextlib.closing(prefetch(_read, rows)) as pieces:
+    with one_thread_per_operation(), contextlib.closing(prefetch(_read, rows)) as pieces:
         for shard in layout.shards:
             header = safetensors_files.write_header((t.name, t.dtype, t.source.shape) for t in shard.tensors)
             with attempt.open(f"{folder}/{shard.name}") as writer:
@@ -54,19 +54,6 @@ def write(layout: MergedLayout, quantization: Quantization, attempt: Attempt, fo
         weight_map = {tensor.name: shard.name for shard in layout.shards for tensor in shard.tensors}
         index = {"metadata": {"total_size": layout.size}, "weight_map": dict(sorted(weight_map.items()))}
         attempt.write(f"{folder}/{safetensors_files.INDEX}", json.dumps(index, indent=2).encode())
-
-
-@contextlib.contextmanager
-def _one_thread_per_operation() -> Iterator[None]:
-    """Several pieces in work at a time, one thread each: threads that share an operation wait for the slowest."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _read(rows: Rows) -> Any:

@@ -16,6 +16,7 @@ from qlora_pipelines.components.core.data import chat_template, packing
 from qlora_pipelines.components.core.errors import InputError, first_line
 from qlora_pipelines.components.core.models import linear_layers, loading, lora, packed_attention, supervised_loss
 from qlora_pipelines.components.core.models.quantization import Quantization
+from qlora_pipelines.components.core.runtime import one_thread_per_operation
 from qlora_pipelines.components.plan_run import small_model
 
 LARGEST = 400_000_000
@@ -59,7 +60,7 @@ def run(folder: Path, model: Any, train: TrainConfig) -> Trial:
     if size > LARGEST:
         return Trial(untried=f"the smallest model of its kind has {size / 1e6:.0f} M parameters, too many to try")
     try:
-        with tempfile.TemporaryDirectory() as place, loading.hidden_gpus(True):
+        with tempfile.TemporaryDirectory() as place, loading.hidden_gpus(True), one_thread_per_operation():
             small.save_pretrained(place)
             del small
             return Trial(problem=next(_problems(Path(place), train, set(linear_layers.adapted(model))), ""))
