@@ -21,6 +21,7 @@ class Hub:
     """One repository. `broken` files break off once after half their bytes; `wrong` ones come with other bytes.
 
     `requests` collects (method, file, range asked for). Where there is a `meeting`, each large file waits for another.
+    `card` is the head of its model card.
     """
 
     files: dict[str, bytes]
@@ -31,6 +32,7 @@ class Hub:
     refused: set[str] = dataclasses.field(default_factory=set)
     requests: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
     meeting: threading.Barrier | None = None
+    card: dict[str, Any] = dataclasses.field(default_factory=dict)
     url: str = ""
 
     def listing(self) -> dict[str, Any]:
@@ -43,7 +45,8 @@ class Hub:
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        return {"id": "org/model", "modelId": "org/model", "sha": self.commit, "siblings": siblings, "tags": []}
+        known = {"id": "org/model", "modelId": "org/model", "sha": self.commit, "tags": []}
+        return known | {"siblings": siblings, "cardData": self.card}
 
 
 def _etag(name: str, content: bytes) -> str:

@@ -12,6 +12,7 @@ from qlora_pipelines.components.core.config.placement import PlacedRun
 from qlora_pipelines.components.core.config.steps import StageConfig
 from qlora_pipelines.components.core.errors import InputError, TransientError
 from qlora_pipelines.components.core.models import base_model, loading
+from qlora_pipelines.components.core.registry import references
 from qlora_pipelines.components.core.store import attempts, copies, storage
 from qlora_pipelines.components.plan_run import preflight
 from qlora_pipelines.components.stage_base_model import converting, task
@@ -155,10 +156,17 @@ def test_what_cannot_be_brought_back_is_one_line_with_its_source(base: Path, pla
     config["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (base / "config.json").write_text(json.dumps(config))
     (base / "README.md").write_text("---\nbase_model: someone/the-16-bit-model\n---\n# A model\n")
-    with pytest.raises(
-        InputError, match=r"quantised \(awq\), and only FP8 and MXFP4 .* model someone/the-16-bit-model$"
-    ):
+    source = r"quantised \(awq\), and only FP8 and MXFP4 .* model someone/the-16-bit-model$"
+    with pytest.raises(InputError, match=source):
         stage(base)
+    files = {path.name: path.read_bytes() for path in base.iterdir()}
+    with serve(Hub(files, card={"base_model": ["someone/the-16-bit-model"]})), pytest.raises(InputError, match=source):
+        stage("org/model", COMMIT)
+
+
+def test_clean_up_knows_the_copy_by_the_revision_of_its_base(base: Path, place: Path) -> None:
+    revision = base_model.resolve(str(base), "")
+    assert f"bases/in-place/{revision}" in references.pieces(training_key="", merge_key="m", base_uri=stage(base))
 
 
 def test_a_full_disk_is_said_before_anything_is_written(
